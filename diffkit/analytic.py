@@ -1,0 +1,150 @@
+r"""Exact denoisers of known distributions.
+
+For data whose distribution is known, $\mathbb E[x \mid z]$ is known in closed form. Such a denoiser is
+called like a trained one, and it is the independent answer that the rest of the library is tested
+against: its VLB is the entropy plus known terms, and its probability-flow ODE has a known map.
+
+All are written in the rescaled latent $y = x + \rho\,\epsilon$ and so run under every process.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Real
+
+from diffkit.denoiser import AbstractDenoiser, Prediction
+from diffkit.processes import AbstractProcess, VariancePreserving
+from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
+
+
+class _MixtureDenoiser(AbstractDenoiser):
+    """Components N(mean_k, U_k diag(variance_k) U_k^T); a point is a component of variance 0."""
+
+    process: AbstractProcess
+    log_weights: Float[Array, " k"]
+    means: Float[Array, "k *shape"]
+    variances: Float[Array, "k dim"]
+    # The eigenvectors of the covariances, in columns; None where every covariance is a multiple of
+    # the identity, as for the points of a data set.
+    bases: Float[Array, "k dim dim"] | None
+
+    def __call__(
+        self,
+        z: Example,
+        logsnr: ScalarLike,
+        condition: Float[Array, " condition"] | None = None,
+        *,
+        key: PRNGKey | None = None,
+    ) -> Prediction:
+        del condition, key
+        level = self.process.at(as_float(logsnr))
+        y = z / level.alpha
+        rho2 = jnp.square(level.rho)
+        # (k, dim): the distance to each mean, in the eigenbasis of its covariance.
+        delta = (y - self.means).reshape(self.variances.shape[0], -1)
+        if self.bases is not None:
+            delta = jnp.einsum("kij,ki->kj", self.bases, delta)
+        total = self.variances + rho2
+        log_p = self.log_weights - 0.5 * jnp.sum(delta**2 / total + jnp.log(total), axis=-1)
+        # y - E[x | y, k] = rho^2 (C_k + rho^2)^-1 (y - m_k): computed as such, since the difference of
+        # y and E[x] would lose the digits of eps at high SNR.
+        residual = rho2 / total * delta
+        if self.bases is not None:
+            residual = jnp.einsum("kij,kj->ki", self.bases, residual)
+        responsibility = jax.nn.softmax(log_p)
+        eps = (responsibility @ residual / level.rho).reshape(y.shape)
+        return Prediction(y - level.rho * eps, eps, level)
+
+    def log_density(self, z: Example, logsnr: ScalarLike) -> Scalar:
+        """The log density of the latent z at a noise level, in nats."""
+        level = self.process.at(as_float(logsnr))
+        delta = (z / level.alpha - self.means).reshape(self.variances.shape[0], -1)
+        if self.bases is not None:
+            delta = jnp.einsum("kij,ki->kj", self.bases, delta)
+        total = self.variances + jnp.square(level.rho)
+        log_p = -0.5 * jnp.sum(delta**2 / total + jnp.log(2 * jnp.pi * total), axis=-1)
+        return jax.nn.logsumexp(self.log_weights + log_p) - z.size * jnp.log(level.alpha)
+
+
+def gaussian(
+    mean: Real[ArrayLike, " dim"],
+    cov: Real[ArrayLike, "dim dim"],
+    *,
+    process: AbstractProcess = VariancePreserving(),
+) -> _MixtureDenoiser:
+    """The exact denoiser of data with the distribution N(mean, cov).
+
+    **Arguments:** `mean`, (dim,); `cov`, (dim, dim), symmetric and positive semi-definite; `process`.
+
+    **Raises:** `ValueError` if `cov` is not symmetric or has a negative eigenvalue.
+    """
+    return mixture(jnp.ones(1), jnp.asarray(mean)[None], jnp.asarray(cov)[None], process=process)
+
+
+def mixture(
+    weights: Real[ArrayLike, " k"] | Sequence[float],
+    means: Real[ArrayLike, "k dim"],
+    covs: Real[ArrayLike, "k dim dim"],
+    *,
+    process: AbstractProcess = VariancePreserving(),
+) -> _MixtureDenoiser:
+    """The exact denoiser of a mixture of Gaussians.
+
+    **Arguments:** `weights`, (k,), positive, normalised here; `means`, (k, dim); `covs`,
+    (k, dim, dim), each symmetric and positive semi-definite; `process`.
+
+    **Raises:** `ValueError` for weights that are not positive, or a matrix that is no covariance.
+    """
+    covs = np.asarray(covs, dtype=np.float64)
+    if not np.allclose(covs, covs.swapaxes(-1, -2)):
+        raise ValueError("covs must be symmetric matrices; one of them is not.")
+    # Once, on the host, in float64: the decomposition decides the precision of everything after it.
+    variances, bases = np.linalg.eigh(covs)
+    if variances.min() < -1e-9 * max(1.0, variances.max()):
+        raise ValueError(
+            f"covs must be positive semi-definite, got the eigenvalue {variances.min():.3g}."
+        )
+    return _MixtureDenoiser(
+        process=process,
+        log_weights=_log_weights(weights),
+        means=_floats(means),
+        variances=_floats(np.maximum(variances, 0.0)),
+        bases=_floats(bases),
+    )
+
+
+def empirical(
+    points: Real[ArrayLike, "k *shape"],
+    weights: Real[ArrayLike, " k"] | Sequence[float] | None = None,
+    *,
+    process: AbstractProcess = VariancePreserving(),
+) -> _MixtureDenoiser:
+    """The exact denoiser of a distribution on finitely many points, such as a data set.
+
+    **Arguments:** `points`, (k, *shape), *encoded* values; `weights`, (k,), positive, normalised here,
+    equal if not given; `process`.
+
+    **Raises:** `ValueError` for weights that are not positive.
+    """
+    points = _floats(points)
+    count = points.shape[0]
+    return _MixtureDenoiser(
+        process=process,
+        log_weights=_log_weights(np.ones(count) if weights is None else weights),
+        means=points,
+        variances=jnp.zeros((count, points[0].size)),
+        bases=None,
+    )
+
+
+def _floats(values: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
+    return jnp.asarray(values, jnp.result_type(float))
+
+
+def _log_weights(weights: Real[ArrayLike, " k"] | Sequence[float]) -> Float[Array, " k"]:
+    values = np.asarray(weights, dtype=np.float64)
+    if not (np.all(np.isfinite(values)) and np.all(values > 0)):
+        raise ValueError(f"weights must be positive and finite, got {values}.")
+    return _floats(np.log(values / values.sum()))

@@ -1,0 +1,60 @@
+"""The command line: `diffkit train | evaluate | sample | plugins`."""
+
+import sys
+from collections.abc import Sequence
+
+_USAGE = """usage: diffkit COMMAND [ARGUMENTS]
+
+commands:
+  train     train a model            diffkit train preset=vdm data=digits schedule=cosine
+  evaluate  its test likelihood      diffkit evaluate RUN [steps=250]
+  sample    draw samples             diffkit sample RUN [sampler=ddim] [steps=50]
+  plugins   what is installed        diffkit plugins
+
+'diffkit COMMAND --help' shows the settings of a command.
+Any choice is replaced by KIND=NAME, any option of it by KIND.OPTION=VALUE;
+--multirun with KIND=NAME1,NAME2 runs all combinations.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script.
+
+    **Arguments:** `arguments`: as after the command's name; taken from `sys.argv` by default.
+
+    **Raises:** `SystemExit`, with status 0 for help, 1 for a failed command, 2 for wrong usage.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = given[0] if given else "--help"
+    if command in ("-h", "--help"):
+        from diffkit.cli.help import choices
+
+        print(_USAGE)
+        print(choices())
+        return
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(f"diffkit {version('diffkit')}")
+        return
+    if command == "plugins":
+        from diffkit.cli.plugins import show_plugins
+
+        raise SystemExit(show_plugins())
+    if command not in ("train", "evaluate", "sample"):
+        print(f"diffkit: there is no command {command!r}.\n\n{_USAGE}", file=sys.stderr)
+        raise SystemExit(2)
+    if "--help" in given or "-h" in given:
+        from diffkit.cli.help import command_help
+
+        print(command_help(command))
+        return
+    try:
+        from diffkit.cli.launch import launch
+    except ModuleNotFoundError as error:
+        print(
+            f"diffkit: '{command}' needs the package {error.name!r}: pip install 'diffkit[train]'.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from error
+    launch(command, given[1:])

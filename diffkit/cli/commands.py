@@ -1,0 +1,133 @@
+"""What the commands do, given their composed configuration as plain containers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from diffkit.data import baselines
+from diffkit.presets import TRAINING_KINDS, complete
+from diffkit.runs import Run, load_run, make, model_from_config, write_config
+from diffkit.samplers import sample
+from diffkit.training import (
+    Evaluation,
+    TrainConfig,
+    check_data,
+    evaluate,
+    fit,
+    save_curves,
+    save_samples,
+    save_schedule,
+)
+
+EVALUATION_FILE = "evaluation.json"
+
+
+def _show(result: Evaluation, others: Mapping[str, float], *, title: str) -> None:
+    table = Table("", "bits/dim", "standard error", title=title)
+    for name in ("prior", "reconstruction", "diffusion", "total"):
+        mean, error = getattr(result, name)
+        table.add_row(name, f"{mean:.4f}", f"{error:.4f}", end_section=name == "total")
+    for name, value in others.items():
+        table.add_row(name, f"{value:.4f}", "")
+    Console().print(table)
+
+
+def train_command(config: Mapping[str, Any]) -> None:
+    """Train, evaluate on the test data, draw samples: `diffkit train`."""
+    path = Path(config["run"])
+    settings: TrainConfig = make(config["train"])
+    data = make(config["data"])
+    model = model_from_config(config, data)
+    check_data(model, data)
+    parts = {kind: complete(make(config[kind]), {}) for kind in TRAINING_KINDS}
+    write_config(path, {k: v for k, v in config.items() if k != "run"})
+    print(f"run: {path}", flush=True)
+    fitted = fit(
+        model,
+        data,
+        settings,
+        weighting=parts["weighting"],
+        time_sampler=parts["time_sampler"],
+        directory=path,
+    )
+    save_curves(fitted.metrics, path / "curves.png")
+    save_schedule(fitted.model, path / "schedule.png")
+    key = jax.random.key(settings.seed)
+    if config["samples"] > 0:
+        drawn = sample(
+            fitted.model,
+            parts["sampler"],
+            config["samples"],
+            key=key,
+            steps=config["sample_steps"],
+            grid=parts["grid"],
+        )
+        _save_samples(drawn, path / "samples.png", data.levels)
+    result = evaluate(
+        fitted.model, data.test, key=key, steps=settings.timesteps, passes=config["passes"]
+    )
+    (path / EVALUATION_FILE).write_text(json.dumps(result.as_dict(), indent=1) + "\n")
+    others = baselines(data) if data.levels is not None else {}
+    _show(result, others, title=f"test, {result.examples} examples")
+    print("test bits/dim: {:.2f} +- {:.2f}".format(*result.total), flush=True)
+
+
+def _require_run(config: Mapping[str, Any], command: str) -> Run:
+    if config["run"] is None:
+        raise ValueError(f"RUN is missing: diffkit {command} RUN, a run directory.")
+    return load_run(config["run"])
+
+
+def evaluate_command(config: Mapping[str, Any]) -> None:
+    """The likelihood of a run's model on its data: `diffkit evaluate RUN`."""
+    if config["split"] not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', got {config['split']!r}.")
+    run = _require_run(config, "evaluate")
+    data = run.data()
+    result = evaluate(
+        run.model,
+        data.test if config["split"] == "test" else data.train,
+        key=jax.random.key(config["seed"]),
+        steps=config["steps"],
+        passes=config["passes"],
+        batch_size=config["batch_size"],
+    )
+    time = "continuous time" if result.steps is None else f"T = {result.steps}"
+    _show(result, {}, title=f"{config['split']}, {result.examples} examples, {time}")
+    print("{} bits/dim: {:.4f} +- {:.4f}".format(config["split"], *result.total), flush=True)
+
+
+def sample_command(config: Mapping[str, Any]) -> None:
+    """Samples of a run's model: `diffkit sample RUN`."""
+    run = _require_run(config, "sample")
+    chosen = {
+        kind: complete(make(config[kind]), {}) if config.get(kind) else run.part(kind)
+        for kind in ("sampler", "grid")
+    }
+    drawn = sample(
+        run.model,
+        chosen["sampler"],
+        config["count"],
+        key=jax.random.key(config["seed"]),
+        steps=config["steps"],
+        grid=chosen["grid"],
+    )
+    name = type(chosen["sampler"]).__name__.lower()
+    out = Path(config["out"] or run.path / f"samples_{name}_{config['steps']}.png")
+    _save_samples(drawn, out, run.model.decoder.levels)
+    print(out, flush=True)
+
+
+def _save_samples(drawn: jax.Array, path: Path, levels: int | None) -> None:
+    """The samples as stored, and a picture where their shape allows one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width = np.float32 if levels is None else np.min_scalar_type(levels - 1)
+    np.save(path.with_suffix(".npy"), np.asarray(jnp.asarray(drawn), dtype=width))
+    save_samples(drawn, path, levels=levels)

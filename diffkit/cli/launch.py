@@ -1,0 +1,148 @@
+"""From the registry to Hydra: the config store, and running a command under it.
+
+Nothing is listed here by hand. Every registered part becomes a config of its kind's group, made by
+hydra-zen from the signature of its constructor; a preset becomes a config that overrides the other
+groups' choices.
+"""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra_zen import builds
+from omegaconf import DictConfig, OmegaConf
+
+from diffkit import registry
+from diffkit.cli.commands import evaluate_command, sample_command, train_command
+from diffkit.cli.settings import EvaluateSettings, SampleSettings, TrainSettings
+from diffkit.presets import CONTEXT, MODEL_KINDS, TRAINING_KINDS, Preset
+from diffkit.training import TrainConfig
+
+_COMMANDS: Mapping[str, tuple[Callable[..., None], type]] = {
+    "train": (train_command, TrainSettings),
+    "evaluate": (evaluate_command, EvaluateSettings),
+    "sample": (sample_command, SampleSettings),
+}
+_QUIET = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
+
+
+def _part_config(part: Any, options: Mapping[str, Any], *, partial: bool) -> Any:
+    return builds(
+        part,
+        populate_full_signature=True,
+        zen_partial=partial,
+        zen_exclude=CONTEXT if partial else (),
+        **options,
+    )
+
+
+def _config_name(name: str, preset: str) -> str:
+    """The config of a part with the options of a preset."""
+    return f"{name}__{preset}"
+
+
+def _fill_store(command: str) -> None:
+    store = ConfigStore.instance()
+    kinds = (*MODEL_KINDS, *TRAINING_KINDS)
+    for kind in kinds:
+        for name in registry.available(kind):
+            store.store(name, _part_config(registry.get(kind, name), {}, partial=True), group=kind)
+    for name in registry.available("data"):
+        store.store(name, _part_config(registry.get("data", name), {}, partial=False), group="data")
+    for preset_name in registry.available("preset"):
+        preset: Preset = registry.get("preset", preset_name)
+        defaults: list[Any] = ["_self_"]
+        for kind in kinds:
+            name, options = preset.choice(kind)
+            if options:
+                config = _part_config(registry.get(kind, name), options, partial=True)
+                name = _config_name(name, preset_name)
+                store.store(name, config, group=kind)
+            defaults.append({f"override /{kind}": name})
+        node = {"defaults": defaults, "train": dict(preset.train)}
+        store.store(preset_name, node, group="preset", package="_global_")
+
+    settings = _COMMANDS[command][1]
+    main: dict[str, Any] = asdict(settings())
+    defaults = ["_self_"]
+    if command == "train":
+        presets = registry.available("preset")
+        main["train"] = builds(TrainConfig, populate_full_signature=True)
+        chosen = {kind: Preset().choice(kind)[0] for kind in kinds}
+        defaults = [{kind: name} for kind, name in chosen.items()]
+        defaults += [{"data": "digits"}, "_self_"]
+        defaults += [{"preset": "vdm" if "vdm" in presets else "???"}]
+    elif command == "sample":
+        # By default those of the run.
+        defaults += [{"optional sampler": None}, {"optional grid": None}]
+    main["defaults"] = defaults + _QUIET
+    main["hydra"] = {
+        "run": {"dir": "."},
+        "output_subdir": None,
+        "sweep": {"dir": "runs", "subdir": "."},
+    }
+    store.store(f"diffkit_{command}", main)
+
+
+def _arguments(command: str, given: Sequence[str]) -> list[str]:
+    """Hydra's arguments: the positional RUN becomes an override."""
+    if command == "train":
+        return list(given)
+    arguments = []
+    for argument in given:
+        if "=" in argument or argument.startswith("-"):
+            arguments.append(argument)
+        else:
+            escaped = argument.replace("\\", "\\\\").replace("'", "\\'")
+            arguments.append(f"run='{escaped}'")
+    return arguments
+
+
+def _run_name() -> str:
+    """A directory name made of the overrides, so that the same command finds its run again."""
+    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("train.steps=")]
+    name = "_".join(sorted(overrides)) or "default"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+def launch(command: str, given: Sequence[str]) -> None:
+    """Compose the configuration of a command from the registry and the command line, and run it.
+
+    **Arguments:** `command`: a name in the table above; `given`: the arguments after it.
+
+    **Raises:** `SystemExit` with status 1 if the command fails. Errors in what was asked for are
+    printed without a stack trace, unless the environment has `HYDRA_FULL_ERROR=1`.
+    """
+    task, _ = _COMMANDS[command]
+
+    def run(config: DictConfig) -> None:
+        plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        if command == "train" and plain["run"] is None:
+            plain["run"] = os.path.join("runs", _run_name())
+        try:
+            task(plain)
+        except (ValueError, LookupError, OSError, ImportError, FloatingPointError) as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                traceback.print_exc()
+            print(f"diffkit {command}: {_reason(error)}", file=sys.stderr)
+            raise SystemExit(1) from error
+
+    _fill_store(command)
+    # Hydra reads its arguments from here; its own messages name the program by the first entry.
+    sys.argv = [f"diffkit {command}", *_arguments(command, given)]
+    hydra.main(config_path=None, config_name=f"diffkit_{command}", version_base="1.3")(run)()
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong: of an error that Hydra wraps while making a part, the part's own."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause)

@@ -1,0 +1,21 @@
+"""Data: sources of examples, datasets to train and test on, and batches of them.
+
+A dataset is registered under the kind `"data"`, and the arguments of its class are its options on
+the command line (`data=swirl data.points=4096`).
+"""
+
+from diffkit.data.arrays import ArrayData as ArrayData
+from diffkit.data.arrays import ArraySource as ArraySource
+from diffkit.data.base import AbstractDataset as AbstractDataset
+from diffkit.data.base import AbstractSource as AbstractSource
+from diffkit.data.base import SubsetSource as SubsetSource
+from diffkit.data.baselines import baselines as baselines
+from diffkit.data.cifar import Cifar10 as Cifar10
+from diffkit.data.digits import Digits as Digits
+from diffkit.data.idx import Idx as Idx
+from diffkit.data.idx import read_idx as read_idx
+from diffkit.data.images import ImageFolder as ImageFolder
+from diffkit.data.images import ImageFolderSource as ImageFolderSource
+from diffkit.data.pipeline import BatchIterator as BatchIterator
+from diffkit.data.pipeline import batches as batches
+from diffkit.data.swirl import Swirl as Swirl

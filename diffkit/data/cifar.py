@@ -1,0 +1,177 @@
+"""CIFAR-10 in the two forms in which it is published (Krizhevsky, 2009).
+
+The *binary version* is six files of records of 3,073 bytes: a label, and an image as three planes
+of 32 x 32 bytes. The *python version* is six pickles, each a dictionary with the images of one
+file as an array `(n, 3072)` under `data`. A pickle can run any program when it is loaded in the
+usual way. Here it cannot: the few names that a pickled NumPy array refers to are kept as inert
+records, every other name is refused, and the array is made from the record's bytes.
+"""
+
+import functools
+import io
+import os
+import pickle
+import pickletools
+from pathlib import Path
+from typing import Any, Final
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import UInt8
+
+from diffkit.data.arrays import ArraySource
+from diffkit.data.base import AbstractDataset, _folder
+from diffkit.registry import register
+
+_PIXELS: Final = 3 * 32 * 32
+_TRAIN: Final = tuple(f"data_batch_{i}" for i in range(1, 6))
+_TEST: Final = ("test_batch",)
+_NUMPY: Final = frozenset(("_reconstruct", "_frombuffer", "ndarray", "dtype"))
+_MODULES: Final = frozenset(
+    ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric",
+     "numpy._core.numeric")
+)  # fmt: skip
+
+
+@register("data", "cifar10")
+class Cifar10(AbstractDataset):
+    """CIFAR-10 from its original files: 50,000 images to train on, 10,000 to test on.
+
+    The shape is `(3, 32, 32)`, and there are 256 levels. The labels are not kept.
+    """
+
+    train: ArraySource
+    test: ArraySource
+    levels: int | None = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """**Arguments:** `path`: the folder `cifar-10-batches-bin` or `cifar-10-batches-py`, or the
+        folder that it is in.
+
+        **Raises:** `FileNotFoundError` if the folder or one of the six files is missing;
+        `ValueError` for a file that is damaged, or is not of the format.
+        """
+        top = _folder(path, "Cifar10", "the folder cifar-10-batches-bin or cifar-10-batches-py")
+        folder, ending = _find(top)
+        names = [name + ending for name in _TRAIN + _TEST]
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"Cifar10: {str(folder)!r} must hold the six files {', '.join(names)}; "
+                f"missing: {', '.join(missing)}."
+            )
+        read = _read_binary if ending else _read_pickle
+        batches = [read(folder / name) for name in names]
+        self.train = ArraySource(np.concatenate(batches[:-1]))
+        self.test = ArraySource(batches[-1])
+        self.levels = 256
+        self.shape = (3, 32, 32)
+
+
+def _find(top: Path) -> tuple[Path, str]:
+    """The folder with at least one of the files, and the ending of their names."""
+    for folder in (top, top / "cifar-10-batches-bin", top / "cifar-10-batches-py"):
+        for ending in (".bin", ""):
+            if any((folder / (name + ending)).is_file() for name in _TRAIN + _TEST):
+                return folder, ending
+    raise FileNotFoundError(
+        f"Cifar10: path={str(top)!r} must hold data_batch_1.bin ... test_batch.bin (the binary "
+        "version) "
+        "or data_batch_1 ... test_batch (the python version), got neither."
+    )
+
+
+def _read_binary(file: Path) -> UInt8[np.ndarray, "n 3 32 32"]:
+    content = np.fromfile(file, np.uint8)
+    if content.size == 0 or content.size % (1 + _PIXELS):
+        raise ValueError(
+            f"Cifar10: the size of {str(file)!r} must be a multiple of {1 + _PIXELS} bytes, "
+            f"got {content.size}; the file is truncated or is not of CIFAR-10's binary version."
+        )
+    records = content.reshape(-1, 1 + _PIXELS)
+    if records[:, 0].max() > 9:
+        raise ValueError(
+            f"Cifar10: the labels in {str(file)!r} must be from 0 to 9, got {records[:, 0].max()}; "
+            "the file is damaged or is not of CIFAR-10's binary version."
+        )
+    return np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32)
+
+
+class _Record:
+    """What a pickle asks to call, with what, and the state that it sets; nothing is called."""
+
+    __slots__ = ("args", "name", "state")
+
+    def __init__(self, name: str, *args: Any):
+        self.name = name
+        self.args = args
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _encode(text: str, codec: str | bytes) -> bytes:
+    """How Python 3 writes bytes into an old form of pickle: as text, to be encoded as Latin-1."""
+    if codec not in ("latin1", b"latin1"):
+        raise pickle.UnpicklingError(f"it asks for the encoding {codec!r}, which is refused")
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    """An unpickler for plain Python values, and for arrays as records."""
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        # A new `partial` each time: a pickle may set attributes of what it is given.
+        if module in _MODULES and name in _NUMPY:
+            return functools.partial(_Record, name)
+        if (module, name) == ("_codecs", "encode"):
+            return functools.partial(_encode)
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is refused")
+
+
+def _read_pickle(file: Path) -> UInt8[np.ndarray, "n 3 32 32"]:
+    content = file.read_bytes()
+    try:
+        # The unpickler reserves what the lengths in the pickle say; see first that they are true.
+        for count, (code, argument, _) in enumerate(pickletools.genops(content)):
+            if code.name == "LONG_BINPUT" and argument is not None and argument > count:
+                raise pickle.UnpicklingError(f"it numbers its {count}th value {argument}")
+        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise ValueError(
+            f"Cifar10: {str(file)!r} cannot be read as a batch of CIFAR-10's python version: "
+            f"{error}"
+        ) from error
+    data = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
+    images = _array(data)
+    if images is None:
+        raise ValueError(
+            f"Cifar10: {str(file)!r} must be a dictionary with a uint8 array (n, {_PIXELS}) under "
+            f"'data', and is not."
+        )
+    return images
+
+
+def _array(data: Any) -> UInt8[np.ndarray, "n 3 32 32"] | None:
+    """The images in the record of a pickled array; `None` if it is anything else."""
+    if not isinstance(data, _Record):
+        return None
+    if data.name == "_reconstruct" and isinstance(data.state, tuple) and len(data.state) == 5:
+        _, shape, dtype, fortran, content = data.state
+    elif data.name == "_frombuffer" and len(data.args) == 4:
+        content, dtype, shape, order = data.args
+        fortran = order in ("F", b"F")
+    else:
+        return None
+    if not isinstance(dtype, _Record) or dtype.args[:1] not in (("u1",), (b"u1",)):
+        return None
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != _PIXELS:
+        return None
+    if not isinstance(content, bytes | bytearray) or len(content) == 0:
+        return None
+    if len(content) != shape[0] * _PIXELS:
+        return None
+    flat = np.frombuffer(bytearray(content), np.uint8)
+    return flat.reshape(shape, order="F" if fortran else "C").reshape(-1, 3, 32, 32)

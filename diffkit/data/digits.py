@@ -1,0 +1,44 @@
+"""The handwritten digits of scikit-learn, which need no file.
+
+1,797 images of 8 x 8 pixels with 17 grey levels (Alpaydin and Kaynak, "Optical Recognition of
+Handwritten Digits", UCI Machine Learning Repository, 1998). Small enough to train on in minutes
+without an accelerator.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+
+from diffkit.data.arrays import ArraySource
+from diffkit.data.base import AbstractDataset
+from diffkit.registry import register
+
+
+@register("data", "digits")
+class Digits(AbstractDataset):
+    """The digits of scikit-learn: the first 1,500 images to train on, the last 297 to test on.
+
+    The images keep the stored order. The shape is `(1, 8, 8)`, and there are 17 levels.
+    """
+
+    train: ArraySource
+    test: ArraySource
+    levels: int | None = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self):
+        """**Raises:** `ImportError` where scikit-learn is not installed."""
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError(
+                "data 'digits' needs scikit-learn: pip install 'diffkit[train]'"
+            ) from error
+
+        digits: Any = load_digits()
+        images = digits.images.astype(np.uint8)[:, None]
+        self.train = ArraySource(images[:1500])
+        self.test = ArraySource(images[1500:])
+        self.levels = 17
+        self.shape = (1, 8, 8)

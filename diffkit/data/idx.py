@@ -1,0 +1,150 @@
+"""The IDX format of MNIST and its relatives (Fashion-MNIST, KMNIST, EMNIST ...).
+
+An IDX file is a header and an array in row-major order. The header's four first bytes are 0, 0, a
+code for the dtype and the rank; the length of each axis follows as a big-endian 32-bit integer.
+Numbers of more than one byte are big-endian. Files are often compressed with gzip.
+"""
+
+import gzip
+import io
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Final
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from diffkit.data.arrays import ArraySource
+from diffkit.data.base import AbstractDataset, _existing, _folder
+from diffkit.registry import register
+
+_DTYPES: Final = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_PIECE: Final = 2**20
+
+
+def read_idx(path: str | os.PathLike[str]) -> Shaped[np.ndarray, "*shape"]:
+    """The array in an IDX file.
+
+    All dtypes of the format and any rank are read. Whether the file is compressed is seen from its
+    content. Memory grows with what the file holds, not with what its header says.
+
+    **Arguments:** `path`: the file, plain or gzip.
+
+    **Returns:** the array, in the machine's byte order.
+
+    **Raises:** `FileNotFoundError`; `ValueError` for another format, or for more or fewer bytes
+    than the header says.
+    """
+    file = _existing(path, "read_idx", "an IDX file, plain or gzip")
+    if not file.is_file():
+        raise ValueError(f"read_idx: path={str(path)!r} is not a file; expected an IDX file.")
+    with file.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if not packed:
+            return _parse(raw, file)
+        try:
+            with gzip.GzipFile(fileobj=raw) as stream:
+                return _parse(stream, file)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"read_idx: {str(file)!r} is damaged or was not downloaded in full: {error}"
+            ) from error
+
+
+def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"]:
+    magic = stream.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES:
+        raise ValueError(
+            f"read_idx: {str(file)!r} is not an IDX file: it must begin with two zero bytes, a "
+            "code "
+            f"for the dtype ({', '.join(f'{code:02x}' for code in _DTYPES)}) and the rank, "
+            f"got the bytes {magic.hex(' ') or 'of an empty file'}."
+        )
+    dtype, rank = np.dtype(_DTYPES[magic[2]]), magic[3]
+    if rank > 32:
+        raise ValueError(
+            f"read_idx: {str(file)!r} says that it has {rank} axes; expected 32 at most."
+        )
+    header = stream.read(4 * rank)
+    if len(header) < 4 * rank:
+        raise ValueError(f"read_idx: {str(file)!r} ends within the header, which has {rank} axes.")
+    shape = struct.unpack(f">{rank}I", header)
+    expected = math.prod(shape) * dtype.itemsize
+    content = bytearray()
+    while piece := stream.read(min(_PIECE, expected + 1 - len(content))):
+        content += piece
+        if len(content) > expected:
+            raise ValueError(
+                f"read_idx: {str(file)!r} holds more than the {expected} bytes of data that its "
+                "header "
+                f"says (shape {shape}, {dtype.name})."
+            )
+    if len(content) < expected:
+        raise ValueError(
+            f"read_idx: {str(file)!r} is truncated: its header says {expected} bytes of data "
+            f"(shape {shape}, {dtype.name}), got {len(content)}."
+        )
+    array = np.frombuffer(content, dtype)
+    return array.astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+
+
+@register("data", "idx")
+class Idx(AbstractDataset):
+    """MNIST, or a data set published in its format: grey images with 256 levels.
+
+    The split is the files' own. The shape is `(1, height, width)`: `(1, 28, 28)` for MNIST.
+    """
+
+    train: ArraySource
+    test: ArraySource
+    levels: int | None = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """**Arguments:** `path`: the folder with the files under their original names,
+        `train-images-idx3-ubyte` and `t10k-images-idx3-ubyte`, plain or with `.gz`. The files with
+        labels may be there and are not read.
+
+        **Raises:** `FileNotFoundError` if the folder or one of the files is missing; `ValueError`
+        for a file that is damaged, or holds no images of 8 bits.
+        """
+        folder = _folder(path, "Idx", "a folder with the files of MNIST")
+        train, test = _images(folder, "train"), _images(folder, "t10k")
+        if train.shape[1:] != test.shape[1:]:
+            raise ValueError(
+                f"Idx: the images to train on and to test on in {str(path)!r} must have one shape, "
+                f"got {train.shape[1:]} and {test.shape[1:]}."
+            )
+        self.train = ArraySource(train)
+        self.test = ArraySource(test)
+        self.levels = 256
+        self.shape = self.train.shape
+
+
+def _images(folder: Path, part: str) -> UInt8[np.ndarray, "n 1 height width"]:
+    names = [f"{part}-images{dot}idx3-ubyte{end}" for dot in "-." for end in ("", ".gz")]
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"Idx: path={str(folder)!r} must hold the file {names[0]} or {names[1]}, "
+            f"got {_listing(folder)}."
+        )
+    images = read_idx(file)
+    if images.ndim != 3 or images.dtype != np.uint8 or images.size == 0:
+        raise ValueError(
+            f"Idx: {str(file)!r} must hold uint8 images (n, height, width), "
+            f"got {images.dtype} with the shape {images.shape}."
+        )
+    return images[:, None]
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return "an empty folder"
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -1,0 +1,188 @@
+r"""Batches: which examples come when, and an iterator that reads ahead.
+
+The examples of all epochs form one endless stream: a permutation of the source, then another, and
+so on. Batch $i$ of size $B$ is the part $[iB, (i + 1)B)$ of the stream, so it may reach over the
+border of two epochs, and no example is left out. The permutation of an epoch is a function of the
+seed and the epoch's number, hence a batch is a function of the seed and its own number: to go on
+where a run has stopped, it is enough to know how many batches it has had.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from diffkit.data.base import AbstractSource, _check_seed, _permutation
+
+
+@runtime_checkable
+class BatchIterator(Protocol):
+    """What `batches` returns, a grain `DatasetIterator`, as far as diffkit relies on it.
+
+    Being one, it can be saved and restored by orbax through `grain.checkpoint`.
+    """
+
+    def __iter__(self) -> Iterator[Shaped[np.ndarray, "*items"]]:
+        """The iterator itself."""
+        ...
+
+    def __next__(self) -> Shaped[np.ndarray, "*items"]:
+        """The next batch, or the next `chunk` of them."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, as a dictionary that can be written as JSON.
+
+        It counts the items that were taken, not those read ahead.
+        """
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to a position that `get_state` gave, in this iterator or one made alike."""
+        ...
+
+    def close(self) -> None:
+        """Stop reading ahead. The iterator cannot be used afterwards."""
+        ...
+
+
+def batches(
+    source: AbstractSource,
+    *,
+    batch_size: int,
+    seed: int,
+    shuffle: bool = True,
+    repeat: bool = True,
+    start: int = 0,
+    drop_remainder: bool = True,
+    chunk: int | None = None,
+    threads: int = 2,
+    prefetch: int = 4,
+) -> BatchIterator:
+    """Batches of a source, in an order that depends on the seed alone, read ahead by threads.
+
+    The defaults are for training. To see every example once and in order, as in an evaluation, pass
+    `shuffle=False, repeat=False, drop_remainder=False`.
+
+    **Arguments:**
+
+    - `source`: the examples, such as `dataset.train`.
+    - `batch_size`: examples per batch.
+    - `seed`: of the order, from 0 to 2^64 - 1.
+    - `shuffle`: a new permutation for every epoch; otherwise the stored order.
+    - `repeat`: go on without end. A batch may then hold examples of two epochs, or of more if the
+      source is smaller than a batch.
+    - `start`: the number of the first batch. With `start=i` the iterator begins where one that was
+      made without it stands after `i` batches, whatever its `chunk`.
+    - `drop_remainder`: whether to leave out a last batch that would be smaller than the others.
+      Without meaning if `repeat`.
+    - `chunk`: give this many batches at a time, stacked along a new first axis, for a training
+      loop that takes several steps per call. If not `repeat`, batches that do not fill a last
+      chunk are left out.
+    - `threads`: how many threads gather. 0 gathers when asked, in the thread that asks.
+    - `prefetch`: how many items (batches, or chunks of them) to keep ready. 0 is as `threads=0`.
+
+    **Returns:** an iterator over arrays `(batch_size, *shape)`, or `(chunk, batch_size, *shape)`.
+    What it gives does not depend on `threads` and `prefetch`. Its state (`get_state`, `set_state`)
+    counts items from `start`: restore it into an iterator that was made with the same arguments.
+
+    **Raises:** `ValueError` for a number out of range, for `chunk` together with
+    `drop_remainder=False, repeat=False`, or if there are too few examples for one item;
+    `ImportError` where grain is not installed.
+
+    ```python
+    data = dk.data.Digits()
+    for x in dk.data.batches(data.train, batch_size=128, seed=0):
+        ...  # x: uint8, (128, 1, 8, 8)
+    ```
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("chunk", 1 if chunk is None else chunk, 1),
+        ("start", start, 0),
+        ("threads", threads, 0),
+        ("prefetch", prefetch, 0),
+    ):
+        if value < least:
+            raise ValueError(f"batches: {name} must be at least {least}, got {value}.")
+    _check_seed(seed, "batches")
+    length = len(source)
+    if length == 0:
+        raise ValueError("batches: source must hold at least one example, got none.")
+    if repeat:
+        items = sys.maxsize
+    else:
+        items = _items(length, batch_size, start, drop_remainder, chunk)
+    try:
+        import grain
+    except ImportError as error:
+        raise ImportError("batches need grain: pip install 'diffkit[train]'") from error
+
+    stream = _Stream(source, seed, shuffle, None if repeat else length)
+    size = batch_size * (chunk or 1)
+
+    def item(index: int) -> Shaped[np.ndarray, "*items"]:
+        first = start * batch_size + index * size
+        examples = stream.read(first, first + size)
+        if chunk is None:
+            return examples
+        return examples.reshape(chunk, batch_size, *source.shape)
+
+    threads, prefetch = (threads, prefetch) if threads and prefetch else (0, 0)
+    options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.range(items).map(item).to_iter_dataset(options))
+
+
+def _items(
+    length: int, batch_size: int, start: int, drop_remainder: bool, chunk: int | None
+) -> int:
+    """How many items a single pass over `length` examples has, from batch `start` on."""
+    if chunk is not None and not drop_remainder:
+        raise ValueError(
+            "batches: with repeat=False and drop_remainder=False the last batch may be smaller, so "
+            f"batches cannot be stacked; got {chunk=}, leave it out."
+        )
+    count = length // batch_size if drop_remainder else -(-length // batch_size)
+    if count < (chunk or 1):
+        raise ValueError(
+            f"batches: the source holds {length} examples, fewer than one item of "
+            f"{batch_size * (chunk or 1)}; lower batch_size or chunk, or pass repeat=True or "
+            "drop_remainder=False."
+        )
+    if start > count:
+        raise ValueError(
+            f"batches: start must be at most {count}, the end of the pass, got {start}."
+        )
+    return (count - start) // (chunk or 1)
+
+
+class _Stream:
+    """The examples of all epochs, one after another. Any number of threads may read."""
+
+    def __init__(self, source: AbstractSource, seed: int, shuffle: bool, end: int | None):
+        self._source = source
+        self._length = len(source)
+        self._seed = seed
+        self._shuffle = shuffle
+        self._end = end
+        # Threads at work at one time need two neighbouring epochs, in most cases.
+        self._order = functools.lru_cache(maxsize=4)(self._compute_order)
+
+    def _compute_order(self, epoch: int) -> Int[np.ndarray, " n"]:
+        if self._shuffle:
+            return _permutation(self._length, self._seed, epoch)
+        return np.arange(self._length)
+
+    def read(self, first: int, stop: int) -> Shaped[np.ndarray, "n *shape"]:
+        """The examples from position `first` up to `stop`, or up to the end if there is one."""
+        stop = stop if self._end is None else min(stop, self._end)
+        pieces = []
+        while first < stop:
+            epoch, offset = divmod(first, self._length)
+            piece = self._order(epoch)[offset : offset + stop - first]
+            pieces.append(piece)
+            first += len(piece)
+        return self._source.gather(np.concatenate(pieces))

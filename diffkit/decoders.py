@@ -1,0 +1,185 @@
+r"""Decoders: from the last latent to data.
+
+A decoder is $p(x \mid z_0)$, together with the fixed map from data as stored (integer levels, or
+floats) to the real values that are diffused. It works in the rescaled latent $y_0 = z_0 / \alpha_0 =
+x + \rho_0 \epsilon$, and so under every process.
+"""
+
+import abc
+import functools
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, Integer, Real
+
+from diffkit.processes import NoiseLevel
+from diffkit.registry import register
+from diffkit.typing import Example, PRNGKey, Scalar
+
+
+class AbstractDecoder(eqx.Module):
+    """p(x | z_0), independent over dimensions."""
+
+    levels: eqx.AbstractVar[int | None]
+    """The number of values that a dimension takes; `None` for continuous data."""
+
+    @abc.abstractmethod
+    def encode(self, x: Real[ArrayLike, "*shape"]) -> Example:
+        """Data as stored to the values that are diffused, about in [-1, 1]."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: Real[ArrayLike, "*shape"], z_0: Example, level_0: NoiseLevel) -> Scalar:
+        """log p(x | z_0) in nats, summed over dimensions; `x` is data as stored."""
+
+    @abc.abstractmethod
+    def decode(
+        self, z_0: Example, level_0: NoiseLevel, *, key: PRNGKey | None = None
+    ) -> Real[Array, "*shape"]:
+        """Data as stored: the most probable x given `z_0`, or a draw from p(x | z_0) if `key` is given."""
+
+
+# Levels on either side of the nearest one that can carry probability when rho is at most this share
+# of their distance: the first one left out then lies 8.5 distances off or more, and its probability is
+# below exp(-(8.5 / 0.7)^2 / 2 + (0.5 / 0.7)^2 / 2) < 1e-31 of the nearest one's.
+_WINDOW = 8
+_NARROW = 0.7
+
+
+def _level_value(index: Integer[Array, "*shape"], levels: int) -> Example:
+    return (2 * index.astype(float) + 1) / levels - 1
+
+
+def _nearest_level(y: Example, levels: int) -> Int[Array, "*shape"]:
+    index = jnp.floor((y + 1) * (levels / 2))
+    return jnp.clip(index, 0, levels - 1).astype(int)
+
+
+def _moments(y: Example, rho: Scalar, levels: int) -> tuple[Example, Example, Example]:
+    """Sums over levels k, all relative to the level that is nearest to y.
+
+    With u_k = (y - v_k) / rho, n the nearest level and d_k = u_k - u_n, the weights are
+    p_k = exp((u_n^2 - u_k^2) / 2): at most 1, so that nothing overflows, and without the cancellation
+    of two large squares.
+
+    **Returns:** log sum_k p_k, and the means of d_k and of u_k^2 - u_n^2 under p.
+    """
+    nearest = _nearest_level(y, levels)
+    u_nearest = (y - _level_value(nearest, levels)) / rho
+    spacing = 2 / levels / rho
+
+    def over(offsets: Int[Array, " n"]) -> tuple[Example, Example, Example]:
+        # A loop over levels of elementwise terms: no array of dimensions x levels is ever made.
+        def add(sums, offset):
+            d = -offset * spacing
+            squares = d * (d + 2 * u_nearest)
+            inside = (nearest + offset >= 0) & (nearest + offset < levels)
+            p = jnp.where(inside, jnp.exp(-0.5 * squares), 0.0)
+            return (sums[0] + p, sums[1] + p * d, sums[2] + p * squares), None
+
+        zeros = jnp.zeros_like(y)
+        (total, first, second), _ = jax.lax.scan(add, (zeros, zeros, zeros), offsets)
+        return jnp.log(total), first / total, second / total
+
+    everything, window = jnp.arange(1 - levels, levels), jnp.arange(-_WINDOW, _WINDOW + 1)
+    if everything.size <= window.size:
+        return over(everything)
+    # At the high SNR where a decoder works, only the nearest levels have any probability. The
+    # condition is a scalar that a whole batch shares, so that only one side is computed.
+    narrow = rho <= _NARROW * 2 / levels
+    return jax.lax.cond(narrow, lambda: over(window), lambda: over(everything))
+
+
+def _to_level(
+    x: Integer[Array, "*shape"], y: Example, rho: Scalar, levels: int
+) -> tuple[Example, Example]:
+    """u_x - u_n and u_x^2 - u_n^2 for the level x, as in `_moments`."""
+    nearest = _nearest_level(y, levels)
+    u_nearest = (y - _level_value(nearest, levels)) / rho
+    d = (nearest - x.astype(nearest.dtype)) * (2 / levels / rho)
+    return d, d * (d + 2 * u_nearest)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _level_log_prob(x: Integer[Array, "*shape"], y: Example, rho: Scalar, levels: int) -> Example:
+    """log p(x | y) of each dimension."""
+    return -0.5 * _to_level(x, y, rho, levels)[1] - _moments(y, rho, levels)[0]
+
+
+@_level_log_prob.defjvp
+def _level_log_prob_jvp(levels, primals, tangents):
+    # d log p = (E[u] - u_x) dy / rho + (u_x^2 - E[u^2]) drho / rho. The loop over levels gives the
+    # means too: nothing is kept for a backward pass but arrays of the size of y.
+    x, y, rho = primals
+    _, dy, drho = tangents
+    log_total, mean_d, mean_squares = _moments(y, rho, levels)
+    d, squares = _to_level(x, y, rho, levels)
+    slope = (mean_d - d) * dy + (squares - mean_squares) * drho
+    return -0.5 * squares - log_total, slope / rho
+
+
+@register("decoder", "discretized")
+class DiscretizedDecoder(AbstractDecoder):
+    r"""The decoder of VDM (equation 9) for data that takes a few integer values.
+
+    Level $k$ of $n$ is encoded as $v_k = (2k + 1)/n - 1$, and $p(x = k \mid z_0) \propto
+    \exp(-(y_0 - v_k)^2 / (2 \rho_0^2))$, normalised over the levels.
+
+    **Arguments:** `levels`: how many values there are, 0 ... levels - 1: 256 for 8-bit images.
+
+    **Raises:** `ValueError` if `levels` is less than 2; a type error if data are not integers.
+    """
+
+    levels: int = 256
+
+    def __check_init__(self):
+        if self.levels < 2:
+            raise ValueError(f"levels must be at least 2, got {self.levels}.")
+
+    def encode(self, x: Integer[ArrayLike, "*shape"]) -> Example:
+        return _level_value(jnp.asarray(x), self.levels)
+
+    def log_prob(
+        self, x: Integer[ArrayLike, "*shape"], z_0: Example, level_0: NoiseLevel
+    ) -> Scalar:
+        y = z_0 / level_0.alpha
+        return jnp.sum(_level_log_prob(jnp.asarray(x), y, level_0.rho, self.levels))
+
+    def decode(
+        self, z_0: Example, level_0: NoiseLevel, *, key: PRNGKey | None = None
+    ) -> Int[Array, "*shape"]:
+        y = z_0 / level_0.alpha
+        if key is None:
+            return _nearest_level(y, self.levels)
+        values = self.encode(jnp.arange(self.levels))
+        logits = -0.5 * jnp.square((y[..., None] - values) / level_0.rho)
+        return jax.random.categorical(key, logits).astype(int)
+
+
+@register("decoder", "gaussian")
+class GaussianDecoder(AbstractDecoder):
+    r"""For continuous data: $p(x \mid z_0) = \mathcal N(x;\, y_0, \rho_0^2 I)$.
+
+    Data are diffused as they are; scale them to about unit variance first. The bound is then one on a
+    log density, in nats of the data's own units, and can be of any sign.
+    """
+
+    @property
+    def levels(self) -> None:
+        return None
+
+    def encode(self, x: Float[ArrayLike, "*shape"]) -> Example:
+        return jnp.asarray(x)
+
+    def log_prob(self, x: Float[ArrayLike, "*shape"], z_0: Example, level_0: NoiseLevel) -> Scalar:
+        y = z_0 / level_0.alpha
+        squared = jnp.sum(jnp.square((jnp.asarray(x) - y) / level_0.rho))
+        log_variance = -level_0.logsnr
+        return -0.5 * (squared + y.size * (log_variance + math.log(2 * math.pi)))
+
+    def decode(
+        self, z_0: Example, level_0: NoiseLevel, *, key: PRNGKey | None = None
+    ) -> Float[Array, "*shape"]:
+        y = z_0 / level_0.alpha
+        return y if key is None else y + level_0.rho * jax.random.normal(key, y.shape, y.dtype)

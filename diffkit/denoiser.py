@@ -1,0 +1,123 @@
+r"""Denoisers: a network, told what it predicts and under which process.
+
+The interface is `denoiser(z, logsnr) -> Prediction`; what a network learnt and what is known in closed
+form (`diffkit.analytic`) are called alike.
+"""
+
+import abc
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffkit.networks import AbstractNetwork
+from diffkit.parameterizations import AbstractParameterization, V
+from diffkit.processes import AbstractProcess, NoiseLevel
+from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
+
+
+class Prediction(eqx.Module):
+    """What a denoiser says of one latent, in whichever form it is asked for.
+
+    **Attributes:** `x`, the expected data; `eps`, the expected noise; `level`, the noise level.
+    """
+
+    x: Example
+    eps: Example
+    level: NoiseLevel
+
+    @property
+    def v(self) -> Float[Array, "..."]:
+        """The v of `diffkit.parameterizations.V`."""
+        return self.as_target(V())
+
+    @property
+    def score(self) -> Float[Array, "..."]:
+        """The gradient of the log density of the latent: -eps / sigma."""
+        return -self.eps / self.level.sigma
+
+    def as_target(self, parameterization: AbstractParameterization) -> Float[Array, "..."]:
+        """The prediction in any parameterization."""
+        return parameterization.target(self.x, self.eps, self.level)
+
+
+class AbstractDenoiser(eqx.Module):
+    """Anything that predicts data and noise from a latent."""
+
+    process: eqx.AbstractVar[AbstractProcess]
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        z: Example,
+        logsnr: ScalarLike,
+        condition: Float[Array, " condition"] | None = None,
+        *,
+        key: PRNGKey | None = None,
+    ) -> Prediction:
+        """The prediction for one latent.
+
+        **Arguments:**
+
+        - `z`: the latent alpha x + sigma eps of `process`, one example.
+        - `logsnr`: its noise level, a scalar.
+        - `condition`: what the model is conditioned on, or `None`.
+        - `key`: given while training, for dropout; `None` means inference.
+        """
+
+
+class Denoiser(AbstractDenoiser):
+    r"""A network with a parameterization, under a process.
+
+    The network sees the latent scaled to unit variance, $z / \sqrt{\alpha^2 s^2 + \sigma^2}$ with $s$
+    the standard deviation of the data. For $s = 1$ that is the variance preserving latent whatever
+    the process (and just z under that one), so that one network serves under all.
+
+    **Arguments:**
+
+    - `network`: the network, an `AbstractNetwork`, for one example.
+    - `parameterization`: what its output means.
+    - `process`: the process whose latents it is given.
+    - `data_std`: the standard deviation of the data that the scaling assumes.
+
+    **Raises:** `ValueError` if `data_std` is not positive.
+    """
+
+    network: AbstractNetwork
+    parameterization: AbstractParameterization
+    process: AbstractProcess
+    data_std: float
+
+    # Written out, since static checkers would put the inherited `process` first.
+    def __init__(
+        self,
+        network: AbstractNetwork,
+        parameterization: AbstractParameterization,
+        process: AbstractProcess,
+        *,
+        data_std: float = 1.0,
+    ):
+        if not (math.isfinite(data_std) and data_std > 0):
+            raise ValueError(f"data_std must be a positive number, got {data_std}.")
+        self.network = network
+        self.parameterization = parameterization
+        self.process = process
+        self.data_std = data_std
+
+    def __call__(
+        self,
+        z: Example,
+        logsnr: ScalarLike,
+        condition: Float[Array, " condition"] | None = None,
+        *,
+        key: PRNGKey | None = None,
+    ) -> Prediction:
+        level = self.process.at(as_float(logsnr))
+        scale = self._input_scale(level)
+        output = self.network(z * scale, level.logsnr, condition, key=key)
+        x, eps = self.parameterization.solve(output, z, level)
+        return Prediction(x, eps, level)
+
+    def _input_scale(self, level: NoiseLevel) -> Scalar:
+        return 1 / jnp.hypot(level.alpha * self.data_std, level.sigma)

@@ -1,0 +1,48 @@
+"""Grids: where a sampler places its steps.
+
+A grid turns a schedule and a number of steps into the noise levels that a sampler visits: `steps + 1`
+values of `logsnr`, increasing from the schedule's minimum (noise) to its maximum (data).
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffkit.registry import register
+from diffkit.schedules import AbstractSchedule
+
+
+class AbstractGrid(eqx.Module):
+    """A placement of steps between the endpoints of a schedule."""
+
+    @abc.abstractmethod
+    def __call__(self, schedule: AbstractSchedule, steps: int) -> Float[Array, " {steps}+1"]:
+        """`steps + 1` values of `logsnr`, increasing, the schedule's endpoints included."""
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
+
+
+@register("grid", "uniform_t")
+class UniformT(AbstractGrid):
+    """Steps of equal size in time: the schedule decides. Required for a discrete-time model of T steps."""
+
+    def __call__(self, schedule: AbstractSchedule, steps: int) -> Float[Array, " {steps}+1"]:
+        _check_steps(steps)
+        return jax.vmap(schedule)(jnp.linspace(1.0, 0.0, steps + 1))
+
+
+@register("grid", "uniform_logsnr")
+class UniformLogSNR(AbstractGrid):
+    """Steps of equal size in `logsnr`, whatever the schedule."""
+
+    def __call__(self, schedule: AbstractSchedule, steps: int) -> Float[Array, " {steps}+1"]:
+        _check_steps(steps)
+        maximum, minimum = schedule.endpoints
+        fraction = jnp.linspace(0.0, 1.0, steps + 1)
+        return (1 - fraction) * minimum + fraction * maximum

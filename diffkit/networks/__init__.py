@@ -1,0 +1,11 @@
+"""Networks: what computes the prediction.
+
+A network is called on one example, `network(z, logsnr, condition=None, key=None)`, and returns an
+array of the shape of `z`. `MLP` is for points, `UNet` for images; plugins bring more. The layers
+that they are made of are in `diffkit.networks.layers` and `diffkit.networks.embeddings`, for
+networks of your own.
+"""
+
+from diffkit.networks.base import AbstractNetwork as AbstractNetwork
+from diffkit.networks.mlp import MLP as MLP
+from diffkit.networks.unet import UNet as UNet

@@ -1,0 +1,125 @@
+"""What a network is to the rest of diffkit, and the checks that all networks share.
+
+A network maps a latent `z`, its `logsnr` and an optional condition to an array of the shape of `z`.
+What that array means (noise, data, velocity, ...) is the parameterization's business; how the
+latent was scaled is the process's. A network sees one example; `jax.vmap` makes a batch.
+"""
+
+import abc
+from typing import Final
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffkit.typing import PRNGKey, Scalar
+
+DTYPES: Final = ("float32", "bfloat16")
+
+
+class AbstractNetwork(eqx.Module):
+    """The interface of all networks.
+
+    By convention the constructor is `Network(shape, *, ..., condition_size=0,
+    logsnr_range=(13.3, -5.0), dtype="float32", key)`, with every option a number, a string or a
+    tuple, so that a network can be written in a config.
+    """
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        z: Float[Array, "*shape"],
+        logsnr: Scalar,
+        condition: Float[Array, " condition_size"] | None = None,
+        *,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "*shape"]:
+        """Evaluate the network on one example.
+
+        **Arguments:**
+
+        - `z`: the latent; an image is (channels, height, width).
+        - `logsnr`: the log signal-to-noise ratio of `z`.
+        - `condition`: a vector that describes the example. `None` stands for zeros.
+        - `key`: with a key the network is in training and drops units out; without, it is
+          deterministic.
+
+        **Returns:** an array with the shape of `z`, in float32 whatever the network computes in.
+        """
+
+
+def normalise_logsnr(logsnr: Scalar, logsnr_range: tuple[float, float]) -> Scalar:
+    """Place `logsnr` on the unit interval: 0 at the data end, 1 at the noise end.
+
+    **Arguments:**
+
+    - `logsnr`: any real number; values beyond the range fall beyond the unit interval.
+    - `logsnr_range`: (value at the data end, value at the noise end), the first the larger.
+
+    **Returns:** (max - logsnr) / (max - min).
+    """
+    high, low = logsnr_range
+    return (high - logsnr) / (high - low)
+
+
+def condition_or_zeros(
+    condition: Float[Array, " condition_size"] | None, size: int
+) -> Float[Array, " size"]:
+    """The condition as a vector of `size` numbers: zeros where there is none.
+
+    **Raises:** `ValueError` if the condition has another size.
+    """
+    if condition is None:
+        return jnp.zeros((size,), jnp.float32)
+    if condition.shape != (size,):
+        raise ValueError(
+            f"condition has shape {condition.shape}, but this network was built with "
+            f"condition_size={size} and expects shape {(size,)}."
+        )
+    return condition.astype(jnp.float32)
+
+
+def check_common(
+    shape: tuple[int, ...],
+    *,
+    condition_size: int,
+    logsnr_range: tuple[float, float],
+    dtype: str,
+    dropout: float,
+) -> None:
+    """Check the options that every network has.
+
+    **Raises:** `ValueError` that names the argument, the value and what is expected.
+    """
+    if len(shape) == 0 or any(size < 1 for size in shape):
+        raise ValueError(
+            f"shape must be one or more positive sizes, such as (3, 32, 32); got {shape}."
+        )
+    check_at_least("condition_size", condition_size, 0)
+    if not logsnr_range[0] > logsnr_range[1]:
+        raise ValueError(
+            "logsnr_range must be (largest, smallest), data end first, such as (13.3, -5.0); "
+            f"got {logsnr_range}."
+        )
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be a probability in [0, 1); got {dropout}.")
+
+
+def check_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Check that the shape is an image's.
+
+    **Returns:** the shape as (channels, height, width).
+
+    **Raises:** `ValueError` otherwise.
+    """
+    if len(shape) != 3:
+        raise ValueError(f"shape must be (channels, height, width); got {shape}.")
+    return shape[0], shape[1], shape[2]
+
+
+def check_at_least(name: str, value: int, smallest: int) -> None:
+    """Raise `ValueError` if an integer option is too small."""
+    if value < smallest:
+        raise ValueError(f"{name} must be an integer of at least {smallest}; got {value}.")

@@ -1,0 +1,65 @@
+"""How numbers are shown to a network: sinusoidal embeddings and Fourier features.
+
+A network reads a smooth function of its inputs easily and a rapid one badly. Both maps here replace
+a number by sines and cosines of multiples of it, so that rapid dependence becomes a linear one.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffkit.typing import Scalar
+
+
+def sinusoidal_embedding(position: Scalar, size: int) -> Float[Array, " size"]:
+    r"""Sines and cosines of a number at geometrically spaced frequencies.
+
+    With \(h = \lfloor size / 2 \rfloor\) and \(f_i = 10000^{-i / (h - 1)}\), i = 0 ... h - 1:
+
+    $$ (\sin(1000 f_0 p), \dots, \sin(1000 f_{h-1} p), \cos(1000 f_0 p), \dots) $$
+
+    and one zero more if `size` is odd. The factor 1000 makes positions in [0, 1] the 1000 steps
+    that the embedding was made for; it is the convention of VDM's reference implementation, which
+    is given the noise level on the unit interval.
+
+    **Arguments:**
+
+    - `position`: the number \(p\), usually on the unit interval.
+    - `size`: how many numbers to return, 4 or more.
+
+    **Raises:** `ValueError` if `size` is below 4.
+    """
+    if size < 4:
+        raise ValueError(f"size of a sinusoidal embedding must be at least 4; got {size}.")
+    half = size // 2
+    exponents = jnp.arange(half, dtype=jnp.float32) / (half - 1)
+    angles = position.astype(jnp.float32) * 1000.0 * jnp.exp(-math.log(10000.0) * exponents)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles), jnp.zeros((size % 2,), jnp.float32)])
+
+
+def fourier_features(
+    z: Float[Array, "*rest channels"], exponents: tuple[int, ...], levels: int = 256
+) -> Float[Array, "*rest features"]:
+    r"""Sines and cosines of \(2^n 2 \pi z\), for each channel (last axis) and each exponent n.
+
+    VDM (section 5.2) feeds them to the network beside `z` so that it resolves the finest grey
+    levels: with 8-bit data on [-1, 1] neighbouring levels differ by \(2^{-7}\), the period of
+    n = 7, and a likelihood depends on which of them `z` is close to. For data with another number
+    of levels the frequencies are scaled by levels / 256, so that an exponent means the same: n = 7
+    always has the distance of two levels as its period.
+
+    The order is: all sines, then all cosines; within each the channels are outermost and the
+    exponents innermost.
+
+    **Arguments:**
+
+    - `z`: the latent, channels last.
+    - `exponents`: the n; VDM takes (6, 7). Empty gives no features.
+    - `levels`: how many values a dimension of the data takes.
+    """
+    scale = 2.0 * math.pi * levels / 256
+    frequencies = jnp.asarray([2.0**n * scale for n in exponents], jnp.float32)
+    angles = z.astype(jnp.float32)[..., None] * frequencies.reshape((1,) * z.ndim + (-1,))
+    angles = angles.reshape(*z.shape[:-1], z.shape[-1] * len(exponents))
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

@@ -1,0 +1,511 @@
+r"""The pieces that networks are built from, made to train and to compile fast.
+
+Images are channels last inside a network: (height, width, channels). Parameters are float32; a
+piece computes in the dtype of its input, but normalises, takes softmax and sums in float32.
+
+**Convolution.** One 3x3 convolution per example, with `jax.vmap` outside, becomes one convolution
+over the batch. On GPU and TPU that is the compiler's own. On CPU it is a matrix product over
+shifted copies of a few examples at a time, small enough to stay in the cache. That is about 1.5
+times as fast there; and within `jax.lax.scan`, where XLA for CPU does not bring a convolution's
+weight gradient into a form it has a fast kernel for, it is tens of times as fast. A convolution is
+linear in the image and linear in the weights, so it is two JAX primitives, each the other's
+derivative: forward and reverse mode, any order, `vmap`, `jit`, `scan` and `jax.checkpoint` work.
+
+**Depth.** Blocks of one kind keep their parameters stacked along a new first axis (`stack`) and run
+under `jax.lax.scan` (`scan_blocks`), so one block is compiled, however many there are.
+
+**Memory.** A residual block keeps its input, the output of its first convolution and the dropout
+mask for the backward pass, and computes the cheap elementwise steps again (`jax.checkpoint`).
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Bool, Float
+
+from diffkit.typing import PRNGKey
+
+Block = TypeVar("Block", bound=eqx.Module)
+Carry = TypeVar("Carry")
+
+# ---------------------------------------------------------------------------------------------
+# Convolution: two bilinear primitives over a batch.
+# ---------------------------------------------------------------------------------------------
+
+# On CPU, how many pixels are unfolded at a time. Smaller pieces cost more calls, larger ones fall
+# out of the cache; between 1000 and 4000 the time varies by 15 %.
+_PIXELS_AT_A_TIME = 2048
+
+# How many queries attend at a time.
+_QUERIES_AT_A_TIME = 128
+
+Images = Float[Array, "batch height width channels_in"]
+Outputs = Float[Array, "batch height width channels_out"]
+Weights = Float[Array, "3 3 channels_in channels_out"]
+
+
+def _native(x: Images, w: Weights) -> Outputs:
+    """The compiler's convolution."""
+    return jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _native_weights(x: Images, g: Outputs) -> Weights:
+    """The transpose of `_native` in its weights."""
+    like = jax.ShapeDtypeStruct((3, 3, x.shape[-1], g.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda w: _native(x, w), like)(g)[0]
+
+
+def _pieces(x: Images) -> Float[Array, "pieces some height width channels_in"]:
+    """Divide a batch into equal pieces of at most about `_PIXELS_AT_A_TIME` pixels."""
+    batch, height, width, channels = x.shape
+    fits = max(1, min(batch, _PIXELS_AT_A_TIME // (height * width)))
+    some = next(n for n in range(fits, 0, -1) if batch % n == 0)
+    return x.reshape(batch // some, some, height, width, channels)
+
+
+def _columns(x: Images) -> Float[Array, "batch padded width three_channels"]:
+    """Each pixel with its left and right neighbours, with a row of zeros above and below."""
+    width = x.shape[2]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return jnp.concatenate([padded[:, :, j : j + width] for j in range(3)], axis=-1)
+
+
+def _matmul(x: Images, w: Weights) -> Outputs:
+    """`_native` as three matrix products, one for each row of the kernel."""
+    batch, height, width, _ = x.shape
+    kernel = w.reshape(3, -1, w.shape[-1])
+
+    def piece(x: Images) -> Outputs:
+        columns = _columns(x)
+        rows = [
+            jnp.dot(columns[:, i : i + height], kernel[i], preferred_element_type=jnp.float32)
+            for i in range(3)
+        ]
+        return (rows[0] + rows[1] + rows[2]).astype(x.dtype)
+
+    return jax.lax.map(piece, _pieces(x)).reshape(batch, height, width, w.shape[-1])
+
+
+def _matmul_weights(x: Images, g: Outputs) -> Weights:
+    """`_native_weights` as matrix products between the image and shifted copies of `g`."""
+    height, channels, outputs = x.shape[1], x.shape[-1], g.shape[-1]
+
+    def piece(
+        total: Float[Array, "three channels_in three_outputs"], pair: tuple[Images, Outputs]
+    ) -> tuple[Float[Array, "three channels_in three_outputs"], None]:
+        x, g = pair
+        pixels = x.reshape(-1, channels).T
+        columns = _columns(g)
+        rows = [
+            jnp.dot(
+                pixels,
+                columns[:, i : i + height].reshape(-1, 3 * outputs),
+                preferred_element_type=jnp.float32,
+            )
+            for i in range(3)
+        ]
+        return total + jnp.stack(rows), None
+
+    zeros = jnp.zeros((3, channels, 3 * outputs), jnp.float32)
+    total, _ = jax.lax.scan(piece, zeros, (_pieces(x), _pieces(g)))
+    # The copy of g shifted by (i, j) meets the weight at the opposite place.
+    total = total.reshape(3, channels, 3, outputs).transpose(0, 2, 1, 3)
+    return jnp.flip(total, (0, 1)).astype(x.dtype)
+
+
+def _turned(w: Weights) -> Float[Array, "3 3 channels_out channels_in"]:
+    """The weights with which the output's gradient is convolved to give the input's."""
+    return jnp.flip(w, (0, 1)).swapaxes(2, 3)
+
+
+_conv_p = Primitive("diffkit_conv3x3")
+_conv_weights_p = Primitive("diffkit_conv3x3_weights")
+
+
+@_conv_p.def_abstract_eval
+def _(x: Any, w: Any) -> Any:
+    return x.update(shape=(*x.shape[:3], w.shape[3]))
+
+
+@_conv_weights_p.def_abstract_eval
+def _(x: Any, g: Any) -> Any:
+    return x.update(shape=(3, 3, x.shape[3], g.shape[3]))
+
+
+def _define(primitive: Primitive, native: Callable[..., Any], matmul: Callable[..., Any]) -> None:
+    """Give a primitive its code for each platform."""
+    mlir.register_lowering(primitive, mlir.lower_fun(native, multiple_results=False))
+    mlir.register_lowering(
+        primitive, mlir.lower_fun(matmul, multiple_results=False), platform="cpu"
+    )
+    primitive.def_impl(jax.jit(lambda *args: primitive.bind(*args)))
+
+
+_define(_conv_p, _native, _matmul)
+_define(_conv_weights_p, _native_weights, _matmul_weights)
+
+# y = conv(x, w) and w = weights(x, g): the transposes of either are made of both.
+ad.defbilinear(
+    _conv_p,
+    lambda g, x, w: _conv_p.bind(g, _turned(w)),
+    lambda g, x, w: _conv_weights_p.bind(x, g),
+)
+ad.defbilinear(
+    _conv_weights_p,
+    lambda dw, x, g: _conv_p.bind(g, _turned(dw)),
+    lambda dw, x, g: _conv_p.bind(x, dw),
+)
+
+
+def _batch_conv(args: tuple[Any, ...], dims: tuple[Any, ...]) -> tuple[Any, int]:
+    x, w = args
+    if dims[1] is not None:  # weights of their own for each example: rare
+        return jax.vmap(_native, (dims[0], dims[1]))(x, w), 0
+    x = jnp.moveaxis(x, dims[0], 0)
+    y = _conv_p.bind(x.reshape(-1, *x.shape[2:]), w)
+    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+
+
+def _batch_conv_weights(args: tuple[Any, ...], dims: tuple[Any, ...]) -> tuple[Any, int]:
+    return jax.vmap(_native_weights, dims)(*args), 0
+
+
+batching.primitive_batchers[_conv_p] = _batch_conv
+batching.primitive_batchers[_conv_weights_p] = _batch_conv_weights
+
+
+def conv2d(
+    x: Float[Array, "height width channels_in"], weight: Weights
+) -> Float[Array, "height width channels_out"]:
+    """A 3x3 convolution of one image with zeros around it; the size is kept.
+
+    **Arguments:**
+
+    - `x`: the image.
+    - `weight`: the kernel; cast to the dtype of `x`.
+    """
+    return _conv_p.bind(x[None], weight.astype(x.dtype))[0]
+
+
+# ---------------------------------------------------------------------------------------------
+# Functions
+# ---------------------------------------------------------------------------------------------
+
+
+def normalisation_groups(channels: int, groups: int) -> int:
+    """The largest number of groups that divides both `groups` and `channels`."""
+    return math.gcd(groups, channels)
+
+
+def group_norm(
+    x: Float[Array, "*space channels"],
+    scale: Float[Array, " channels"],
+    bias: Float[Array, " channels"],
+    groups: int,
+    epsilon: float = 1e-6,
+) -> Float[Array, "*space channels"]:
+    """Group normalisation: mean 0 and variance 1 over space and the channels of a group.
+
+    Mean and variance are taken in float32 in one pass, from the sums of the values and of their
+    squares: the relative error of the variance is about 1e-7 (1 + mean^2 / variance). Channels are
+    summed over space first and groups formed from the sums, which is ten times as fast on CPU as
+    reducing over a view with an axis for the groups.
+
+    **Arguments:**
+
+    - `x`: an image or a vector, channels last.
+    - `scale`, `bias`: applied after normalisation, per channel.
+    - `groups`: must divide the number of channels.
+    - `epsilon`: added to the variance.
+    """
+    channels = x.shape[-1]
+    space = tuple(range(x.ndim - 1))
+    values = x.astype(jnp.float32)
+    count = x.size // groups
+    sums = jnp.stack([jnp.sum(values, space), jnp.sum(jnp.square(values), space)])
+    mean, square = jnp.sum(sums.reshape(2, groups, channels // groups), axis=-1) / count
+    inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + epsilon)
+    factor = jnp.repeat(inverse, channels // groups) * scale
+    offset = bias - jnp.repeat(mean, channels // groups) * factor
+    ones = (1,) * len(space)
+    return (values * factor.reshape(*ones, -1) + offset.reshape(*ones, -1)).astype(x.dtype)
+
+
+def dropout_mask(shape: tuple[int, ...], rate: float, *, key: PRNGKey) -> Bool[Array, "..."]:
+    """Which units are kept, each with probability 1 - `rate` rounded to a multiple of 1/65536.
+
+    Two units share one random word, which makes this several times cheaper than
+    `jax.random.bernoulli`.
+    """
+    size = math.prod(shape)
+    words = jax.random.bits(key, (size // 2 + size % 2,), jnp.uint32)
+    halves = jnp.concatenate([words & 0xFFFF, words >> 16])[:size]
+    return (halves < jnp.uint32(round((1.0 - rate) * 65536))).reshape(shape)
+
+
+def apply_dropout(
+    x: Float[Array, "*shape"], keep: Bool[Array, "*shape"], rate: float
+) -> Float[Array, "*shape"]:
+    """Zero the units that are not kept and scale the others so that the mean stays the same."""
+    kept = round((1.0 - rate) * 65536) / 65536
+    return jnp.where(keep, x * jnp.asarray(1.0 / kept, x.dtype), jnp.zeros((), x.dtype))
+
+
+def dropout(
+    x: Float[Array, "*shape"], rate: float, *, key: PRNGKey | None
+) -> Float[Array, "*shape"]:
+    """Drop units at random; with no key or a rate of 0, return `x`."""
+    if key is None or rate == 0.0:
+        return x
+    return apply_dropout(x, dropout_mask(x.shape, rate, key=key), rate)
+
+
+def stack(make: Callable[[PRNGKey], Block], count: int, *, key: PRNGKey) -> Block:
+    """Make `count` modules at once, as one module whose arrays have a new first axis.
+
+    **Arguments:**
+
+    - `make`: builds one module from a key.
+    - `count`: how many.
+    """
+    return eqx.filter_vmap(make)(jax.random.split(key, count))
+
+
+def scan_blocks(
+    step: Callable[[Any, Carry, Any], tuple[Carry, Any]],
+    blocks: eqx.Module,
+    carry: Carry,
+    inputs: Any,
+    *,
+    remat: bool = False,
+) -> tuple[Carry, Any]:
+    """Run stacked blocks one after the other.
+
+    **Arguments:**
+
+    - `step`: called as `step(block, carry, input)`; returns the next carry and an output.
+    - `blocks`: as made by `stack`.
+    - `carry`: what the first block is given.
+    - `inputs`: a pytree of arrays (or `None`), with one entry along the first axis for each block.
+    - `remat`: compute each block again in the backward pass instead of keeping what it needs.
+
+    **Returns:** the last carry, and the outputs stacked.
+    """
+    arrays, static = eqx.partition(blocks, eqx.is_array)
+
+    def body(carry: Carry, slices: Any) -> tuple[Carry, Any]:
+        arrays, inputs = slices
+        return step(eqx.combine(arrays, static), carry, inputs)
+
+    if remat:
+        # Within a scan nothing can be merged with the forward pass, so no barrier is needed.
+        body = jax.checkpoint(body, prevent_cse=False)
+    return jax.lax.scan(body, carry, (arrays, inputs))
+
+
+def _lecun_normal(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Normal weights cut at two deviations, of variance 1 / inputs; the last axis is the outputs.
+
+    The numbers are drawn as a vector: drawn with four axes they take several times as long to
+    compile, which would be most of the time to build a network.
+    """
+    deviation = 0.87962566103423978  # of the standard normal distribution cut at -2 and 2
+    draws = jax.random.truncated_normal(key, -2.0, 2.0, (math.prod(shape),))
+    return (draws * (math.prod(shape[:-1]) ** -0.5 / deviation)).reshape(shape)
+
+
+# ---------------------------------------------------------------------------------------------
+# Modules
+# ---------------------------------------------------------------------------------------------
+
+
+class Dense(eqx.Module):
+    """A linear map of the last axis, computed in the dtype of its input."""
+
+    weight: Float[Array, "inputs outputs"]
+    bias: Float[Array, " outputs"] | None
+
+    def __init__(
+        self, inputs: int, outputs: int, *, zero: bool = False, bias: bool = True, key: PRNGKey
+    ):
+        """**Arguments:** sizes; `zero`: start with weights of zero; `bias`: add a bias."""
+        shape = (inputs, outputs)
+        self.weight = jnp.zeros(shape, jnp.float32) if zero else _lecun_normal(key, shape)
+        self.bias = jnp.zeros((outputs,), jnp.float32) if bias else None
+
+    def __call__(self, x: Float[Array, "*rest inputs"]) -> Float[Array, "*rest outputs"]:
+        """Apply the map."""
+        y = jnp.dot(x, self.weight.astype(x.dtype))
+        if self.bias is None:
+            return y
+        return y + self.bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Conv(eqx.Module):
+    """A 3x3 convolution with bias that keeps the image's size."""
+
+    weight: Float[Array, "3 3 channels_in channels_out"]
+    bias: Float[Array, " channels_out"]
+
+    def __init__(self, inputs: int, outputs: int, *, zero: bool = False, key: PRNGKey):
+        """**Arguments:** numbers of channels; `zero`: start with weights of zero."""
+        shape = (3, 3, inputs, outputs)
+        self.weight = jnp.zeros(shape, jnp.float32) if zero else _lecun_normal(key, shape)
+        self.bias = jnp.zeros((outputs,), jnp.float32)
+
+    def __call__(
+        self, x: Float[Array, "height width channels_in"]
+    ) -> Float[Array, "height width channels_out"]:
+        """Convolve one image."""
+        return conv2d(x, self.weight) + self.bias.astype(x.dtype)[None, None, :]
+
+
+class GroupNorm(eqx.Module):
+    """Group normalisation with a scale and a bias per channel (`group_norm`)."""
+
+    scale: Float[Array, " channels"]
+    bias: Float[Array, " channels"]
+    groups: int = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, groups: int = 32):
+        """**Arguments:** `groups` is reduced to its greatest common divisor with `channels`."""
+        self.scale = jnp.ones((channels,), jnp.float32)
+        self.bias = jnp.zeros((channels,), jnp.float32)
+        self.groups = normalisation_groups(channels, groups)
+
+    def __call__(self, x: Float[Array, "*space channels"]) -> Float[Array, "*space channels"]:
+        """Normalise."""
+        return group_norm(x, self.scale, self.bias, self.groups)
+
+
+class SelfAttention(eqx.Module):
+    """Residual self-attention between the pixels of an image, with one head.
+
+    The last projection starts at zero, so the block starts as the identity.
+    """
+
+    norm: GroupNorm
+    query: Dense
+    key: Dense
+    value: Dense
+    out: Dense
+
+    def __init__(self, channels: int, *, groups: int = 32, key: PRNGKey):
+        """**Arguments:** `channels`, `groups`: of the image and of the normalisation."""
+        keys = jax.random.split(key, 4)
+        self.norm = GroupNorm(channels, groups=groups)
+        self.query = Dense(channels, channels, key=keys[0])
+        self.key = Dense(channels, channels, key=keys[1])
+        self.value = Dense(channels, channels, key=keys[2])
+        self.out = Dense(channels, channels, zero=True, key=keys[3])
+
+    def __call__(
+        self, x: Float[Array, "height width channels"]
+    ) -> Float[Array, "height width channels"]:
+        """Add to each pixel what it reads from the others."""
+        pixels = x.shape[0] * x.shape[1]
+        some = next(n for n in range(min(pixels, _QUERIES_AT_A_TIME), 0, -1) if pixels % n == 0)
+        h = self.norm(x).reshape(pixels, -1)
+        query, key, value = self.query(h), self.key(h), self.value(h)
+
+        # All attention weights of a batch together are larger than anything else in a network. So
+        # they are made for some queries at a time, and again for the backward pass.
+        @partial(jax.checkpoint, prevent_cse=False)
+        def attend(query: Float[Array, "some channels"]) -> Float[Array, "some channels"]:
+            scores = jnp.dot(
+                query * query.shape[-1] ** -0.5, key.T, preferred_element_type=jnp.float32
+            )
+            return jnp.dot(jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
+
+        h = jax.lax.map(attend, query.reshape(pixels // some, some, -1))
+        return x + self.out(h.reshape(pixels, -1)).reshape(x.shape)
+
+
+class ResidualBlock(eqx.Module):
+    """Two 3x3 convolutions, each after GroupNorm and swish, around a shortcut.
+
+    The embedding (of the noise level and the condition) is projected and added after the first
+    convolution. The projection and the second convolution start at zero: at the start the block is
+    its shortcut, the identity or, where the number of channels changes, a linear map of each pixel.
+    """
+
+    norm1: GroupNorm
+    conv1: Conv
+    project: Dense
+    norm2: GroupNorm
+    conv2: Conv
+    shortcut: Dense | None
+    dropout: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embedding_size: int,
+        *,
+        dropout: float = 0.0,
+        groups: int = 32,
+        key: PRNGKey,
+    ):
+        """**Arguments:**
+
+        - `inputs`, `outputs`: numbers of channels.
+        - `embedding_size`: length of the embedding vector.
+        - `dropout`: the rate, before the second convolution.
+        - `groups`: of the normalisations.
+        """
+        keys = jax.random.split(key, 4)
+        self.norm1 = GroupNorm(inputs, groups=groups)
+        self.conv1 = Conv(inputs, outputs, key=keys[0])
+        self.project = Dense(embedding_size, outputs, zero=True, bias=False, key=keys[1])
+        self.norm2 = GroupNorm(outputs, groups=groups)
+        self.conv2 = Conv(outputs, outputs, zero=True, key=keys[2])
+        self.shortcut = None if inputs == outputs else Dense(inputs, outputs, key=keys[3])
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        x: Float[Array, "height width channels"],
+        embedding: Float[Array, " embedding_size"],
+        *,
+        skip: Float[Array, "height width channels_skipped"] | None = None,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "height width outputs"]:
+        """Apply the block to one image.
+
+        **Arguments:**
+
+        - `x`: the image.
+        - `embedding`: of the noise level and the condition.
+        - `skip`: channels to append to the image, if any.
+        - `key`: drop units only if there is one.
+        """
+        rate = self.dropout
+        if key is None or rate == 0.0:
+            keep = None
+        else:
+            keep = dropout_mask((*x.shape[:2], self.conv2.bias.shape[0]), rate, key=key)
+
+        # The backward pass of each half needs its input only: the normalised image is computed
+        # again, the convolution is not, since its derivative does not need its output.
+        def first(block: ResidualBlock, x: Any, skip: Any, embedding: Any) -> tuple[Any, Any]:
+            x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
+            h = block.conv1(jax.nn.silu(block.norm1(x)))
+            h = h + block.project(embedding)[None, None, :]
+            return h, x if block.shortcut is None else block.shortcut(x)
+
+        def second(block: ResidualBlock, h: Any, keep: Any) -> Any:
+            h = jax.nn.silu(block.norm2(h))
+            return block.conv2(h if keep is None else apply_dropout(h, keep, rate))
+
+        h, x = jax.checkpoint(first, prevent_cse=False)(self, x, skip, embedding)
+        return x + jax.checkpoint(second, prevent_cse=False)(self, h, keep)

@@ -1,0 +1,217 @@
+r"""Objectives: the variational lower bound, and weighted denoising losses.
+
+The negative log likelihood of one example is bounded by three terms (VDM equation 11):
+
+$$-\log p(x) \le
+  \underbrace{D_{\mathrm{KL}}(q(z_1 \mid x) \,\Vert\, p(z_1))}_{\text{prior}}
+  + \underbrace{\mathbb E\,[-\log p(x \mid z_0)]}_{\text{reconstruction}}
+  + \underbrace{L_T(x)}_{\text{diffusion}}.$$
+
+In discrete time with T steps (VDM equation 13, appendix E)
+$L_T = \tfrac T2\, \mathbb E\,[\mathrm{expm1}(\lambda_s - \lambda_t)\,
+\lVert \epsilon - \hat\epsilon \rVert^2]$ with $t$ uniform on $\{1/T, \dots, 1\}$ and $s = t - 1/T$;
+in continuous time (equation 17) $L_\infty = \tfrac12\, \mathbb E\,[-\lambda'(t)\,
+\lVert \epsilon - \hat\epsilon \rVert^2]$. Everything here is in float32, whatever the network computes in.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffkit.model import DiffusionModel
+from diffkit.processes import rescaled_prior_std
+from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
+from diffkit.typing import BatchScalar, DataBatch, Example, PRNGKey, Scalar, ScalarLike
+from diffkit.weightings import ELBO, AbstractWeighting
+
+
+class VLB(eqx.Module):
+    """The negative variational lower bound, in nats per example: smaller is better.
+
+    **Attributes:** `prior`, `reconstruction`, `diffusion`: one number per example; `dimensions`: the
+    number of dimensions of an example.
+    """
+
+    prior: BatchScalar
+    reconstruction: BatchScalar
+    diffusion: BatchScalar
+    dimensions: int = eqx.field(static=True)
+
+    @property
+    def total(self) -> BatchScalar:
+        """The bound itself: the sum of the three terms."""
+        return self.prior + self.reconstruction + self.diffusion
+
+    @property
+    def bits_per_dim(self) -> BatchScalar:
+        """The bound in bits per dimension."""
+        return self.total / (self.dimensions * math.log(2))
+
+
+def prior_term(model: DiffusionModel, x: Example) -> Scalar:
+    """KL(q(z_1 | x) || p(z_1)) for one encoded example, in nats.
+
+    It depends on `logsnr` alone: in the rescaled latent it is the divergence of N(x, rho^2) from
+    N(0, 1 + rho^2), whatever the process.
+    """
+    _, logsnr = model.schedule.endpoints
+    signal = jnp.square(x / rescaled_prior_std(logsnr))
+    noise_share = jax.nn.sigmoid(-logsnr)
+    return 0.5 * jnp.sum(signal + noise_share - 1 - jax.nn.log_sigmoid(-logsnr))
+
+
+def reconstruction_term(
+    model: DiffusionModel, stored: Float[Array, "*shape"] | Array, eps: Example
+) -> Scalar:
+    """-log p(x | z_0) for one example as stored, with z_0 made from the noise `eps`, in nats."""
+    level = model.level(0.0)
+    z_0 = model.process.perturb(model.decoder.encode(stored), eps, level)
+    return -model.decoder.log_prob(stored, z_0, level)
+
+
+def diffusion_term(
+    model: DiffusionModel,
+    x: Example,
+    t: ScalarLike,
+    eps: Example,
+    *,
+    steps: int | None = None,
+    weighting: AbstractWeighting = ELBO(),
+    condition: Float[Array, " condition"] | None = None,
+    key: PRNGKey | None = None,
+) -> Scalar:
+    """The integrand of the weighted diffusion loss for one encoded example, in nats.
+
+    **Arguments:**
+
+    - `x`: the encoded example.
+    - `t`: the time; with `steps` it is rounded up to the next multiple of 1 / steps above it.
+    - `eps`: the noise.
+    - `steps`: T for discrete time, `None` for continuous time.
+    - `weighting`: w(logsnr).
+    - `condition`, `key`: handed to the denoiser.
+    """
+    if steps is None:
+        t = jnp.asarray(t)
+        logsnr, slope = jax.jvp(model.schedule, (t,), (jnp.ones_like(t),))
+        factor = -slope
+    else:
+        s = jnp.floor(t * steps) / steps
+        logsnr, logsnr_s = model.schedule(s + 1 / steps), model.schedule(s)
+        factor = steps * jnp.expm1(logsnr_s - logsnr)
+    z = model.process.perturb(x, eps, model.process.at(logsnr))
+    eps_hat = model.denoiser(z, logsnr, condition, key=key).eps
+    return 0.5 * weighting(logsnr) * factor * jnp.sum(jnp.square(eps - eps_hat))
+
+
+def _check_steps(steps: int | None) -> None:
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, or None for continuous time, got {steps}.")
+
+
+def denoising_loss(
+    model: DiffusionModel,
+    x: DataBatch,
+    *,
+    key: PRNGKey,
+    weighting: AbstractWeighting = ELBO(),
+    time_sampler: AbstractTimeSampler = LowDiscrepancy(),
+    steps: int | None = None,
+    condition: Float[Array, "batch condition"] | None = None,
+    inference: bool = False,
+) -> BatchScalar:
+    """The weighted denoising loss of a batch, an unbiased estimate in nats per example.
+
+    With the weighting `ELBO` it is the diffusion term of the VLB.
+
+    **Arguments:**
+
+    - `model`: the model.
+    - `x`: a batch of data as stored, (batch, *shape).
+    - `key`: from `jax.random.key`; times, noises and dropout are drawn from it.
+    - `weighting`: w(logsnr) relative to the VLB.
+    - `time_sampler`: how times are drawn; it does not change the expectation.
+    - `steps`: T for the discrete-time loss, `None` for continuous time.
+    - `condition`: one condition per example, or `None`.
+    - `inference`: switches dropout off.
+
+    **Returns:** one number per example, (batch,).
+
+    **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type
+    error for data of the wrong dtype.
+    """
+    _check_steps(steps)
+    encoded = model.encode(x)
+    batch = encoded.shape[0]
+    t_key, eps_key, dropout_key = jax.random.split(key, 3)
+    t, importance = time_sampler(t_key, batch)
+    eps = jax.random.normal(eps_key, encoded.shape, encoded.dtype)
+    keys = None if inference else jax.random.split(dropout_key, batch)
+
+    def one(x, t, eps, condition, key):
+        return diffusion_term(
+            model, x, t, eps, steps=steps, weighting=weighting, condition=condition, key=key
+        )
+
+    return importance * jax.vmap(one)(encoded, t, eps, condition, keys)
+
+
+def end_terms(
+    model: DiffusionModel, x: DataBatch, *, key: PRNGKey
+) -> tuple[BatchScalar, BatchScalar]:
+    """Prior and reconstruction term of a batch of data as stored, in nats per example."""
+    encoded = model.encode(x)
+    eps = jax.random.normal(key, encoded.shape, encoded.dtype)
+    prior = jax.vmap(lambda x: prior_term(model, x))(encoded)
+    reconstruction = jax.vmap(lambda x, eps: reconstruction_term(model, x, eps))(
+        jnp.asarray(x), eps
+    )
+    return prior, reconstruction
+
+
+def vlb(
+    model: DiffusionModel,
+    x: DataBatch,
+    *,
+    key: PRNGKey,
+    steps: int | None = None,
+    time_sampler: AbstractTimeSampler = LowDiscrepancy(),
+    condition: Float[Array, "batch condition"] | None = None,
+    inference: bool = True,
+) -> VLB:
+    """The variational lower bound of a batch: an unbiased estimate from one draw per example.
+
+    **Arguments:**
+
+    - `model`: the model.
+    - `x`: a batch of data as stored, (batch, *shape).
+    - `key`: from `jax.random.key`.
+    - `steps`: the number T of steps of the discrete-time model; `None` is continuous time.
+    - `time_sampler`: how times are drawn; it does not change the expectation.
+    - `condition`: one condition per example, or `None`.
+    - `inference`: `False` keeps dropout on, for training.
+
+    **Returns:** a `VLB`: prior, reconstruction and diffusion term in nats per example; `.total`;
+    `.bits_per_dim`.
+
+    **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type
+    error for data of the wrong dtype.
+
+    Jit-compile the function that calls it (`eqx.filter_jit`) when it is called more than once.
+    """
+    _check_steps(steps)
+    end_key, diffusion_key = jax.random.split(key)
+    prior, reconstruction = end_terms(model, x, key=end_key)
+    diffusion = denoising_loss(
+        model,
+        x,
+        key=diffusion_key,
+        time_sampler=time_sampler,
+        steps=steps,
+        condition=condition,
+        inference=inference,
+    )
+    return VLB(prior, reconstruction, diffusion, math.prod(model.shape))

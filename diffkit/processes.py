@@ -1,0 +1,126 @@
+r"""Processes: what a noise level means for signal and noise.
+
+A process maps `logsnr` to the pair $(\alpha, \sigma)$ with $\log \alpha^2 / \sigma^2 = \lambda$, and
+so defines the latent $z_t = \alpha x + \sigma \epsilon$. It knows nothing of time.
+
+**The rescaled latent.** $y = z / \alpha = x + \rho\,\epsilon$ with $\rho = \sigma / \alpha =
+e^{-\lambda / 2}$ is the same for every process (VDM section 5.1). What depends on $\lambda$ alone is
+therefore written once, here, in terms of $y$: the posterior $q(y_s \mid y_t, x)$ (VDM appendix A) and
+the prior of the last latent. Each process inherits both by multiplying with its $\alpha$.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffkit.registry import register
+from diffkit.typing import Example, Scalar, ScalarLike, as_float
+
+
+class NoiseLevel(eqx.Module):
+    """One noise level of one process.
+
+    **Attributes:** `logsnr`; `alpha`, the factor of the data; `sigma`, the standard deviation of the
+    noise. All scalars.
+    """
+
+    logsnr: Scalar
+    alpha: Scalar
+    sigma: Scalar
+
+    @property
+    def rho(self) -> Float[Array, "..."]:
+        r"""$\sigma / \alpha$: the standard deviation of the noise in the rescaled latent z / alpha."""
+        return jnp.exp(-self.logsnr / 2)
+
+
+def rescaled_posterior(
+    y_t: Example, x: Example, logsnr_t: ScalarLike, logsnr_s: ScalarLike
+) -> tuple[Example, Scalar]:
+    r"""$q(y_s \mid y_t, x)$ of the rescaled latent, for s less noisy than t.
+
+    With $c = 1 - \mathrm{SNR}_t / \mathrm{SNR}_s = -\mathrm{expm1}(\lambda_t - \lambda_s)$ the mean is
+    $(1 - c)\, y_t + c\, x$ and the standard deviation $\rho_s \sqrt c$ (VDM equations 26 to 28, divided
+    by $\alpha_s$).
+
+    **Arguments:** `y_t`, the rescaled latent; `x`, data or a prediction of it; `logsnr_t` and
+    `logsnr_s`, with `logsnr_t <= logsnr_s`.
+
+    **Returns:** the mean, of the shape of `x`, and the standard deviation, a scalar.
+    """
+    step = as_float(logsnr_t) - as_float(logsnr_s)
+    c = -jnp.expm1(step)
+    mean = jnp.exp(step) * y_t + c * x
+    return mean, jnp.exp(-as_float(logsnr_s) / 2) * jnp.sqrt(c)
+
+
+def rescaled_prior_std(logsnr: ScalarLike) -> Scalar:
+    r"""The standard deviation $\sqrt{1 + \rho^2}$ of the prior of the rescaled latent at t = 1.
+
+    It is the marginal one for data of unit variance. Under the variance preserving process it makes
+    the prior of $z_1$ the standard normal, as in VDM; under any other process it makes the same model.
+    """
+    return jnp.exp(-0.5 * jax.nn.log_sigmoid(as_float(logsnr)))
+
+
+class AbstractProcess(eqx.Module):
+    """A map from `logsnr` to the factors of data and noise."""
+
+    @abc.abstractmethod
+    def at(self, logsnr: ScalarLike) -> NoiseLevel:
+        """The noise level with this `logsnr`."""
+
+    def perturb(self, x: Example, eps: Example, level: NoiseLevel) -> Example:
+        """The latent alpha x + sigma eps: a draw of q(z | x) if `eps` is standard normal."""
+        return level.alpha * x + level.sigma * eps
+
+    def posterior(
+        self, z_t: Example, x: Example, level_t: NoiseLevel, level_s: NoiseLevel
+    ) -> tuple[Example, Scalar]:
+        """q(z_s | z_t, x) for s less noisy than t.
+
+        With `x` replaced by a prediction it is the generative p(z_s | z_t) of VDM equation 31.
+
+        **Arguments:** `z_t` and `x` of one shape; `level_t` and `level_s` with
+        `level_t.logsnr <= level_s.logsnr`.
+
+        **Returns:** mean, of the shape of `x`, and standard deviation, a scalar.
+        """
+        mean, std = rescaled_posterior(z_t / level_t.alpha, x, level_t.logsnr, level_s.logsnr)
+        return level_s.alpha * mean, level_s.alpha * std
+
+    def prior_std(self, level: NoiseLevel) -> Scalar:
+        """The standard deviation of the prior p(z_1) at this, the last, noise level."""
+        return level.alpha * rescaled_prior_std(level.logsnr)
+
+
+@register("process", "variance_preserving")
+class VariancePreserving(AbstractProcess):
+    r"""$\alpha^2 + \sigma^2 = 1$: the latent keeps unit variance. DDPM, VDM, the VP SDE.
+
+    $\alpha^2 = \mathrm{sigmoid}(\lambda)$ and $\sigma^2 = \mathrm{sigmoid}(-\lambda)$, taken through
+    `log_sigmoid`, so that both keep their relative precision in float32 at both ends.
+    """
+
+    def at(self, logsnr: ScalarLike) -> NoiseLevel:
+        logsnr = as_float(logsnr)
+        return NoiseLevel(
+            logsnr,
+            alpha=jnp.exp(0.5 * jax.nn.log_sigmoid(logsnr)),
+            sigma=jnp.exp(0.5 * jax.nn.log_sigmoid(-logsnr)),
+        )
+
+
+@register("process", "variance_exploding")
+class VarianceExploding(AbstractProcess):
+    r"""$\alpha = 1$: noise is added to the data as it is. NCSN, the VE SDE, EDM.
+
+    $\sigma = e^{-\lambda / 2}$. The latent is its own rescaled latent.
+    """
+
+    def at(self, logsnr: ScalarLike) -> NoiseLevel:
+        logsnr = as_float(logsnr)
+        return NoiseLevel(logsnr, alpha=jnp.ones_like(logsnr), sigma=jnp.exp(-logsnr / 2))

@@ -1,0 +1,273 @@
+"""The registry: which parts there are, by kind and by name.
+
+A *kind* is one of the words of the library (`schedule`, `process`, `parameterization`, ...); a *part*
+is anything registered under a kind and a name, in most cases a class. Parts that ship with diffkit
+register themselves when `diffkit` is imported; plugins are other distributions, found through the
+entry-point group `diffkit.plugins` the first time that something is looked up.
+
+A plugin that fails to import never takes the rest down: the failure is kept with the plugin's name,
+is shown by `diffkit plugins`, and is mentioned by the error for an unknown name.
+"""
+
+import difflib
+import importlib.metadata
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+ENTRY_POINT_GROUP: Final = "diffkit.plugins"
+
+KINDS: Final = (
+    "schedule",
+    "process",
+    "parameterization",
+    "weighting",
+    "time_sampler",
+    "sampler",
+    "grid",
+    "decoder",
+    "network",
+    "data",
+    "preset",
+)
+
+T = TypeVar("T")
+
+
+class RegistryError(LookupError):
+    """Base class of the registry's errors."""
+
+
+class UnknownKindError(RegistryError):
+    """There is no such kind of part."""
+
+
+class UnknownPartError(RegistryError):
+    """No part of this kind is registered under this name."""
+
+
+class DuplicatePartError(RegistryError):
+    """Two parts of one kind claim the same name."""
+
+
+class PluginWarning(UserWarning):
+    """A plugin could not be imported; the other plugins work."""
+
+
+@dataclass(frozen=True)
+class PluginReport:
+    """What is known about one plugin.
+
+    **Attributes:**
+
+    - `name`: the entry point's name (`"diffkit"` for the parts of the core).
+    - `module`: the module that it names.
+    - `distribution`, `version`: the distribution that declares it.
+    - `parts`: the registered names, by kind.
+    - `error`: `None` if it imported, else the traceback as text.
+    """
+
+    name: str
+    module: str
+    distribution: str
+    version: str
+    parts: dict[str, tuple[str, ...]]
+    error: str | None
+
+
+@dataclass
+class _Part:
+    value: Any
+    origin: str  # module and qualified name, for error messages
+    plugin: str
+
+
+@dataclass
+class _Plugin:
+    name: str
+    module: str
+    distribution: str
+    version: str
+    error: str | None = None
+
+
+@dataclass
+class _State:
+    parts: dict[str, dict[str, _Part]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+    plugins: dict[str, _Plugin] = field(default_factory=dict)
+    discovered: bool = False
+    importing: str | None = None  # the plugin that is being imported now
+
+
+_STATE = _State()
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownKindError(
+            f"there is no kind {kind!r}.{hint} The kinds are: {', '.join(KINDS)}."
+        )
+
+
+def _origin(part: Any) -> str:
+    module = getattr(part, "__module__", type(part).__module__)
+    return f"{module}.{getattr(part, '__qualname__', type(part).__qualname__)}"
+
+
+def register(kind: str, name: str) -> Callable[[T], T]:
+    """Register a part: a decorator for a class or function, or a call for an instance.
+
+    **Arguments:**
+
+    - `kind`: one of `diffkit.registry.KINDS`.
+    - `name`: the name by which the part is looked up, in Python and on the command line. Lower case,
+      a Python identifier.
+
+    **Returns:** a decorator that registers its argument and returns it unchanged.
+
+    **Raises:** `UnknownKindError`; `ValueError` for a name that is not a lower-case identifier;
+    `DuplicatePartError`, naming both, if another part has this kind and name.
+
+    ```python
+    @dk.register("schedule", "steep")
+    class Steep(dk.AbstractSchedule):
+        ...
+    ```
+    """
+    _check_kind(kind)
+    if not name.isidentifier() or name != name.lower():
+        raise ValueError(f"name must be a lower-case identifier such as 'cosine', got {name!r}.")
+
+    def add(part: T) -> T:
+        here, known = _origin(part), _STATE.parts[kind].get(name)
+        # The same definition again (a module reloaded, a notebook cell run twice) replaces itself.
+        if known is not None and known.origin != here:
+            raise DuplicatePartError(
+                f"{kind} {name!r} is registered twice: by {known.origin} (plugin {known.plugin!r}) "
+                f"and by {here}. Rename one of them."
+            )
+        if _STATE.importing is not None:
+            plugin = _STATE.importing
+        else:
+            plugin = "diffkit" if here.startswith("diffkit.") else here.split(".")[0]
+        _STATE.parts[kind][name] = _Part(part, here, plugin)
+        return part
+
+    return add
+
+
+def _discover() -> None:
+    """Import every plugin once, keeping the failures."""
+    if _STATE.discovered:
+        return
+    _STATE.discovered = True
+    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)):
+        dist = entry.dist
+        plugin = _Plugin(
+            name=entry.name,
+            module=entry.value,
+            distribution=dist.name if dist is not None else "unknown",
+            version=dist.version if dist is not None else "unknown",
+        )
+        _STATE.plugins[entry.name] = plugin
+        before = {kind: dict(parts) for kind, parts in _STATE.parts.items()}
+        _STATE.importing = entry.name
+        try:
+            entry.load()
+        except Exception as error:  # a stranger's module may raise anything
+            # What it registered before it failed goes too: half a plugin is none.
+            _STATE.parts.update(before)
+            plugin.error = traceback.format_exc()
+            warnings.warn(
+                f"plugin {entry.name!r} (module {entry.value!r}) could not be imported and is "
+                f"skipped: {type(error).__name__}: {error}. 'diffkit plugins' shows more.",
+                PluginWarning,
+                stacklevel=3,
+            )
+        finally:
+            _STATE.importing = None
+        if plugin.error is None:
+            # A module imported by hand before discovery registered its parts under its package.
+            package = entry.value.split(":")[0].split(".")[0]
+            for parts in _STATE.parts.values():
+                for part in parts.values():
+                    if part.plugin == package:
+                        part.plugin = entry.name
+
+
+def get(kind: str, name: str) -> Any:
+    """The part registered under this kind and name.
+
+    **Arguments:** `kind`, one of `diffkit.registry.KINDS`; `name`, as in `available(kind)`.
+
+    **Returns:** what was registered: in most cases a class, to be called with its options.
+
+    **Raises:** `UnknownKindError`; `UnknownPartError`, which lists what there is and the nearest
+    match, and names the plugins that could not be imported.
+    """
+    _check_kind(kind)
+    _discover()
+    part = _STATE.parts[kind].get(name)
+    if part is None:
+        names = available(kind)
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        broken = [p.name for p in _STATE.plugins.values() if p.error is not None]
+        failed = f" Plugins that failed to import: {', '.join(broken)}." if broken else ""
+        raise UnknownPartError(
+            f"there is no {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}.{failed}"
+        )
+    return part.value
+
+
+def available(kind: str) -> tuple[str, ...]:
+    """The registered names of a kind, sorted.
+
+    **Raises:** `UnknownKindError`.
+    """
+    _check_kind(kind)
+    _discover()
+    return tuple(sorted(_STATE.parts[kind]))
+
+
+def plugins() -> tuple[PluginReport, ...]:
+    """A report on the core and on every installed plugin, in the order of their names."""
+    _discover()
+    try:
+        version = importlib.metadata.version("diffkit")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree without installing
+        version = "unknown"
+    known = {"diffkit": _Plugin("diffkit", "diffkit", "diffkit", version)} | _STATE.plugins
+    # Parts registered from a script or a notebook belong to no distribution, but are shown as well.
+    for parts in _STATE.parts.values():
+        for part in parts.values():
+            if part.plugin not in known:
+                known[part.plugin] = _Plugin(part.plugin, part.plugin, "none", "none")
+    return tuple(
+        PluginReport(
+            name=plugin.name,
+            module=plugin.module,
+            distribution=plugin.distribution,
+            version=plugin.version,
+            parts={
+                kind: names
+                for kind, parts in _STATE.parts.items()
+                if (names := tuple(sorted(n for n, p in parts.items() if p.plugin == plugin.name)))
+            },
+            error=plugin.error,
+        )
+        for plugin in known.values()
+    )
+
+
+def name_of(kind: str, part: Any) -> str | None:
+    """The name under which a part (or an instance of it) is registered, or `None`."""
+    _check_kind(kind)
+    for name, known in _STATE.parts[kind].items():
+        if known.value is part or known.value is type(part):
+            return name
+    return None

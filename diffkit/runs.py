@@ -1,0 +1,165 @@
+"""Run directories: what a training run leaves behind, and how it is read again.
+
+    RUN/
+      config.yaml        every choice: parts with their options, data, training settings
+      checkpoints/       the training state, by step (orbax)
+      metrics.jsonl      training metrics, a record per line
+      tensorboard/       the same for TensorBoard
+      evaluation.json    the test likelihood
+      *.png              samples, training curves, the schedule
+
+The configuration names parts by their import paths, as Hydra does, so that a run of a plugin's parts is
+read wherever the plugin is installed.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+
+from diffkit.data import AbstractDataset
+from diffkit.model import DiffusionModel
+from diffkit.presets import MODEL_KINDS, build_model, complete
+from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
+from diffkit.training.loop import CHECKPOINTS, METRICS_FILE
+
+CONFIG_FILE: Final = "config.yaml"
+
+# Settings that may differ when a run goes on: they change how long and how closely it is watched.
+_MAY_CHANGE: Final = ("steps", "checkpoint_every", "evaluate_every")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was read from disk.
+
+    **Attributes:** `path`; `step`, of the checkpoint; `model`, with averaged parameters; `metrics`, the
+    records of training, oldest first; `config`, the composed configuration as plain containers (empty
+    for a run that was started in Python).
+    """
+
+    path: Path
+    step: int
+    model: DiffusionModel
+    metrics: list[dict[str, float]]
+    config: Mapping[str, Any]
+
+    def data(self) -> AbstractDataset:
+        """The data that it was trained on, loaded anew.
+
+        **Raises:** `ValueError` if the run was started in Python and so does not name its data.
+        """
+        if not self.config:
+            raise ValueError(f"run {self.path} has no {CONFIG_FILE}, so its data are not known.")
+        return make(self.config["data"])
+
+    def part(self, kind: str) -> Any:
+        """A part for training or sampling that the configuration chose, such as its sampler."""
+        return complete(make(self.config[kind]), {})
+
+
+def make(config: Any) -> Any:
+    """What a node of a configuration describes.
+
+    **Arguments:** `config`: a mapping with `_target_`, as hydra-zen writes it.
+
+    **Returns:** an instance; or, for `_partial_: true`, a `functools.partial` with the options.
+    Sequences become tuples, which is what the constructors of parts take.
+    """
+    from hydra_zen import instantiate
+
+    made = instantiate(config, _convert_="all")
+    if isinstance(made, functools.partial):
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in made.keywords.items()}
+        return functools.partial(made.func, *made.args, **options)
+    return made
+
+
+def model_from_config(config: Mapping[str, Any], data: AbstractDataset) -> DiffusionModel:
+    """The untrained model of a configuration, for these data; its seed is `train.seed`."""
+    parts = {kind: make(config[kind]) for kind in MODEL_KINDS}
+    key = jax.random.key(config["train"]["seed"])
+    return build_model(parts, shape=data.shape, levels=data.levels, key=key)
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a configuration into a run directory, or check that the one there is the same.
+
+    **Raises:** `ValueError` if the directory belongs to a run with other choices, naming them. The
+    number of steps, and how often to write checkpoints and to evaluate, may change.
+    """
+    import yaml
+
+    file = path / CONFIG_FILE
+    if file.exists():
+        known = _flat(yaml.safe_load(file.read_text()))
+        new = _flat(config)
+        ignored = {f"train.{name}" for name in _MAY_CHANGE}
+        differ = [
+            f"{name} ({known.get(name)!r} there, {new.get(name)!r} now)"
+            for name in sorted(known.keys() | new.keys())
+            if name not in ignored and known.get(name) != new.get(name)
+        ]
+        if differ:
+            raise ValueError(
+                f"run={str(path)!r} holds a run with other choices: {'; '.join(differ[:5])}. "
+                "Name another directory, or remove this one."
+            )
+    path.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping):
+        flat = {}
+        for key, value in tree.items():
+            flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: tree}
+
+
+def load_run(path: str | Path, *, like: DiffusionModel | None = None) -> Run:
+    """Read a run directory.
+
+    **Arguments:**
+
+    - `path`: the directory.
+    - `like`: a model of the same structure, whose arrays are replaced. Only needed for a run that was
+      started in Python with `fit(..., directory=...)`: one from the command line knows its model.
+
+    **Returns:** a `Run` at its newest checkpoint.
+
+    **Raises:** `FileNotFoundError` if there is no run or no checkpoint at `path`; `ValueError` if
+    `like` is needed and missing; `diffkit.training.CheckpointError` if `like` has another structure.
+    """
+    import yaml
+
+    path = Path(path)
+    if not (path / CHECKPOINTS).is_dir():
+        raise FileNotFoundError(
+            f"path must be a run directory, there are no checkpoints at {path}."
+        )
+    checkpoints = Checkpoints(path / CHECKPOINTS)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise FileNotFoundError(f"the run at {path} was stopped before its first checkpoint.")
+    file = path / CONFIG_FILE
+    config: Mapping[str, Any] = yaml.safe_load(file.read_text()) if file.exists() else {}
+    if like is not None:
+        model, settings = like, TrainConfig()
+    elif config:
+        model = model_from_config(config, make(config["data"]))
+        settings = make(config["train"])
+    else:
+        raise ValueError(
+            f"run {path} was started in Python and has no {CONFIG_FILE}: pass like=, a model of the "
+            "same structure."
+        )
+    try:
+        state, _ = checkpoints.restore(step, like=init_state(model, settings))
+    finally:
+        checkpoints.close()
+    return Run(path, step, state.averaged_model, read_metrics(path / METRICS_FILE), config)

@@ -1,0 +1,145 @@
+r"""Schedules: how the noise level depends on time.
+
+A schedule maps time $t \in [0, 1]$ to $\lambda(t) = \log \mathrm{SNR}$, strictly decreasing: $t = 0$
+is data (largest `logsnr`), $t = 1$ is noise (smallest). Variational Diffusion Models (VDM,
+arXiv 2107.00630) writes $\gamma(t) = -\lambda(t)$.
+
+A schedule says nothing of $\alpha$ and $\sigma$: that is the process's part. By VDM section 5.1 the
+continuous-time VLB depends on a schedule through its two endpoints only; between them it decides the
+variance of the estimate and where a sampler that is uniform in $t$ places its steps.
+"""
+
+import abc
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from diffkit.registry import register
+from diffkit.typing import Scalar, ScalarLike, as_float
+
+
+class AbstractSchedule(eqx.Module):
+    """A strictly decreasing map from time to log signal-to-noise ratio."""
+
+    @abc.abstractmethod
+    def __call__(self, t: ScalarLike) -> Scalar:
+        """`logsnr` at time `t` in [0, 1]."""
+
+    @abc.abstractmethod
+    def inverse(self, logsnr: ScalarLike) -> Scalar:
+        """The time at which the schedule has this `logsnr`; its argument lies between the endpoints."""
+
+    @property
+    def endpoints(self) -> tuple[Scalar, Scalar]:
+        """`(max, min)`: `logsnr` at t = 0 and at t = 1."""
+        return self(0.0), self(1.0)
+
+
+def check_range(
+    logsnr_max: float | None, logsnr_min: float, levels: int | None
+) -> tuple[float, float]:
+    """The endpoints of a schedule, the first one from the data's levels if it is not given.
+
+    VDM ends at log SNR 13.3 for 256 levels, where the distance of two levels is six standard
+    deviations of the noise. For any other number of levels the default is where that is so too:
+    13.3 + 2 log(levels / 256). Beyond it there is nothing left to learn but the grid of the levels.
+
+    **Arguments:** `logsnr_max`, `None` for the default; `logsnr_min`; `levels`, `None` for
+    continuous data, whose default is 13.3.
+
+    **Returns:** `(logsnr_max, logsnr_min)`.
+
+    **Raises:** `ValueError` if they are not finite or not in the order max > min.
+    """
+    if logsnr_max is None:
+        logsnr_max = 13.3 if levels is None else 13.3 + 2 * math.log(levels / 256)
+    if not (math.isfinite(logsnr_max) and math.isfinite(logsnr_min) and logsnr_max > logsnr_min):
+        raise ValueError(
+            "logsnr_max must be finite and greater than logsnr_min, "
+            f"got {logsnr_max=}, {logsnr_min=}."
+        )
+    return logsnr_max, logsnr_min
+
+
+@register("schedule", "linear_logsnr")
+class LinearLogSNR(AbstractSchedule):
+    r"""The straight line $\lambda(t) = (1 - t)\,\lambda_{\max} + t\,\lambda_{\min}$.
+
+    The choice of VDM's fixed schedule, and a good default where nothing is known: every octave of
+    noise gets the same share of time.
+
+    **Arguments:**
+
+    - `logsnr_max`: log SNR at t = 0; by default VDM's for the data's levels (`check_range`).
+    - `logsnr_min`: log SNR at t = 1.
+    - `levels`: how many values a dimension of the data takes, `None` for continuous data.
+
+    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
+    """
+
+    logsnr_max: float
+    logsnr_min: float
+
+    def __init__(
+        self,
+        logsnr_max: float | None = None,
+        logsnr_min: float = -5.0,
+        *,
+        levels: int | None = None,
+    ):
+        self.logsnr_max, self.logsnr_min = check_range(logsnr_max, logsnr_min, levels)
+
+    def __call__(self, t: ScalarLike) -> Scalar:
+        t = as_float(t)
+        # Both products, not max + (min - max) t: exact at both ends in float32.
+        return (1 - t) * self.logsnr_max + t * self.logsnr_min
+
+    def inverse(self, logsnr: ScalarLike) -> Scalar:
+        return (self.logsnr_max - as_float(logsnr)) / (self.logsnr_max - self.logsnr_min)
+
+
+@register("schedule", "cosine")
+class Cosine(AbstractSchedule):
+    r"""The cosine schedule $\lambda(t) = -2 \log \tan(\pi t' / 2)$, with truncated ends.
+
+    Introduced by improved DDPM (Nichol and Dhariwal 2021) as $\alpha = \cos(\pi t' / 2)$ under the
+    variance preserving process. Its log SNR is infinite at both ends, so $t' = t_0 + t (t_1 - t_0)$
+    runs over the part between the two endpoints only (Hoogeboom, Heek and Salimans 2023, simple
+    diffusion, section 2). Spends most of its time at middle noise levels: good for samples, wasteful
+    for likelihoods.
+
+    **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: how many values
+    a dimension of the data takes, from which the default of `logsnr_max` follows (`check_range`).
+
+    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
+    """
+
+    logsnr_max: float
+    logsnr_min: float
+
+    def __init__(
+        self,
+        logsnr_max: float | None = None,
+        logsnr_min: float = -5.0,
+        *,
+        levels: int | None = None,
+    ):
+        self.logsnr_max, self.logsnr_min = check_range(logsnr_max, logsnr_min, levels)
+
+    def _angles(self) -> tuple[float, float, float, float]:
+        # pi t' / 2 at both ends, and its complement to pi / 2. The complement is computed by itself,
+        # since at the noise end it is small and the difference would lose its digits.
+        start, end = math.exp(-self.logsnr_max / 2), math.exp(-self.logsnr_min / 2)
+        return math.atan(start), math.atan(end), math.atan(1 / start), math.atan(1 / end)
+
+    def __call__(self, t: ScalarLike) -> Scalar:
+        t = as_float(t)
+        start, end, co_start, co_end = self._angles()
+        angle = (1 - t) * start + t * end
+        co_angle = (1 - t) * co_start + t * co_end
+        return 2 * (jnp.log(jnp.sin(co_angle)) - jnp.log(jnp.sin(angle)))
+
+    def inverse(self, logsnr: ScalarLike) -> Scalar:
+        start, end, _, _ = self._angles()
+        return (jnp.arctan(jnp.exp(-as_float(logsnr) / 2)) - start) / (end - start)

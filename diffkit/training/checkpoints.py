@@ -1,0 +1,91 @@
+"""Checkpoints on disk, by orbax: the arrays of a state by their paths, and a few plain numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+
+class CheckpointError(ValueError):
+    """A checkpoint does not fit the state that it should be restored into."""
+
+
+def _named_arrays(tree: PyTree) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    A checkpoint becomes visible only when it is complete: a process that is killed while writing
+    leaves the previous one in force.
+
+    **Arguments:** `directory`: where they lie, made if need be; `keep`: how many of the newest stay.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 2):
+        # Heavy, so imported when the first run needs it.
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=False
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, or `None` if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: PyTree, numbers: dict[str, float]) -> None:
+        """Write a checkpoint; one that is already there for this step is left as it is."""
+        if step in self._manager.all_steps():
+            return
+        # Copied, since training reuses the memory of the state.
+        arrays = {name: np.array(leaf) for name, leaf in _named_arrays(state).items()}
+        args = self._ocp.args
+        self._manager.save(
+            step,
+            args=args.Composite(state=args.StandardSave(arrays), numbers=args.JsonSave(numbers)),
+        )
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, float]]:
+        """The state of a checkpoint.
+
+        **Arguments:** `step`; `like`: a state of the same structure, whose arrays are replaced.
+
+        **Raises:** `CheckpointError`, naming the first array that is missing, or has another shape.
+        """
+        args = self._ocp.args
+        restored = self._manager.restore(
+            step, args=args.Composite(state=args.StandardRestore(), numbers=args.JsonRestore())
+        )
+        found, wanted = restored["state"], _named_arrays(like)
+        if found.keys() != wanted.keys():
+            missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+            raise CheckpointError(
+                f"the checkpoint of step {step} holds another model: "
+                f"missing {sorted(missing)[:3]}, not expected {sorted(extra)[:3]}."
+            )
+        for name, leaf in wanted.items():
+            if found[name].shape != leaf.shape:
+                raise CheckpointError(
+                    f"the checkpoint of step {step} holds another model: {name} has shape "
+                    f"{found[name].shape}, expected {leaf.shape}."
+                )
+        leaves = [jnp.asarray(found[name], leaf.dtype) for name, leaf in wanted.items()]
+        dynamic, static = eqx.partition(like, eqx.is_array)
+        dynamic = jax.tree.unflatten(jax.tree.structure(dynamic), leaves)
+        return eqx.combine(dynamic, static), restored["numbers"]
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._manager.close()

@@ -1,0 +1,71 @@
+"""The settings of the training loop."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained: the only settings that are neither parts nor data.
+
+    **Arguments:**
+
+    - `steps`: optimiser steps.
+    - `batch_size`: examples per step.
+    - `learning_rate`: of AdamW, after warm-up.
+    - `warmup`: steps over which the learning rate rises linearly from 0.
+    - `decay`: `"constant"`, or `"cosine"`: down to 0 at the last step.
+    - `weight_decay`: of AdamW, for the denoiser only: a schedule is not pulled towards zero.
+    - `b1`, `b2`: of AdamW.
+    - `clip`: the largest global norm of a gradient; 0 does not clip.
+    - `ema`: the decay per step of the exponential moving average of the parameters; 0 follows them.
+    - `timesteps`: T of the discrete-time loss; `None` trains in continuous time.
+    - `seed`: of the order of the data, the noise and the times.
+    - `steps_per_dispatch`: steps in one call of the compiled function, after each of which metrics are
+      recorded.
+    - `checkpoint_every`: steps between checkpoints; 0 writes the last one only.
+    - `evaluate_every`: steps between evaluations on test data (one pass); 0 leaves them out.
+
+    **Raises:** `ValueError` for a value out of its range.
+    """
+
+    steps: int = 2000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    decay: str = "cosine"
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.99
+    clip: float = 1.0
+    ema: float = 0.999
+    timesteps: int | None = None
+    seed: int = 0
+    steps_per_dispatch: int = 10
+    checkpoint_every: int = 500
+    evaluate_every: int = 0
+
+    def __post_init__(self):
+        at_least = {
+            "steps": 1,
+            "batch_size": 1,
+            "warmup": 0,
+            "weight_decay": 0,
+            "clip": 0,
+            "seed": 0,
+            "steps_per_dispatch": 1,
+            "checkpoint_every": 0,
+            "evaluate_every": 0,
+        }
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"train.{name} must be at least {least}, got {value}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"train.learning_rate must be positive, got {self.learning_rate}.")
+        if self.timesteps is not None and self.timesteps < 1:
+            raise ValueError(f"train.timesteps must be at least 1 or None, got {self.timesteps}.")
+        for name in ("b1", "b2", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}.")
+        if self.decay not in ("constant", "cosine"):
+            raise ValueError(f"train.decay must be 'constant' or 'cosine', got {self.decay!r}.")

@@ -1,0 +1,176 @@
+"""`fit`: the training loop."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffkit.data import AbstractDataset, batches
+from diffkit.model import DiffusionModel
+from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
+from diffkit.training.checkpoints import Checkpoints
+from diffkit.training.config import TrainConfig
+from diffkit.training.evaluation import evaluate
+from diffkit.training.metrics import JsonLines, ProgressBar, Record, TensorBoard, Writer
+from diffkit.training.state import METRICS, Objective, TrainState, init_state, train_steps
+from diffkit.weightings import ELBO, AbstractWeighting
+
+CHECKPOINTS = "checkpoints"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training gives.
+
+    **Attributes:** `model`: with averaged parameters, the one to use; `state`: the whole training
+    state; `metrics`: the records, oldest first.
+    """
+
+    model: DiffusionModel
+    state: TrainState
+    metrics: list[dict[str, float]]
+
+
+class _Memory:
+    """Metrics of a run without a directory."""
+
+    def __init__(self):
+        self.records: list[dict[str, float]] = []
+
+    def write(self, record: Record) -> None:
+        self.records.append(dict(record))
+
+    def close(self) -> None:
+        pass
+
+
+def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
+    """Refuse data that the model cannot take, with a `ValueError` that says which and why."""
+    if data.shape != model.shape:
+        raise ValueError(
+            f"data has examples of shape {data.shape}, but the model takes {model.shape}."
+        )
+    if data.levels != model.decoder.levels:
+        raise ValueError(
+            f"data has levels={data.levels}, but the model's decoder has "
+            f"levels={model.decoder.levels}."
+        )
+
+
+def fit(
+    model: DiffusionModel,
+    data: AbstractDataset,
+    config: TrainConfig = TrainConfig(),
+    *,
+    weighting: AbstractWeighting = ELBO(),
+    time_sampler: AbstractTimeSampler = LowDiscrepancy(),
+    directory: str | Path | None = None,
+    progress: bool = True,
+    writers: Sequence[Writer] = (),
+) -> Fit:
+    """Train a model.
+
+    Minimises the weighted diffusion loss plus the prior and reconstruction terms (with the weighting
+    `ELBO`: the VLB) by AdamW. Many steps run in one compiled call; the host reads the metrics of a
+    call while the next one runs.
+
+    **Arguments:**
+
+    - `model`: the model to start from; it is not changed.
+    - `data`: a dataset, whose `train` source is trained on.
+    - `config`: the settings of the loop.
+    - `weighting`, `time_sampler`: the parts of the objective.
+    - `directory`: where to write metrics and checkpoints. If it holds checkpoints, training goes on
+      from the newest one, exactly as if it had never stopped.
+    - `progress`: show a progress bar.
+    - `writers`: further receivers of the metrics.
+
+    **Returns:** a `Fit`.
+
+    **Raises:** `ValueError` if the data do not fit the model; `CheckpointError` if the directory holds
+    checkpoints of another model; `FloatingPointError` if the loss is no longer finite, in which case
+    nothing is written after the last good checkpoint.
+    """
+    check_data(model, data)
+    state = init_state(model, config)
+    checkpoints, step, before = None, 0, 0.0
+    if directory is not None:
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        checkpoints = Checkpoints(directory / CHECKPOINTS)
+        newest = checkpoints.latest_step()
+        if newest is not None:
+            state, numbers = checkpoints.restore(newest, like=state)
+            step, before = newest, numbers["seconds"]
+        memory = JsonLines(directory / METRICS_FILE, step=step)
+        sinks: list[Writer] = [memory, TensorBoard(directory / "tensorboard", step=step)]
+    else:
+        memory = _Memory()
+        sinks = [memory]
+    if progress:
+        sinks.append(ProgressBar(start=step, steps=config.steps))
+    sinks.extend(writers)
+
+    chunk = config.steps_per_dispatch
+    key = jax.random.key(config.seed)
+    objective = Objective(weighting, time_sampler, config.timesteps)
+    iterator = batches(
+        data.train, batch_size=config.batch_size, seed=config.seed, start=step, chunk=chunk
+    )
+    began = time.monotonic()
+
+    def seconds() -> float:
+        return before + time.monotonic() - began
+
+    def report(step: int, rows: jax.Array, count: int) -> None:
+        values = np.asarray(rows)[:count].mean(axis=0)
+        if not np.isfinite(values[0]):
+            raise FloatingPointError(
+                f"the loss is not finite ({values[0]}) near step {step}. A lower "
+                "train.learning_rate or a smaller train.clip may help."
+            )
+        record = {"step": step, "seconds": round(seconds(), 3)}
+        record |= dict(zip(METRICS, map(float, values), strict=True))
+        for sink in sinks:
+            sink.write(record)
+
+    def due(every: int, step: int, count: int) -> bool:
+        return step == config.steps or (every > 0 and step // every > (step - count) // every)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(iterator.close)
+        for sink in sinks:
+            stack.callback(sink.close)
+        if checkpoints is not None:
+            stack.callback(checkpoints.close)
+        pending = None
+        while step < config.steps:
+            count = min(chunk, config.steps - step)
+            inputs = (jnp.asarray(next(iterator)), jnp.asarray(count), key, objective, config)
+            state, rows = train_steps(inputs, state)
+            step += count
+            if pending is not None:
+                report(*pending)  # waits for the previous dispatch, while this one runs
+            pending = (step, rows, count)
+            save = due(config.checkpoint_every, step, count)
+            test = config.evaluate_every > 0 and due(config.evaluate_every, step, count)
+            if save or test:
+                report(*pending)
+                pending = None
+            if test:
+                result = evaluate(state.averaged_model, data.test, key=key, passes=1)
+                record = {"step": step, "seconds": round(seconds(), 3)}
+                record |= {"test_bits_per_dim": result.total[0]}
+                for sink in sinks:
+                    sink.write(record)
+            if save and checkpoints is not None:
+                checkpoints.save(step, state, {"seconds": seconds()})
+        if pending is not None:
+            report(*pending)
+    return Fit(state.averaged_model, state, memory.records)

@@ -1,0 +1,179 @@
+"""The training state, and the compiled function that takes it many steps further."""
+
+import math
+from typing import Any, Final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree, Real
+
+from diffkit.buffers import trainable
+from diffkit.model import DiffusionModel
+from diffkit.objectives import denoising_loss, end_terms
+from diffkit.time_samplers import AbstractTimeSampler
+from diffkit.training.config import TrainConfig
+from diffkit.typing import Index, PRNGKey
+from diffkit.weightings import AbstractWeighting
+
+METRICS: Final = ("loss", "prior", "reconstruction", "diffusion", "gradient_norm")
+"""What each step reports; all but the last in bits per dimension."""
+
+
+class TrainState(eqx.Module):
+    """Everything that changes while training, and so everything that a checkpoint holds.
+
+    **Attributes:**
+
+    - `model`: the model with its parameters as they are.
+    - `average`: the exponential moving average of what is trainable, `None` elsewhere.
+    - `optimiser`: the state of the optimiser.
+    - `step`: the number of steps taken.
+    """
+
+    model: DiffusionModel
+    average: PyTree
+    optimiser: PyTree
+    step: Index
+
+    @property
+    def averaged_model(self) -> DiffusionModel:
+        """The model with averaged parameters. Buffers are as they are, never averaged."""
+        return eqx.combine(self.average, self.model)
+
+
+def learning_rate(config: TrainConfig) -> optax.Schedule:
+    """The learning rate as a function of the step."""
+    rise = max(config.warmup, 1)
+    if config.decay == "constant":
+        return optax.linear_schedule(config.learning_rate / rise, config.learning_rate, rise - 1)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=config.learning_rate / rise,
+        peak_value=config.learning_rate,
+        warmup_steps=min(rise, config.steps),
+        decay_steps=max(config.steps, rise + 1),
+    )
+
+
+def _optimiser(config: TrainConfig) -> optax.GradientTransformation:
+    def decayed(params: PyTree) -> PyTree:
+        none = jax.tree.map(lambda _: False, params)
+        return eqx.tree_at(
+            lambda tree: tree.denoiser, none, jax.tree.map(lambda _: True, params.denoiser)
+        )
+
+    adamw = optax.adamw(
+        learning_rate(config),
+        b1=config.b1,
+        b2=config.b2,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+    )
+    if config.clip == 0:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+
+
+def init_state(model: DiffusionModel, config: TrainConfig) -> TrainState:
+    """The state before the first step. Arrays are copied: training donates the state's memory."""
+    # With their dtype said, since a weakly typed array (as `jnp.full` makes) would become an ordinary
+    # one in the first step, and the second would be compiled anew.
+    model = jax.tree.map(
+        lambda leaf: jnp.array(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf, model
+    )
+    params = eqx.filter(model, trainable(model))
+    return TrainState(
+        model=model,
+        average=jax.tree.map(jnp.copy, params),
+        optimiser=_optimiser(config).init(params),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+class Objective(eqx.Module):
+    """What is minimised: the weighted diffusion loss and the two end terms, in bits per dimension.
+
+    With the weighting `ELBO` that is the VLB. The end terms depend on the endpoints of the schedule
+    alone, and matter where those are learned.
+    """
+
+    weighting: AbstractWeighting
+    time_sampler: AbstractTimeSampler
+    timesteps: int | None
+
+    def __call__(
+        self, model: DiffusionModel, x: Real[Array, "batch *shape"], key: PRNGKey
+    ) -> tuple[Float[Array, ""], Float[Array, "terms"]]:
+        """The loss, and prior, reconstruction and diffusion term; means over the batch."""
+        end_key, diffusion_key = jax.random.split(key)
+        prior, reconstruction = end_terms(model, x, key=end_key)
+        diffusion = denoising_loss(
+            model,
+            x,
+            key=diffusion_key,
+            weighting=self.weighting,
+            time_sampler=self.time_sampler,
+            steps=self.timesteps,
+        )
+        scale = 1 / (math.prod(model.shape) * math.log(2))
+        terms = scale * jnp.stack([jnp.mean(term) for term in (prior, reconstruction, diffusion)])
+        return jnp.sum(terms), terms
+
+
+def train_step(
+    state: TrainState,
+    x: Real[Array, "batch *shape"],
+    key: PRNGKey,
+    objective: Objective,
+    config: TrainConfig,
+) -> tuple[TrainState, Float[Array, "metrics"]]:
+    """One step of the optimiser.
+
+    **Arguments:** `state`; `x`, a batch of data as stored; `key`, the same for all steps: each step
+    derives its own; `objective`; `config`.
+
+    **Returns:** the new state, and the metrics in the order of `METRICS`.
+    """
+    spec = trainable(state.model)
+    params, rest = eqx.partition(state.model, spec)
+
+    def loss(params: PyTree) -> tuple[Float[Array, ""], Any]:
+        return objective(eqx.combine(params, rest), x, jax.random.fold_in(key, state.step))
+
+    (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, optimiser = _optimiser(config).update(gradient, state.optimiser, params)
+    params = eqx.apply_updates(params, updates)
+    step = state.step + 1
+    # The average forgets the initial parameters faster at first, by the usual warm-up.
+    decay = jnp.minimum(config.ema, step / (step + 10))
+    average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.average, params)
+    metrics = jnp.concatenate([value[None], terms, optax.global_norm(gradient)[None]])
+    return TrainState(eqx.combine(params, rest), average, optimiser, step), metrics
+
+
+@eqx.filter_jit(donate="all-except-first")
+def train_steps(
+    inputs: tuple[Real[Array, "chunk batch *shape"], Index, PRNGKey, Objective, TrainConfig],
+    state: TrainState,
+) -> tuple[TrainState, Float[Array, "chunk metrics"]]:
+    """Many steps in one dispatch. The memory of `state` is reused for the result.
+
+    **Arguments:** `inputs`: `(batches, count, key, objective, config)`, of whose batches the first
+    `count` are used. `count` is an array, so that a last, shorter dispatch compiles nothing.
+
+    **Returns:** the new state, and a row of metrics for each step taken (further rows are zero).
+    """
+    batches, count, key, objective, config = inputs
+    dynamic, static = eqx.partition(state, eqx.is_array)
+
+    def body(index, carry):
+        dynamic, rows = carry
+        state, row = train_step(
+            eqx.combine(dynamic, static), batches[index], key, objective, config
+        )
+        return eqx.filter(state, eqx.is_array), rows.at[index].set(row)
+
+    rows = jnp.zeros((batches.shape[0], len(METRICS)))
+    dynamic, rows = jax.lax.fori_loop(0, count, body, (dynamic, rows))
+    return eqx.combine(dynamic, static), rows

@@ -1,0 +1,149 @@
+"""Checkpoints of the reference implementation (github.com/google-research/vdm) as diffkit models.
+
+The reference stores `{"step", "params", "ema_params", ...}` by Flax's msgpack serialisation: nested
+maps of arrays, each array an extension of type 1 that holds (shape, dtype, bytes).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+
+import diffkit as dk
+from diffkit_vdm.schedules import LearnedLinear, LearnedMonotone
+from diffkit_vdm.unet import vdm_unet_from_reference
+
+_CONFIG_KEYS: Final = (
+    "vocab_size",
+    "with_fourier_features",
+    "with_attention",
+    "gamma_type",
+    "gamma_min",
+    "gamma_max",
+    "sm_n_embd",
+    "sm_n_layer",
+    "sm_pdrop",
+)
+
+
+def _extension(code: int, data: bytes) -> Any:
+    if code != 1:
+        raise ValueError(
+            f"msgpack_path holds an extension of type {code}, expected arrays (type 1) only."
+        )
+    shape, dtype, buffer = msgpack.unpackb(data, raw=False)
+    return np.frombuffer(buffer, dtype=np.dtype(dtype)).reshape(shape)
+
+
+def _read_params(path: Path, group: str) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"msgpack_path must be a checkpoint file, there is none at {path}.")
+    try:
+        stored = msgpack.unpackb(
+            path.read_bytes(), ext_hook=_extension, raw=False, strict_map_key=False
+        )
+    except (msgpack.UnpackException, ValueError, TypeError) as error:
+        raise ValueError(f"msgpack_path {path} is no Flax msgpack file: {error}") from error
+    if not isinstance(stored, dict) or not isinstance(stored.get(group), dict):
+        found = sorted(map(str, stored)) if isinstance(stored, dict) else type(stored).__name__
+        raise ValueError(f"msgpack_path {path} has no {group!r}; it holds {found}.")
+    return stored[group]
+
+
+def _read_config(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    values = config if isinstance(config, Mapping) else json.loads(Path(config).read_text())
+    missing = [name for name in _CONFIG_KEYS if name not in values]
+    if missing:
+        raise ValueError(f"config lacks {', '.join(missing)}; it has {', '.join(values)}.")
+    return values
+
+
+def _schedule(config: Mapping[str, Any], params: Mapping[str, Any]) -> dk.AbstractSchedule:
+    """The reference's gamma(t) is -logsnr(t)."""
+    kind = config["gamma_type"]
+    low, high = float(config["gamma_min"]), float(config["gamma_max"])
+    if kind == "fixed":
+        return dk.LinearLogSNR(-low, -high)
+
+    def scalar(value: Any) -> jax.Array:
+        return jnp.asarray(value, jnp.float32).reshape(())
+
+    gamma = params["gamma"]
+    if kind == "learnable_scalar":  # gamma = b + |w| t
+        return eqx.tree_at(
+            lambda s: (s.ends.start, s.ends.gap),
+            LearnedLinear(-low, -high),
+            (-scalar(gamma["b"]), scalar(gamma["w"])),
+        )
+    if kind == "learnable_nnet":  # gamma = b1 + |w1| t + mean(|w3| tanh((|w2| (2 t - 1) + b2) / 2))
+        schedule = LearnedMonotone(
+            -low,
+            -high,
+            hidden=gamma["l2"]["kernel"].size,
+            normalize=False,
+            key=jax.random.key(0),
+        )
+        gap = scalar(gamma["l1"]["kernel"])
+        return eqx.tree_at(
+            lambda s: (
+                s.ends.start,
+                s.ends.gap,
+                s.interior.slope,
+                s.interior.bias,
+                s.interior.height,
+            ),
+            schedule,
+            (
+                -scalar(gamma["l1"]["bias"]),
+                gap,
+                jnp.asarray(gamma["l2"]["kernel"]).reshape(-1),
+                jnp.asarray(gamma["l2"]["bias"]).reshape(-1),
+                # diffkit's network has slope 1 where the reference's has |w1|.
+                jnp.asarray(gamma["l3"]["kernel"]).reshape(-1) / jnp.abs(gap),
+            ),
+        )
+    raise ValueError(
+        f"config gamma_type must be fixed, learnable_scalar or learnable_nnet, got {kind!r}."
+    )
+
+
+def import_reference(
+    msgpack_path: str | Path,
+    config: Mapping[str, Any] | str | Path,
+    *,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    group: str = "params",
+) -> dk.DiffusionModel:
+    """A checkpoint of the reference implementation as a diffkit model.
+
+    The reference's monotone network is not normalised to its endpoints; it is imported as it is, with
+    `LearnedMonotone(normalize=False)`, so that the numbers agree.
+
+    **Arguments:**
+
+    - `msgpack_path`: the checkpoint, a Flax msgpack file.
+    - `config`: the reference's model configuration, a mapping or the path of a JSON file.
+    - `shape`: (channels, height, width) of one image, which the checkpoint does not tell. The published
+      checkpoints are for 32x32.
+    - `group`: `"params"`, or `"ema_params"` for the averaged ones.
+
+    **Returns:** the model. Its network takes the reference's conditioning number as a condition of
+    size 1; without a condition it is zero, as in the reference's own experiments.
+
+    **Raises:** `FileNotFoundError`; `ValueError` if the file is no such checkpoint, or does not fit the
+    configuration, naming the parameter.
+    """
+    values = _read_config(config)
+    if group not in ("params", "ema_params"):
+        raise ValueError(f"group must be 'params' or 'ema_params', got {group!r}.")
+    params = _read_params(Path(msgpack_path), group)
+    network = vdm_unet_from_reference(params["score_model"], shape=shape, config=values)
+    denoiser = dk.Denoiser(network, dk.Epsilon(), dk.VariancePreserving())
+    decoder = dk.DiscretizedDecoder(levels=int(values["vocab_size"]))
+    return dk.DiffusionModel(denoiser, _schedule(values, params), decoder, shape)

@@ -1,0 +1,180 @@
+r"""Learned schedules with exact endpoints (VDM section 3.2 and appendix H).
+
+Both schedules are $\lambda(t) = (1 - s)\,\lambda_{\max} + s\,\lambda_{\min}$ with $s = s(t)$
+increasing. The endpoints are parameters of their own, apart from those of the interior $s$, since the
+two follow different objectives: the VLB depends on the endpoints; in continuous time it does not
+depend on the interior, which is free to minimise the variance of the estimate.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+import diffkit as dk
+from diffkit.schedules import check_range
+from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
+
+
+class Endpoints(eqx.Module):
+    """`logsnr` at t = 0, and the distance down to t = 1 up to its sign.
+
+    The distance enters by its absolute value, so that the order of the endpoints survives any
+    gradient step.
+    """
+
+    start: Scalar
+    gap: Scalar
+
+    def values(self) -> tuple[Scalar, Scalar]:
+        """`(max, min)`."""
+        return self.start, self.start - jnp.abs(self.gap)
+
+
+def _endpoints(
+    logsnr_max: float | None, logsnr_min: float, levels: int | None, learn: bool
+) -> Endpoints | dk.Buffer:
+    maximum, minimum = check_range(logsnr_max, logsnr_min, levels)
+    ends = Endpoints(as_float(maximum), as_float(maximum - minimum))
+    return ends if learn else dk.Buffer(ends)
+
+
+def _values(ends: Endpoints | dk.Buffer) -> tuple[Scalar, Scalar]:
+    return ends.get().values() if isinstance(ends, dk.Buffer) else ends.values()
+
+
+@dk.register("schedule", "learned_linear")
+class LearnedLinear(dk.AbstractSchedule):
+    """A straight line between two endpoints that are parameters.
+
+    What the published VDM checkpoints use. The endpoints find the noise level at which the decoder
+    costs least, and the one at which nothing is left of the data.
+
+    **Arguments:**
+
+    - `logsnr_max`, `logsnr_min`: the endpoints before training; the first by default VDM's for the
+      data's levels (`diffkit.schedules.check_range`).
+    - `levels`: how many values a dimension of the data takes, `None` for continuous data.
+    - `learn_endpoints`: `False` keeps them as they are.
+
+    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
+    """
+
+    ends: Endpoints | dk.Buffer
+
+    def __init__(
+        self,
+        logsnr_max: float | None = None,
+        logsnr_min: float = -5.0,
+        *,
+        levels: int | None = None,
+        learn_endpoints: bool = True,
+    ):
+        self.ends = _endpoints(logsnr_max, logsnr_min, levels, learn_endpoints)
+
+    def __call__(self, t: ScalarLike) -> Scalar:
+        t = as_float(t)
+        maximum, minimum = _values(self.ends)
+        return (1 - t) * maximum + t * minimum
+
+    def inverse(self, logsnr: ScalarLike) -> Scalar:
+        maximum, minimum = _values(self.ends)
+        return (maximum - as_float(logsnr)) / (maximum - minimum)
+
+
+class MonotoneNetwork(eqx.Module):
+    r"""An increasing function of t.
+
+    $$h(t) = t + \tfrac1n \sum_i |w_{3i}| \tanh(\tfrac12 (|w_{2i}| (2t - 1) + b_i))$$
+
+    The three linear layers of VDM appendix H: the first, which goes straight to the output, has the
+    weight 1, since only the shape of h matters. That bounds the slope of h from below by 1, so that
+    the schedule is strictly monotone in float32 too.
+    """
+
+    slope: Float[Array, " hidden"]
+    bias: Float[Array, " hidden"]
+    height: Float[Array, " hidden"]
+
+    def __init__(self, hidden: int, *, key: PRNGKey):
+        # Centres spread over [0, 1] at all sharpnesses, each with a small height: nearly the straight
+        # line at the start, yet every part of the curve has units that can bend it.
+        centre_key, slope_key = jax.random.split(key)
+        centre = jax.random.uniform(centre_key, (hidden,), minval=-1.0, maxval=1.0)
+        self.slope = jnp.exp(jax.random.uniform(slope_key, (hidden,), maxval=jnp.log(20.0)))
+        self.bias = -centre * self.slope
+        self.height = jnp.full((hidden,), 0.1)
+
+    def __call__(self, t: Scalar) -> Scalar:
+        activation = jnp.tanh(0.5 * (jnp.abs(self.slope) * (2 * t - 1) + self.bias))
+        return t + jnp.mean(jnp.abs(self.height) * activation)
+
+
+@dk.register("schedule", "learned_monotone")
+class LearnedMonotone(dk.AbstractSchedule):
+    r"""A monotone neural network between two exact endpoints.
+
+    $s(t) = (h(t) - h(0)) / (h(1) - h(0))$ with h a `MonotoneNetwork`: s(0) = 0 and s(1) = 1 whatever
+    the weights, so that the endpoints are exact at every training step.
+
+    **Arguments:**
+
+    - `logsnr_max`, `logsnr_min`: the endpoints before training; the first by default VDM's for the
+      data's levels (`diffkit.schedules.check_range`).
+    - `levels`: how many values a dimension of the data takes, `None` for continuous data.
+    - `learn_endpoints`: `False` keeps them as they are.
+    - `hidden`: the number of hidden units.
+    - `normalize`: `False` takes s = h as it is, like the reference implementation, whose schedule then
+      drifts off its endpoints; for its checkpoints only.
+    - `key`: for the initial weights.
+
+    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, one is not finite, or `hidden < 1`.
+    """
+
+    ends: Endpoints | dk.Buffer
+    interior: MonotoneNetwork
+    normalize: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        logsnr_max: float | None = None,
+        logsnr_min: float = -5.0,
+        *,
+        levels: int | None = None,
+        learn_endpoints: bool = True,
+        hidden: int = 1024,
+        normalize: bool = True,
+        key: PRNGKey,
+    ):
+        if hidden < 1:
+            raise ValueError(f"hidden must be at least 1, got {hidden}.")
+        self.ends = _endpoints(logsnr_max, logsnr_min, levels, learn_endpoints)
+        self.interior = MonotoneNetwork(hidden, key=key)
+        self.normalize = normalize
+
+    def _position(self, t: Scalar) -> Scalar:
+        if not self.normalize:
+            return self.interior(t)
+        # One vectorised call, so that h(t) at t = 0 and t = 1 is rounded as h(0) and h(1) are.
+        start, here, end = jax.vmap(self.interior)(
+            jnp.stack([jnp.zeros_like(t), t, jnp.ones_like(t)])
+        )
+        return (here - start) / (end - start)
+
+    def __call__(self, t: ScalarLike) -> Scalar:
+        maximum, minimum = _values(self.ends)
+        s = self._position(as_float(t))
+        return (1 - s) * maximum + s * minimum
+
+    def inverse(self, logsnr: ScalarLike) -> Scalar:
+        """The time of a `logsnr`, by bisection to the last digit of float32."""
+        logsnr = as_float(logsnr)
+
+        def halve(_, bounds):
+            low, high = bounds
+            middle = 0.5 * (low + high)
+            later = self(middle) > logsnr
+            return jnp.where(later, middle, low), jnp.where(later, high, middle)
+
+        low, high = jax.lax.fori_loop(0, 30, halve, (jnp.zeros_like(logsnr), jnp.ones_like(logsnr)))
+        return 0.5 * (low + high)

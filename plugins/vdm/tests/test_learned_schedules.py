@@ -1,0 +1,119 @@
+"""The learned schedules: exact endpoints while training, monotone, and separable gradients."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import diffkit as dk
+import diffkit_vdm
+
+
+def model_with(schedule):
+    network = dk.networks.MLP((2,), width=16, depth=1, key=jax.random.key(0))
+    denoiser = dk.Denoiser(network, dk.Epsilon(), dk.VariancePreserving())
+    return dk.DiffusionModel(denoiser, schedule, dk.DiscretizedDecoder(256), (2,))
+
+
+def train(model, steps, learning_rate=1e-2):
+    """Plain training in discrete time, where the bound moves the interior of the schedule too."""
+    x = jnp.asarray(dk.data.Swirl().train.gather(np.arange(64)))
+    optimiser = optax.adam(learning_rate)
+
+    @eqx.filter_jit
+    def run(model):
+        params, rest = eqx.partition(model, dk.trainable(model))
+
+        def loss(params, key):
+            return dk.vlb(eqx.combine(params, rest), x, key=key, steps=8).total.mean()
+
+        def step(carry, key):
+            params, state = carry
+            gradient = jax.grad(loss)(params, key)
+            updates, state = optimiser.update(gradient, state)
+            params = eqx.apply_updates(params, updates)
+            schedule = eqx.combine(params, rest).schedule
+            ends = jnp.stack([*schedule.endpoints, *_ends(schedule)])
+            return (params, state), ends
+
+        keys = jax.random.split(jax.random.key(1), steps)
+        (params, _), ends = jax.lax.scan(step, (params, optimiser.init(params)), keys)
+        return eqx.combine(params, rest), ends
+
+    return run(model)
+
+
+def _ends(schedule):
+    ends = schedule.ends
+    return ends.get().values() if isinstance(ends, dk.Buffer) else ends.values()
+
+
+@pytest.mark.parametrize("learn_endpoints", [True, False])
+def test_endpoints_are_exact_at_every_step_and_the_curve_is_strictly_monotone(learn_endpoints):
+    schedule = diffkit_vdm.LearnedMonotone(learn_endpoints=learn_endpoints, key=jax.random.key(2))
+    assert schedule.interior.slope.shape == (1024,)
+    trained, ends = train(model_with(schedule), 200)
+    # The schedule at 0 and 1 against the parameters of the endpoints, after each of 200 steps.
+    np.testing.assert_allclose(ends[:, :2], ends[:, 2:], rtol=2e-7)
+    after = jax.jit(jax.vmap(trained.schedule))(jnp.linspace(0.0, 1.0, 10_000))
+    before = jax.jit(jax.vmap(schedule))(jnp.linspace(0.0, 1.0, 10_000))
+    assert np.all(np.diff(after) < 0)
+
+    # Training did move the interior: the curve between the ends is another one.
+    def position(curve):
+        return (curve - curve[0]) / (curve[-1] - curve[0])
+
+    assert np.abs(position(after) - position(before)).max() > 0.01
+    moved = np.abs(ends[-1, :2] - np.array([13.3, -5.0], np.float32)).max()
+    assert (moved > 1e-3) == learn_endpoints
+
+
+def test_gradients_of_endpoints_and_interior_are_separate():
+    schedule = diffkit_vdm.LearnedMonotone(hidden=16, key=jax.random.key(3))
+    for t, slope in ((0.0, (1.0, 0.0)), (1.0, (1.0, -1.0))):
+        gradient = jax.grad(lambda s, t=t: s(t))(schedule)
+        # At the ends the interior has no influence at all.
+        for leaf in jax.tree.leaves(gradient.interior):
+            np.testing.assert_allclose(leaf, 0.0, atol=1e-6)
+        np.testing.assert_allclose([gradient.ends.start, gradient.ends.gap], slope, atol=1e-6)
+    inside = jax.grad(lambda s: s(0.4))(schedule)
+    assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(inside.interior)) > 1e-3
+    position = float((13.3 - schedule(0.4)) / 18.3)
+    np.testing.assert_allclose([inside.ends.start, inside.ends.gap], [1.0, -position], rtol=1e-4)
+
+
+def test_network_is_the_formula_of_appendix_h():
+    # Three linear layers with positive weights, in float64: h = t + w3 . tanh((w2 u + b) / 2) / n.
+    network = diffkit_vdm.MonotoneNetwork(8, key=jax.random.key(4))
+    w2, b, w3 = (np.asarray(v, np.float64) for v in (network.slope, network.bias, network.height))
+    for t in (0.0, 0.3, 1.0):
+        sigmoid = 1 / (1 + np.exp(-(np.abs(w2) * (2 * t - 1) + b)))
+        expected = t + (np.abs(w3) * (2 * sigmoid - 1)).mean()
+        assert float(network(jnp.asarray(t))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_monotone_whatever_the_weights():
+    rng = np.random.default_rng(0)
+    for seed in range(5):
+        schedule = diffkit_vdm.LearnedMonotone(hidden=32, key=jax.random.key(seed))
+        schedule = eqx.tree_at(
+            lambda s: s.interior,
+            schedule,
+            jax.tree.map(
+                lambda a: jnp.asarray(rng.normal(size=a.shape) * 5, jnp.float32), schedule.interior
+            ),
+        )
+        curve = jax.vmap(schedule)(jnp.linspace(0.0, 1.0, 2001))
+        assert np.all(np.diff(curve) < 0)
+        np.testing.assert_allclose(
+            [curve[0], curve[-1]], [float(v) for v in schedule.ends.values()], rtol=2e-7
+        )
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="logsnr_max must be finite and greater"):
+        diffkit_vdm.LearnedLinear(-5.0, 13.3)
+    with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
+        diffkit_vdm.LearnedMonotone(hidden=0, key=jax.random.key(0))

@@ -1,0 +1,227 @@
+"""The VLB against exact answers: entropies, quadrature, and its own invariances."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffkit as dk
+from diffkit.presets import complete
+from diffkit.typing import as_float
+
+ENDS = (11.0, -5.0)
+PROCESSES = [complete(dk.get("process", n), {}) for n in dk.available("process")]
+LEVELS = np.array([3, 60, 61, 62, 128, 129, 200, 251])
+P = np.array([0.25, 0.05, 0.1, 0.15, 0.2, 0.05, 0.12, 0.08])
+VALUES = (2 * LEVELS + 1) / 256 - 1
+
+
+class Bent(dk.AbstractSchedule):
+    """A schedule unlike the others: a cube in the middle."""
+
+    def __call__(self, t):
+        u = 2 * as_float(t) - 1
+        s = 0.5 + 0.4 * u**3 + 0.1 * u
+        return (1 - s) * ENDS[0] + s * ENDS[1]
+
+    def inverse(self, logsnr):
+        raise AssertionError("not needed here")
+
+
+SCHEDULES = {"linear": dk.LinearLogSNR(*ENDS), "cosine": dk.Cosine(*ENDS), "bent": Bent()}
+
+
+def categorical_model(process, schedule):
+    decoder = dk.DiscretizedDecoder(256)
+    denoiser = dk.analytic.empirical(jnp.asarray(VALUES, jnp.float32)[:, None], P, process=process)
+    return dk.DiffusionModel(denoiser, schedule, decoder, (1,))
+
+
+def gaussian_mixture(y, rho, weights=P):
+    """For each y: the density of y = x + rho eps, and the posterior over atoms; float64."""
+    density = weights * np.exp(-0.5 * ((y[:, None] - VALUES) / rho) ** 2)
+    density /= rho * np.sqrt(2 * np.pi)
+    total = density.sum(axis=1)
+    return total, density / np.maximum(total, 1e-300)[:, None]
+
+
+def mmse(logsnr):
+    """E |x - E[x | z]|^2 by quadrature in float64."""
+    rho = np.exp(-logsnr / 2)
+    # Fine where the atoms are, whatever rho is.
+    y = np.unique(np.concatenate([v + rho * np.linspace(-9, 9, 1001) for v in VALUES]))
+    total, posterior = gaussian_mixture(y, rho)
+    mean = posterior @ VALUES
+    return np.trapezoid(total * (posterior @ VALUES**2 - mean**2), y)
+
+
+def end_terms_exact():
+    """KL(q(z_1) || p(z_1)) and E KL(q(x | z_0) || p(x | z_0)), in nats, by quadrature."""
+    rho = np.exp(-ENDS[1] / 2)
+    y = np.linspace(-10 * rho - 2, 10 * rho + 2, 40_001)
+    total, _ = gaussian_mixture(y, rho)
+    prior = np.exp(-0.5 * y**2 / (1 + rho**2)) / np.sqrt(2 * np.pi * (1 + rho**2))
+    prior_gap = np.trapezoid(total * np.log(np.maximum(total, 1e-300) / prior), y)
+
+    rho = np.exp(-ENDS[0] / 2)
+    y = np.unique(np.concatenate([v + rho * np.linspace(-9, 9, 2001) for v in VALUES]))
+    total, posterior = gaussian_mixture(y, rho)
+    every = (2 * np.arange(256) + 1) / 256 - 1
+    logits = -0.5 * ((y[:, None] - every) / rho) ** 2
+    log_decoder = logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1))[:, None]
+    log_decoder -= logits.max(1, keepdims=True)
+    log_posterior = np.log(np.maximum(posterior, 1e-300))
+    gap = (posterior * (log_posterior - log_decoder[:, LEVELS])).sum(axis=1)
+    return prior_gap, np.trapezoid(total * gap, y)
+
+
+@eqx.filter_jit
+def estimate(model, x, key, steps=None):
+    bound = dk.vlb(model, x, key=key, steps=steps)
+    return bound.prior, bound.reconstruction, bound.diffusion
+
+
+def draws(count, seed=0):
+    """Examples with exactly the probabilities P: no sampling error of the data."""
+    counts = np.round(P * count).astype(int)
+    assert np.allclose(counts / count, P)
+    return np.random.default_rng(seed).permutation(np.repeat(LEVELS, counts))[:, None]
+
+
+def total_with_error(model, steps=None, batches=20, count=100_000):
+    x = jnp.asarray(draws(count))
+    totals = [
+        float(sum(estimate(model, x, jax.random.key(100 + i), steps)).mean())
+        for i in range(batches)
+    ]
+    return np.mean(totals), np.std(totals, ddof=1) / math.sqrt(batches)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_continuous_vlb_is_the_entropy_plus_known_ends(name, process, record_property):
+    # By the I-MMSE relation the VLB of an exact denoiser is the entropy, plus what the prior and the
+    # decoder cost: whatever the schedule and the process between the same endpoints.
+    entropy = -(P * np.log(P)).sum()
+    expected = entropy + sum(end_terms_exact())
+    found, error = total_with_error(categorical_model(process, SCHEDULES[name]))
+    print(f"{name}: {found:.5f} +- {error:.5f}, exact {expected:.5f}, entropy {entropy:.5f} nats")
+    record_property("vlb", found)
+    assert error < 0.008
+    # Five standard errors, estimated from 20 batches: false alarm about 1e-4.
+    assert abs(found - expected) < 5 * error + 1e-4
+
+
+def test_discrete_vlb_falls_towards_the_continuous_one():
+    # E |eps - eps_hat|^2 = SNR E |x - x_hat|^2, so that every term is known by quadrature.
+    model = categorical_model(PROCESSES[0], SCHEDULES["linear"])
+    continuous = -(P * np.log(P)).sum() + sum(end_terms_exact())
+    x = jnp.asarray(draws(20_000))
+    prior, reconstruction, _ = estimate(model, x, jax.random.key(0))
+    ends = float(prior.mean() + reconstruction.mean())
+    exact = []
+    for steps in (5, 20, 80):
+        logsnr = np.linspace(ENDS[0], ENDS[1], steps + 1)
+        snr = np.exp(logsnr)
+        exact.append(
+            sum(0.5 * (snr[i - 1] - snr[i]) * mmse(logsnr[i]) for i in range(1, steps + 1))
+        )
+        totals = [float(estimate(model, x, jax.random.key(i), steps)[2].mean()) for i in range(20)]
+        error = np.std(totals, ddof=1) / math.sqrt(20)
+        assert np.mean(totals) == pytest.approx(exact[-1], abs=5 * error + 1e-3)
+    assert exact[0] > exact[1] > exact[2] > continuous - ends - 1e-2
+    assert exact[2] + ends == pytest.approx(continuous, rel=0.1)
+
+
+def network_model(process=PROCESSES[0], schedule=SCHEDULES["linear"], part=dk.Epsilon()):
+    network = dk.networks.MLP((3,), width=8, depth=1, key=jax.random.key(0))
+    network = jax.tree.map(lambda a: a + 0.05 if eqx.is_array(a) else a, network)
+    denoiser = dk.Denoiser(network, part, process)
+    return dk.DiffusionModel(denoiser, schedule, dk.DiscretizedDecoder(17), (3,))
+
+
+X = jnp.asarray([[0, 5, 16], [3, 3, 9]])
+
+
+def test_the_process_does_not_matter():
+    # The same network, noise and times: per example the same bound (VDM section 5.1).
+    bounds = [dk.vlb(network_model(process), X, key=jax.random.key(1)) for process in PROCESSES]
+    for bound in bounds[1:]:
+        for term in ("prior", "reconstruction", "diffusion"):
+            np.testing.assert_allclose(
+                getattr(bound, term), getattr(bounds[0], term), rtol=2e-4, atol=1e-5
+            )
+
+
+def test_bits_per_dimension_and_total():
+    bound = dk.VLB(jnp.array([1.0]), jnp.array([2.0]), jnp.array([3.0]), dimensions=4)
+    assert float(bound.total[0]) == 6.0
+    assert float(bound.bits_per_dim[0]) == pytest.approx(6.0 / (4 * math.log(2)))
+
+
+class Twice(dk.AbstractWeighting):
+    def __call__(self, logsnr):
+        return 2.0 * jnp.ones_like(as_float(logsnr))
+
+
+class Early(dk.AbstractTimeSampler):
+    """Independent times with the density 2 (1 - t)."""
+
+    def __call__(self, key, batch_size):
+        t = 1 - jnp.sqrt(jax.random.uniform(key, (batch_size,), minval=1e-6))
+        return t, 1 / jax.vmap(self.density)(t)
+
+    def density(self, t):
+        return 2 * (1 - as_float(t))
+
+
+def test_weighting_scales_and_time_sampler_does_not():
+    model, key = network_model(), jax.random.key(2)
+    plain = dk.denoising_loss(model, X, key=key, inference=True)
+    np.testing.assert_allclose(
+        dk.denoising_loss(model, X, key=key, inference=True, weighting=Twice()), 2 * plain
+    )
+    np.testing.assert_allclose(dk.vlb(model, X, key=key).diffusion.shape, (2,))
+    many = jnp.tile(X, (4000, 1))
+
+    @eqx.filter_jit
+    def mean(sampler, steps):
+        loss = dk.denoising_loss(
+            model, many, key=key, time_sampler=sampler, inference=True, steps=steps
+        )
+        return loss.mean(), loss.std() / math.sqrt(len(many))
+
+    for steps in (None, 7):
+        values = [mean(s, steps) for s in (dk.Uniform(), Early(), dk.LowDiscrepancy())]
+        for value, error in values[1:]:
+            # Five joint standard errors: false alarm below 1e-6.
+            assert abs(value - values[0][0]) < 5 * np.hypot(error, values[0][1])
+
+
+def test_dropout_only_while_training():
+    network = dk.networks.MLP((3,), width=8, depth=1, dropout=0.5, key=jax.random.key(0))
+    network = jax.tree.map(lambda a: a + 0.3 if eqx.is_array(a) else a, network)
+    model = eqx.tree_at(lambda m: m.denoiser.network, network_model(), network)
+    key = jax.random.key(3)
+    calm = dk.denoising_loss(model, X, key=key, inference=True)
+    assert not np.allclose(dk.denoising_loss(model, X, key=key), calm)
+    np.testing.assert_allclose(dk.vlb(model, X, key=key).total, dk.vlb(model, X, key=key).total)
+
+
+def test_numpy_integers_are_data_too():
+    model, key = network_model(), jax.random.key(4)
+    stored = np.asarray(X, dtype=np.uint8)
+    np.testing.assert_allclose(
+        dk.vlb(model, stored, key=key).total, dk.vlb(model, X, key=key).total, rtol=1e-6
+    )
+
+
+def test_wrong_data_are_refused_by_name():
+    model, key = network_model(), jax.random.key(0)
+    with pytest.raises(ValueError, match=r"x must be a batch of examples of shape \(3,\)"):
+        dk.vlb(model, jnp.zeros((2, 4), int), key=key)
+    with pytest.raises(ValueError, match="steps must be at least 1, or None"):
+        dk.vlb(model, X, key=key, steps=0)

@@ -1,0 +1,191 @@
+"""Laws of samplers: order of convergence, reproduced distributions, independence of the batch."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import diffkit as dk
+from diffkit.presets import complete
+from diffkit.samplers.loop import rescaled
+
+MEAN, STD = np.array([0.7, -0.3]), 0.5
+PROCESSES = [complete(dk.get("process", n), {}) for n in dk.available("process")]
+under = pytest.mark.parametrize("process", PROCESSES)
+
+
+def gaussian_model(process=PROCESSES[0], ends=(13.3, -9.0)):
+    denoiser = dk.analytic.gaussian(MEAN, STD**2 * np.eye(2), process=process)
+    return dk.DiffusionModel(denoiser, dk.LinearLogSNR(*ends), dk.GaussianDecoder(), (2,))
+
+
+def integrate(sampler, model, y, steps):
+    """A deterministic sampler from a given rescaled latent, by a plain loop."""
+    logsnr = dk.UniformLogSNR()(model.schedule, steps)
+    denoise, state = rescaled(model.denoiser, None), sampler.init(y)
+
+    def body(carry, at):
+        return sampler.step(denoise, *carry[:1], at[0], at[1], carry[1], None), None
+
+    (y, _), _ = jax.lax.scan(body, (y, state), (logsnr[:-1], logsnr[1:]))
+    return y
+
+
+@under
+def test_ddim_is_of_order_one(process):
+    # The probability-flow ODE of a Gaussian has the affine map m + (y - m) sqrt ratio of variances.
+    with jax.enable_x64(True):
+        denoiser = dk.analytic.gaussian(MEAN, STD**2 * np.eye(2), process=process)
+        model = dk.DiffusionModel(denoiser, dk.LinearLogSNR(12.0, -8.0), dk.GaussianDecoder(), (2,))
+        start = jnp.asarray([30.0, -55.0])
+        variance = [STD**2 + np.exp(-value) for value in (-8.0, 12.0)]
+        exact = MEAN + (np.asarray(start) - MEAN) * np.sqrt(variance[1] / variance[0])
+        counts = np.array([40, 80, 160, 320])
+        errors = [
+            np.abs(np.asarray(integrate(dk.samplers.DDIM(), model, start, int(n))) - exact).max()
+            for n in counts
+        ]
+    order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert order == pytest.approx(1.0, abs=0.1)
+    assert errors[-1] < 0.02
+
+
+@pytest.mark.parametrize("name", dk.available("sampler"))
+@under
+def test_reproduces_a_gaussian(name, process):
+    sampler = complete(dk.get("sampler", name), {})
+    model = gaussian_model(process)
+    x = np.asarray(dk.sample(model, sampler, 4096, key=jax.random.key(0), steps=300))
+    # Five standard errors of the Monte Carlo error (false alarm below 1e-6 each), and the bias of 300
+    # steps, which the order test below bounds.
+    np.testing.assert_allclose(x.mean(axis=0), MEAN, atol=5 * STD / np.sqrt(4096) + 0.01)
+    np.testing.assert_allclose(x.std(axis=0), STD, rtol=5 / np.sqrt(2 * 4096) + 0.05)
+    assert abs(np.corrcoef(x.T)[0, 1]) < 5 / np.sqrt(4096)
+
+
+def ancestral_variance(steps, ends=(12.0, -8.0)):
+    """The variance that ancestral sampling of N(m, s^2) ends with: the recursion, in float64."""
+    logsnr = np.linspace(ends[1], ends[0], steps + 1)
+    rho2 = np.exp(-logsnr)
+    variance = 1 + rho2[0]
+    for t, s in itertools.pairwise(rho2):
+        c = 1 - s / t
+        # y_s = (1 - c) y_t + c E[x | y_t] + sqrt(s c) noise, with E[x | y] of slope s2 / (s2 + t).
+        slope = 1 - c + c * STD**2 / (STD**2 + t)
+        variance = slope**2 * variance + s * c
+    return variance
+
+
+def test_ancestral_variance_follows_the_recursion_and_converges():
+    model = gaussian_model(ends=(12.0, -8.0))
+    x = dk.sample(model, dk.samplers.Ancestral(), 8192, key=jax.random.key(1), steps=20)
+    expected = ancestral_variance(20)
+    assert expected < 0.8 * STD**2  # the bias is there, and is the known one
+    # Five standard errors of a variance.
+    np.testing.assert_allclose(np.var(np.asarray(x), axis=0), expected, rtol=5 * np.sqrt(2 / 8192))
+    bias = [abs(ancestral_variance(n) - ancestral_variance(20_000)) for n in (200, 400, 800)]
+    assert np.all(np.array(bias[:-1]) / np.array(bias[1:]) > 1.8)  # weak order 1
+
+
+def test_ancestral_reproduces_a_discrete_distribution():
+    # Atoms on an 8-bit axis with known probabilities; the decoder returns levels.
+    levels = np.array([10, 40, 41, 90, 170, 250])
+    p = np.array([0.3, 0.1, 0.2, 0.1, 0.25, 0.05])
+    decoder = dk.DiscretizedDecoder(256)
+    denoiser = dk.analytic.empirical(decoder.encode(jnp.asarray(levels))[:, None], p)
+    # At logsnr 17 the noise of z_0 is a twentieth of half the distance between levels.
+    model = dk.DiffusionModel(denoiser, dk.LinearLogSNR(17.0, -5.0), decoder, (1,))
+    x = dk.sample(model, dk.samplers.Ancestral(), 5000, key=jax.random.key(2), steps=500)
+    found = np.asarray(x).ravel()
+    assert set(found) <= set(levels)
+    counts = np.array([(found == level).sum() for level in levels])
+    # False alarm: 1e-4.
+    assert scipy.stats.chisquare(counts, 5000 * p).pvalue > 1e-4
+
+
+def test_ddim_with_all_noise_is_ancestral():
+    model, key = gaussian_model(), jax.random.key(3)
+    one = dk.sample(model, dk.samplers.Ancestral(), 4, key=key, steps=25)
+    other = dk.sample(model, dk.samplers.DDIM(eta=1.0), 4, key=key, steps=25)
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", dk.available("sampler"))
+def test_every_process_gives_the_same_samples(name):
+    sampler = complete(dk.get("sampler", name), {})
+    samples = [
+        dk.sample(gaussian_model(p), sampler, 8, key=jax.random.key(4), steps=20) for p in PROCESSES
+    ]
+    for other in samples[1:]:
+        np.testing.assert_allclose(other, samples[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", dk.available("sampler"))
+def test_the_number_of_samples_changes_none_of_them(name):
+    sampler = complete(dk.get("sampler", name), {})
+    few, many = (
+        dk.sample(gaussian_model(), sampler, n, key=jax.random.key(5), steps=10) for n in (3, 17)
+    )
+    np.testing.assert_allclose(few, many[:3], rtol=1e-6, atol=1e-6)
+    assert len(np.unique(np.asarray(many)[:, 0])) == 17
+
+
+def test_trajectory_ends_in_the_samples_and_starts_in_the_prior():
+    model = gaussian_model(dk.VariancePreserving(), ends=(8.0, -6.0))
+    arguments = {"key": jax.random.key(6), "steps": 12, "grid": dk.UniformLogSNR()}
+    path = dk.sample_trajectory(model, dk.samplers.Ancestral(), 2000, **arguments)
+    x = dk.sample(model, dk.samplers.Ancestral(), 2000, **arguments)
+    np.testing.assert_allclose(path.samples, x, rtol=1e-6)
+    assert path.z.shape == (13, 2000, 2)
+    alpha = model.process.at(path.logsnr[-1]).alpha
+    np.testing.assert_allclose(path.z[-1] / alpha, path.samples, rtol=1e-5, atol=1e-6)
+    assert scipy.stats.kstest(np.asarray(path.z[0]).ravel(), "norm").pvalue > 1e-4
+
+
+def test_deterministic_sampler_is_handed_no_key():
+    assert not dk.samplers.DDIM().stochastic
+    assert dk.samplers.DDIM(eta=0.2).stochastic
+    model = gaussian_model()
+
+    def with_key(sampler):
+        def run(key):
+            start = jnp.ones(2)
+            return sampler.step(
+                rescaled(model.denoiser, None), start, *jnp.array([0.0, 1.0]), None, key
+            )[0]
+
+        return run
+
+    # With a key a stochastic sampler draws; the deterministic one has nothing to draw.
+    drawn = with_key(dk.samplers.DDIM(eta=0.5))
+    assert not np.allclose(drawn(jax.random.key(0)), drawn(jax.random.key(1)))
+    assert "random_bits" in str(jax.make_jaxpr(drawn)(jax.random.key(0)))
+    assert "random_bits" not in str(jax.make_jaxpr(lambda: with_key(dk.samplers.DDIM())(None))())
+
+
+def test_conditions_reach_the_network():
+    network = dk.networks.MLP((2,), width=8, depth=1, condition_size=1, key=jax.random.key(0))
+    network = jax.tree.map(lambda a: a + 0.1 if isinstance(a, jax.Array) else a, network)
+    denoiser = dk.Denoiser(network, dk.V(), dk.VariancePreserving())
+    model = dk.DiffusionModel(denoiser, dk.LinearLogSNR(), dk.GaussianDecoder(), (2,))
+    sampler, arguments = dk.samplers.DDIM(), {"key": jax.random.key(7), "steps": 4}
+    each = dk.sample(model, sampler, 2, condition=jnp.array([[0.0], [1.0]]), **arguments)
+    shared = dk.sample(model, sampler, 2, condition=jnp.array([1.0]), **arguments)
+    np.testing.assert_allclose(each[1], shared[1], rtol=1e-6)
+    assert not np.allclose(each[0], shared[0])
+    with pytest.raises(ValueError, match="condition must have one row for each of the 3 samples"):
+        dk.sample(model, sampler, 3, condition=jnp.ones((2, 1)), **arguments)
+
+
+def test_shapes_and_errors():
+    model, sampler, key = gaussian_model(), dk.samplers.DDIM(), jax.random.key(0)
+    assert dk.sample(model, sampler, (2, 3), key=key, steps=2).shape == (2, 3, 2)
+    with pytest.raises(ValueError, match="at least one sample, got 0"):
+        dk.sample(model, sampler, 0, key=key)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        dk.sample(model, sampler, 1, key=key, steps=0)
+    with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 1.5"):
+        dk.samplers.DDIM(eta=1.5)
