@@ -5,6 +5,7 @@ defaults, and the settings of the training loop. Any choice can be replaced, in 
 command line alike.
 """
 
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -70,10 +71,11 @@ def complete(part: Any, context: Mapping[str, Any]) -> Any:
     **Arguments:** `part`: a class, a function, a `functools.partial` of one with options; anything that
     is not callable as such a constructor, that is an instance of a part, is returned as it is.
     """
-    if not (inspect.isclass(part) or inspect.isfunction(part) or hasattr(part, "func")):
+    is_partial = isinstance(part, functools.partial)
+    if not (inspect.isclass(part) or inspect.isfunction(part) or is_partial):
         return part
     parameters = inspect.signature(part).parameters
-    given = getattr(part, "keywords", {})
+    given = part.keywords if is_partial else {}
     return part(**{k: v for k, v in context.items() if k in parameters and k not in given})
 
 
@@ -124,10 +126,14 @@ def resolve(kind: str, choice: Any) -> Any:
     if isinstance(choice, str):
         return get(kind, choice)
     if isinstance(choice, tuple):
-        import functools
-
         name, options = choice
-        return functools.partial(get(kind, name), **options)
+        part = get(kind, name)
+        known = inspect.signature(part).parameters
+        if unknown := [option for option in options if option not in known]:
+            raise ValueError(
+                f"{kind} {name!r} has no option {unknown[0]!r}. It has: {', '.join(known)}."
+            )
+        return functools.partial(part, **options)
     return choice
 
 
@@ -156,8 +162,9 @@ def preset(
 
     **Returns:** an untrained `DiffusionModel`.
 
-    **Raises:** `diffkit.registry.UnknownPartError`; `ValueError` if the decoder and `levels` do not go
-    together.
+    **Raises:** `diffkit.registry.UnknownPartError`; `ValueError` for an option that a part does not
+    have, or if the decoder and `levels` do not go together; `TypeError` for an instance of the wrong
+    kind.
 
     ```python
     model = dk.preset("vdm", shape=(1, 8, 8), levels=17, key=jax.random.key(0), schedule="cosine")

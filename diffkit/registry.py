@@ -11,6 +11,8 @@ is shown by `diffkit plugins`, and is mentioned by the error for an unknown name
 
 import difflib
 import importlib.metadata
+import inspect
+import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -81,7 +83,7 @@ class PluginReport:
 class _Part:
     value: Any
     origin: str  # module and qualified name, for error messages
-    plugin: str
+    plugin: str  # the package that registered it, until the plugin of that package is known
 
 
 @dataclass
@@ -98,7 +100,6 @@ class _State:
     parts: dict[str, dict[str, _Part]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     plugins: dict[str, _Plugin] = field(default_factory=dict)
     discovered: bool = False
-    importing: str | None = None  # the plugin that is being imported now
 
 
 _STATE = _State()
@@ -113,9 +114,24 @@ def _check_kind(kind: str) -> None:
         )
 
 
-def _origin(part: Any) -> str:
-    module = getattr(part, "__module__", type(part).__module__)
-    return f"{module}.{getattr(part, '__qualname__', type(part).__qualname__)}"
+def _caller() -> str:
+    """The module that called `register`, past this one and the wrappers that check types."""
+    frame = sys._getframe()
+    while (name := frame.f_globals.get("__name__", "")) == __name__ or name.split(".")[0] in (
+        "jaxtyping",
+        "beartype",
+    ):
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return name
+
+
+def _origin(part: Any, caller: str) -> str:
+    if inspect.isclass(part) or inspect.isfunction(part):
+        return f"{part.__module__}.{part.__qualname__}"
+    # An instance, such as a preset, does not know where it was made.
+    return f"{type(part).__qualname__} in {caller}"
 
 
 def register(kind: str, name: str) -> Callable[[T], T]:
@@ -142,18 +158,17 @@ def register(kind: str, name: str) -> Callable[[T], T]:
     if not name.isidentifier() or name != name.lower():
         raise ValueError(f"name must be a lower-case identifier such as 'cosine', got {name!r}.")
 
+    caller = _caller()
+
     def add(part: T) -> T:
-        here, known = _origin(part), _STATE.parts[kind].get(name)
+        here, known = _origin(part, caller), _STATE.parts[kind].get(name)
         # The same definition again (a module reloaded, a notebook cell run twice) replaces itself.
         if known is not None and known.origin != here:
             raise DuplicatePartError(
                 f"{kind} {name!r} is registered twice: by {known.origin} (plugin {known.plugin!r}) "
                 f"and by {here}. Rename one of them."
             )
-        if _STATE.importing is not None:
-            plugin = _STATE.importing
-        else:
-            plugin = "diffkit" if here.startswith("diffkit.") else here.split(".")[0]
+        plugin = known.plugin if known is not None else caller.split(".")[0]
         _STATE.parts[kind][name] = _Part(part, here, plugin)
         return part
 
@@ -165,38 +180,41 @@ def _discover() -> None:
     if _STATE.discovered:
         return
     _STATE.discovered = True
+    failures = []
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)):
         dist = entry.dist
+        distribution = dist.name if dist is not None else "unknown"
         plugin = _Plugin(
-            name=entry.name,
+            # Two distributions may give their plugins one name.
+            name=f"{entry.name} ({distribution})" if entry.name in _STATE.plugins else entry.name,
             module=entry.value,
-            distribution=dist.name if dist is not None else "unknown",
+            distribution=distribution,
             version=dist.version if dist is not None else "unknown",
         )
-        _STATE.plugins[entry.name] = plugin
-        before = {kind: dict(parts) for kind, parts in _STATE.parts.items()}
-        _STATE.importing = entry.name
+        _STATE.plugins[plugin.name] = plugin
+        package = entry.value.split(":")[0].split(".")[0]
         try:
             entry.load()
         except Exception as error:  # a stranger's module may raise anything
-            # What it registered before it failed goes too: half a plugin is none.
-            _STATE.parts.update(before)
             plugin.error = traceback.format_exc()
-            warnings.warn(
-                f"plugin {entry.name!r} (module {entry.value!r}) could not be imported and is "
-                f"skipped: {type(error).__name__}: {error}. 'diffkit plugins' shows more.",
-                PluginWarning,
-                stacklevel=3,
-            )
-        finally:
-            _STATE.importing = None
-        if plugin.error is None:
-            # A module imported by hand before discovery registered its parts under its package.
-            package = entry.value.split(":")[0].split(".")[0]
-            for parts in _STATE.parts.values():
-                for part in parts.values():
-                    if part.plugin == package:
-                        part.plugin = entry.name
+            failures.append((plugin, error))
+        # By package, since a plugin may have been imported before: by hand, or by another plugin.
+        for kind, parts in _STATE.parts.items():
+            mine = {name: part for name, part in parts.items() if part.plugin == package}
+            if plugin.error is None:
+                for part in mine.values():
+                    part.plugin = plugin.name
+            else:
+                # What it registered before it failed goes too: half a plugin is none.
+                _STATE.parts[kind] = {n: part for n, part in parts.items() if n not in mine}
+    # Only now: where warnings are errors, the other plugins are there all the same.
+    for plugin, error in failures:
+        warnings.warn(
+            f"plugin {plugin.name!r} (module {plugin.module!r}) could not be imported and is "
+            f"skipped: {type(error).__name__}: {error}. 'diffkit plugins' shows more.",
+            PluginWarning,
+            stacklevel=3,
+        )
 
 
 def get(kind: str, name: str) -> Any:

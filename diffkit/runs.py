@@ -25,11 +25,12 @@ from diffkit.model import DiffusionModel
 from diffkit.presets import MODEL_KINDS, build_model, complete
 from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
 from diffkit.training.loop import CHECKPOINTS, METRICS_FILE
+from diffkit.training.metrics import replace_text
 
 CONFIG_FILE: Final = "config.yaml"
 
 # Settings that may differ when a run goes on: they change how long and how closely it is watched.
-_MAY_CHANGE: Final = ("steps", "checkpoint_every", "evaluate_every")
+_MAY_CHANGE: Final = ("steps", "checkpoint_every", "evaluate_every", "evaluate_passes")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
                 "Name another directory, or remove this one."
             )
     path.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+    replace_text(file, yaml.safe_dump(dict(config), sort_keys=False))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

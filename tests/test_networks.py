@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from diffkit.networks.base import normalise_logsnr
+from diffkit.networks.convolution import conv2d
 from diffkit.networks.embeddings import fourier_features, sinusoidal_embedding
 from diffkit.networks.layers import (
     Dense,
     ResidualBlock,
     SelfAttention,
-    conv2d,
     dropout,
     group_norm,
     normalisation_groups,

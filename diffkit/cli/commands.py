@@ -87,8 +87,6 @@ def _require_run(config: Mapping[str, Any], command: str) -> Run:
 
 def evaluate_command(config: Mapping[str, Any]) -> None:
     """The likelihood of a run's model on its data: `diffkit evaluate RUN`."""
-    if config["split"] not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {config['split']!r}.")
     run = _require_run(config, "evaluate")
     data = run.data()
     result = evaluate(
@@ -121,13 +119,15 @@ def sample_command(config: Mapping[str, Any]) -> None:
     )
     name = type(chosen["sampler"]).__name__.lower()
     out = Path(config["out"] or run.path / f"samples_{name}_{config['steps']}.png")
-    _save_samples(drawn, out, run.model.decoder.levels)
-    print(out, flush=True)
+    print(_save_samples(drawn, out, run.model.decoder.levels), flush=True)
 
 
-def _save_samples(drawn: jax.Array, path: Path, levels: int | None) -> None:
-    """The samples as stored, and a picture where their shape allows one."""
+def _save_samples(drawn: jax.Array, path: Path, levels: int | None) -> Path:
+    """Write the samples as stored, and a picture where their shape allows one; return the best."""
     path.parent.mkdir(parents=True, exist_ok=True)
     width = np.float32 if levels is None else np.min_scalar_type(levels - 1)
     np.save(path.with_suffix(".npy"), np.asarray(jnp.asarray(drawn), dtype=width))
-    save_samples(drawn, path, levels=levels)
+    if drawn.ndim == 2 or (drawn.ndim == 4 and drawn.shape[1] in (1, 3)):
+        save_samples(drawn, path, levels=levels)
+        return path
+    return path.with_suffix(".npy")

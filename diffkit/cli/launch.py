@@ -5,17 +5,19 @@ hydra-zen from the signature of its constructor; a preset becomes a config that 
 groups' choices.
 """
 
+import hashlib
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra_zen import builds
 from omegaconf import DictConfig, OmegaConf
 
@@ -81,7 +83,7 @@ def _fill_store(command: str) -> None:
         defaults += [{"preset": "vdm" if "vdm" in presets else "???"}]
     elif command == "sample":
         # By default those of the run.
-        defaults += [{"optional sampler": None}, {"optional grid": None}]
+        defaults += [{"sampler": None}, {"grid": None}]
     main["defaults"] = defaults + _QUIET
     main["hydra"] = {
         "run": {"dir": "."},
@@ -108,8 +110,10 @@ def _arguments(command: str, given: Sequence[str]) -> list[str]:
 def _run_name() -> str:
     """A directory name made of the overrides, so that the same command finds its run again."""
     overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("train.steps=")]
-    name = "_".join(sorted(overrides)) or "default"
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(sorted(overrides)) or "default")
+    if len(name) > 200:  # file systems take about 255
+        name = f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name
 
 
 def launch(command: str, given: Sequence[str]) -> None:
@@ -120,15 +124,23 @@ def launch(command: str, given: Sequence[str]) -> None:
     **Raises:** `SystemExit` with status 1 if the command fails. Errors in what was asked for are
     printed without a stack trace, unless the environment has `HYDRA_FULL_ERROR=1`.
     """
-    task, _ = _COMMANDS[command]
+    task, settings = _COMMANDS[command]
 
     def run(config: DictConfig) -> None:
         plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         if command == "train" and plain["run"] is None:
             plain["run"] = os.path.join("runs", _run_name())
         try:
+            plain |= _checked(settings, plain)
             task(plain)
-        except (ValueError, LookupError, OSError, ImportError, FloatingPointError) as error:
+        except (
+            ValueError,
+            LookupError,
+            OSError,
+            ImportError,
+            FloatingPointError,
+            HydraException,
+        ) as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 traceback.print_exc()
             print(f"diffkit {command}: {_reason(error)}", file=sys.stderr)
@@ -138,6 +150,13 @@ def launch(command: str, given: Sequence[str]) -> None:
     # Hydra reads its arguments from here; its own messages name the program by the first entry.
     sys.argv = [f"diffkit {command}", *_arguments(command, given)]
     hydra.main(config_path=None, config_name=f"diffkit_{command}", version_base="1.3")(run)()
+
+
+def _checked(settings: type, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The command's own settings, with values of the right types, before anything is done."""
+    names = [field.name for field in fields(settings)]
+    typed = OmegaConf.merge(OmegaConf.structured(settings), {name: config[name] for name in names})
+    return asdict(cast(Any, OmegaConf.to_object(typed)))
 
 
 def _reason(error: BaseException) -> str:

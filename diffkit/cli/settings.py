@@ -3,6 +3,13 @@
 from dataclasses import dataclass
 
 
+def _at_least(settings: object, **least: int) -> None:
+    for name, value in least.items():
+        given = getattr(settings, name)
+        if given is not None and given < value:
+            raise ValueError(f"{name} must be at least {value}, got {given}.")
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """`diffkit train`.
@@ -17,6 +24,9 @@ class TrainSettings:
     passes: int = 16
     samples: int = 64
     sample_steps: int = 250
+
+    def __post_init__(self):
+        _at_least(self, passes=1, samples=0, sample_steps=1)
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,11 @@ class EvaluateSettings:
     seed: int = 0
     split: str = "test"
 
+    def __post_init__(self):
+        _at_least(self, steps=1, passes=1, batch_size=1, seed=0)
+        if self.split not in ("train", "test"):
+            raise ValueError(f"split must be 'train' or 'test', got {self.split!r}.")
+
 
 @dataclass(frozen=True)
 class SampleSettings:
@@ -50,3 +65,6 @@ class SampleSettings:
     steps: int = 250
     seed: int = 0
     out: str | None = None
+
+    def __post_init__(self):
+        _at_least(self, count=1, steps=1, seed=0)

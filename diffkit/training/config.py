@@ -23,7 +23,8 @@ class TrainConfig:
     - `steps_per_dispatch`: steps in one call of the compiled function, after each of which metrics are
       recorded.
     - `checkpoint_every`: steps between checkpoints; 0 writes the last one only.
-    - `evaluate_every`: steps between evaluations on test data (one pass); 0 leaves them out.
+    - `evaluate_every`: steps between evaluations on test data; 0 leaves them out.
+    - `evaluate_passes`: draws per test example in each of those.
 
     **Raises:** `ValueError` for a value out of its range.
     """
@@ -43,6 +44,7 @@ class TrainConfig:
     steps_per_dispatch: int = 10
     checkpoint_every: int = 500
     evaluate_every: int = 0
+    evaluate_passes: int = 1
 
     def __post_init__(self):
         at_least = {
@@ -55,6 +57,7 @@ class TrainConfig:
             "steps_per_dispatch": 1,
             "checkpoint_every": 0,
             "evaluate_every": 0,
+            "evaluate_passes": 1,
         }
         for name, least in at_least.items():
             value = getattr(self, name)

@@ -94,8 +94,8 @@ def fit(
     **Returns:** a `Fit`.
 
     **Raises:** `ValueError` if the data do not fit the model; `CheckpointError` if the directory holds
-    checkpoints of another model; `FloatingPointError` if the loss is no longer finite, in which case
-    nothing is written after the last good checkpoint.
+    checkpoints of another model; `FloatingPointError` if the loss or its gradient is no longer
+    finite, in which case the last good checkpoint stays the newest.
     """
     check_data(model, data)
     state = init_state(model, config)
@@ -130,11 +130,13 @@ def fit(
 
     def report(step: int, rows: jax.Array, count: int) -> None:
         values = np.asarray(rows)[:count].mean(axis=0)
-        if not np.isfinite(values[0]):
-            raise FloatingPointError(
-                f"the loss is not finite ({values[0]}) near step {step}. A lower "
-                "train.learning_rate or a smaller train.clip may help."
-            )
+        # The gradient too: it can be the first to go, and the parameters go with it.
+        for what, value in (("loss", values[0]), ("gradient", values[-1])):
+            if not np.isfinite(value):
+                raise FloatingPointError(
+                    f"the {what} is not finite ({value}) near step {step}. A lower "
+                    "train.learning_rate or a smaller train.clip may help."
+                )
         record = {"step": step, "seconds": round(seconds(), 3)}
         record |= dict(zip(METRICS, map(float, values), strict=True))
         for sink in sinks:
@@ -164,7 +166,9 @@ def fit(
                 report(*pending)
                 pending = None
             if test:
-                result = evaluate(state.averaged_model, data.test, key=key, passes=1)
+                result = evaluate(
+                    state.averaged_model, data.test, key=key, passes=config.evaluate_passes
+                )
                 record = {"step": step, "seconds": round(seconds(), 3)}
                 record |= {"test_bits_per_dim": result.total[0]}
                 for sink in sinks:

@@ -35,6 +35,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return records
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one go: a process that is killed meanwhile leaves the old one or the new one."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
+
+
 class JsonLines:
     """One JSON object a line.
 
@@ -44,7 +51,7 @@ class JsonLines:
 
     def __init__(self, path: Path, *, step: int):
         kept = [record for record in read_metrics(path) if record["step"] <= step]
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.records = kept
         self._file = path.open("a")
 

@@ -70,9 +70,9 @@ def _optimiser(config: TrainConfig) -> optax.GradientTransformation:
         weight_decay=config.weight_decay,
         mask=decayed,
     )
-    if config.clip == 0:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+    # The state has one structure, whether gradients are clipped or not.
+    clip = optax.clip_by_global_norm(config.clip) if config.clip > 0 else optax.identity()
+    return optax.chain(clip, adamw)
 
 
 def init_state(model: DiffusionModel, config: TrainConfig) -> TrainState:
@@ -148,7 +148,7 @@ def train_step(
     # The average forgets the initial parameters faster at first, by the usual warm-up.
     decay = jnp.minimum(config.ema, step / (step + 10))
     average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.average, params)
-    metrics = jnp.concatenate([value[None], terms, optax.global_norm(gradient)[None]])
+    metrics = jnp.concatenate([value[None], terms, optax.tree.norm(gradient)[None]])
     return TrainState(eqx.combine(params, rest), average, optimiser, step), metrics
 
 
