@@ -8,7 +8,7 @@ from diffkit.decoders import AbstractDecoder
 from diffkit.denoiser import AbstractDenoiser
 from diffkit.processes import AbstractProcess, NoiseLevel
 from diffkit.schedules import AbstractSchedule
-from diffkit.typing import DataBatch, ScalarLike
+from diffkit.typing import DataBatch, ScalarLike, as_float
 
 
 class DiffusionModel(eqx.Module):
@@ -42,7 +42,7 @@ class DiffusionModel(eqx.Module):
 
     def level(self, t: ScalarLike) -> NoiseLevel:
         """The noise level at time `t`."""
-        return self.process.at(self.schedule(t))
+        return self.process.at(self.schedule(as_float(t)))
 
     def encode(self, x: DataBatch) -> Float[Array, "batch *shape"]:
         """A batch of data as stored to the values that are diffused.

@@ -29,8 +29,16 @@ from diffkit.training.metrics import replace_text
 
 CONFIG_FILE: Final = "config.yaml"
 
-# Settings that may differ when a run goes on: they change how long and how closely it is watched.
-_MAY_CHANGE: Final = ("steps", "checkpoint_every", "evaluate_every", "evaluate_passes")
+MAY_CHANGE: Final = (
+    "train.steps",
+    "train.checkpoint_every",
+    "train.evaluate_every",
+    "train.evaluate_passes",
+    "passes",
+    "samples",
+    "sample_steps",
+)
+"""Settings that may differ when a run goes on: how long it trains, and what is looked at."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """Write a configuration into a run directory, or check that the one there is the same.
 
     **Raises:** `ValueError` if the directory belongs to a run with other choices, naming them. The
-    number of steps, and how often to write checkpoints and to evaluate, may change.
+    settings in `MAY_CHANGE` may differ.
     """
     import yaml
 
@@ -98,11 +106,10 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     if file.exists():
         known = _flat(yaml.safe_load(file.read_text()))
         new = _flat(config)
-        ignored = {f"train.{name}" for name in _MAY_CHANGE}
         differ = [
             f"{name} ({known.get(name)!r} there, {new.get(name)!r} now)"
             for name in sorted(known.keys() | new.keys())
-            if name not in ignored and known.get(name) != new.get(name)
+            if name not in MAY_CHANGE and known.get(name) != new.get(name)
         ]
         if differ:
             raise ValueError(

@@ -33,7 +33,8 @@ class AbstractSchedule(eqx.Module):
     @property
     def endpoints(self) -> tuple[Scalar, Scalar]:
         """`(max, min)`: `logsnr` at t = 0 and at t = 1."""
-        return self(0.0), self(1.0)
+        # Arrays, so that a schedule of plain arithmetic returns arrays too.
+        return self(jnp.asarray(0.0)), self(jnp.asarray(1.0))
 
 
 def check_range(

@@ -145,7 +145,7 @@ class TestNames:
             UnknownPartError, match=r"no schedule 'cosin'\. Did you mean 'cosine'\?"
         ):
             dk.get("schedule", "cosin")
-        with pytest.raises(UnknownPartError, match="Available: .*cosine, .*linear_logsnr"):
+        with pytest.raises(UnknownPartError, match=r"Available: .*cosine, .*linear_logsnr"):
             dk.get("schedule", "zzz")
 
     @pytest.mark.parametrize(

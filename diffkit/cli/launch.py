@@ -19,12 +19,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra_zen import builds
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from diffkit import registry
 from diffkit.cli.commands import evaluate_command, sample_command, train_command
 from diffkit.cli.settings import EvaluateSettings, SampleSettings, TrainSettings
 from diffkit.presets import CONTEXT, MODEL_KINDS, TRAINING_KINDS, Preset
+from diffkit.runs import MAY_CHANGE
 from diffkit.training import TrainConfig
 
 _COMMANDS: Mapping[str, tuple[Callable[..., None], type]] = {
@@ -32,6 +33,7 @@ _COMMANDS: Mapping[str, tuple[Callable[..., None], type]] = {
     "evaluate": (evaluate_command, EvaluateSettings),
     "sample": (sample_command, SampleSettings),
 }
+_DEFAULT_PRESET = "vdm"
 _QUIET = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
 
 
@@ -45,12 +47,15 @@ def _part_config(part: Any, options: Mapping[str, Any], *, partial: bool) -> Any
     )
 
 
-def _config_name(name: str, preset: str) -> str:
-    """The config of a part with the options of a preset."""
-    return f"{name}__{preset}"
+def _named_presets(given: Sequence[str]) -> list[str]:
+    """The presets that the command line asks for: more than one only with --multirun."""
+    named = [
+        argument.removeprefix("preset=") for argument in given if argument.startswith("preset=")
+    ]
+    return named[-1].split(",") if named else [_DEFAULT_PRESET]
 
 
-def _fill_store(command: str) -> None:
+def _fill_store(command: str, given: Sequence[str]) -> None:
     store = ConfigStore.instance()
     kinds = (*MODEL_KINDS, *TRAINING_KINDS)
     for kind in kinds:
@@ -58,14 +63,18 @@ def _fill_store(command: str) -> None:
             store.store(name, _part_config(registry.get(kind, name), {}, partial=True), group=kind)
     for name in registry.available("data"):
         store.store(name, _part_config(registry.get("data", name), {}, partial=False), group="data")
+    named = _named_presets(given)
     for preset_name in registry.available("preset"):
         preset: Preset = registry.get("preset", preset_name)
         defaults: list[Any] = ["_self_"]
         for kind in kinds:
             name, options = preset.choice(kind)
-            if options:
+            if options and preset_name in named:
                 config = _part_config(registry.get(kind, name), options, partial=True)
-                name = _config_name(name, preset_name)
+                # A preset's options are the part's defaults under that preset, so that naming the
+                # part that it chooses anyway changes nothing. Several presets need several names.
+                if len(named) > 1:
+                    name = f"{name}__{preset_name}"
                 store.store(name, config, group=kind)
             defaults.append({f"override /{kind}": name})
         node = {"defaults": defaults, "train": dict(preset.train)}
@@ -80,7 +89,7 @@ def _fill_store(command: str) -> None:
         chosen = {kind: Preset().choice(kind)[0] for kind in kinds}
         defaults = [{kind: name} for kind, name in chosen.items()]
         defaults += [{"data": "digits"}, "_self_"]
-        defaults += [{"preset": "vdm" if "vdm" in presets else "???"}]
+        defaults += [{"preset": _DEFAULT_PRESET if _DEFAULT_PRESET in presets else "???"}]
     elif command == "sample":
         # By default those of the run.
         defaults += [{"sampler": None}, {"grid": None}]
@@ -94,22 +103,28 @@ def _fill_store(command: str) -> None:
 
 
 def _arguments(command: str, given: Sequence[str]) -> list[str]:
-    """Hydra's arguments: the positional RUN becomes an override."""
-    if command == "train":
-        return list(given)
-    arguments = []
-    for argument in given:
-        if "=" in argument or argument.startswith("-"):
-            arguments.append(argument)
-        else:
-            escaped = argument.replace("\\", "\\\\").replace("'", "\\'")
-            arguments.append(f"run='{escaped}'")
+    """Hydra's arguments: the positional RUN, which comes first, becomes an override."""
+
+    def quoted(value: str) -> str:
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+
+    # A leading ~ means something else in Hydra's grammar.
+    arguments = [
+        f"{name}={quoted(value)}" if value.startswith("~") else argument
+        for argument in given
+        for name, _, value in [argument.partition("=")]
+    ]
+    if command != "train" and given and "=" not in given[0] and not given[0].startswith("-"):
+        # At the end, since Hydra wants its flags before the overrides.
+        return [*arguments[1:], f"run={quoted(given[0])}"]
     return arguments
 
 
 def _run_name() -> str:
     """A directory name made of the overrides, so that the same command finds its run again."""
-    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("train.steps=")]
+    ignored = tuple(f"{name}=" for name in MAY_CHANGE)
+    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith(ignored)]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(sorted(overrides)) or "default")
     if len(name) > 200:  # file systems take about 255
         name = f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
@@ -126,7 +141,7 @@ def launch(command: str, given: Sequence[str]) -> None:
     """
     task, settings = _COMMANDS[command]
 
-    def run(config: DictConfig) -> None:
+    def run(config: Any) -> None:
         plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         if command == "train" and plain["run"] is None:
             plain["run"] = os.path.join("runs", _run_name())
@@ -146,7 +161,7 @@ def launch(command: str, given: Sequence[str]) -> None:
             print(f"diffkit {command}: {_reason(error)}", file=sys.stderr)
             raise SystemExit(1) from error
 
-    _fill_store(command)
+    _fill_store(command, given)
     # Hydra reads its arguments from here; its own messages name the program by the first entry.
     sys.argv = [f"diffkit {command}", *_arguments(command, given)]
     hydra.main(config_path=None, config_name=f"diffkit_{command}", version_base="1.3")(run)()
