@@ -1,0 +1,5 @@
+"""`python -m diffkit.cli`: the console script without installing it."""
+
+from diffkit.cli import main
+
+main()

@@ -1,0 +1,108 @@
+"""The public names, the shape of the class hierarchy, and what importing costs."""
+
+import subprocess
+import sys
+import types
+
+import equinox as eqx
+
+import diffkit as dk
+import diffkit_vdm
+
+PUBLIC = [
+    "AbstractDecoder",
+    "AbstractDenoiser",
+    "AbstractGrid",
+    "AbstractNetwork",
+    "AbstractParameterization",
+    "AbstractProcess",
+    "AbstractSampler",
+    "AbstractSchedule",
+    "AbstractTimeSampler",
+    "AbstractWeighting",
+    "Buffer",
+    "Cosine",
+    "Denoiser",
+    "DiffusionModel",
+    "DiscretizedDecoder",
+    "ELBO",
+    "Epsilon",
+    "Fit",
+    "GaussianDecoder",
+    "LinearLogSNR",
+    "LowDiscrepancy",
+    "NoiseLevel",
+    "Prediction",
+    "Preset",
+    "Run",
+    "TrainConfig",
+    "Uniform",
+    "UniformLogSNR",
+    "UniformT",
+    "V",
+    "VLB",
+    "VarianceExploding",
+    "VariancePreserving",
+    "X",
+    "available",
+    "check_types",
+    "denoising_loss",
+    "evaluate",
+    "fit",
+    "get",
+    "load_run",
+    "plugins",
+    "preset",
+    "register",
+    "sample",
+    "sample_trajectory",
+    "trainable",
+    "vlb",
+]
+
+
+def test_public_names():
+    # A change of the public names must be a change of this list.
+    found = [
+        name
+        for name in dir(dk)
+        if not name.startswith("_") and not isinstance(getattr(dk, name), types.ModuleType)
+    ]
+    assert found == PUBLIC
+
+
+def our_classes(base=eqx.Module):
+    for cls in base.__subclasses__():
+        if cls.__module__.split(".")[0] in ("diffkit", "diffkit_vdm"):
+            yield cls
+        yield from our_classes(cls)
+
+
+def test_classes_are_abstract_or_final():
+    assert diffkit_vdm.LearnedMonotone in set(our_classes())
+    for cls in set(our_classes()):
+        missing = [
+            *getattr(cls, "__abstractmethods__", ()),
+            *getattr(cls, "__abstractvars__", ()),
+        ]
+        assert cls.__name__.lstrip("_").startswith("Abstract") == bool(missing), cls
+        for base in cls.__mro__[1:]:
+            if base.__module__.split(".")[0] not in ("diffkit", "diffkit_vdm"):
+                continue
+            assert base.__name__.lstrip("_").startswith("Abstract"), (
+                f"{cls} extends the final {base}"
+            )
+            abstract = {*base.__abstractmethods__, *base.__abstractvars__}
+            for name, value in vars(base).items():
+                if callable(value) and not name.startswith("__") and name not in abstract:
+                    assert name not in vars(cls), f"{cls} overrides {base.__name__}.{name}"
+
+
+def test_importing_diffkit_loads_nothing_heavy():
+    code = "import sys, diffkit; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    heavy = {"hydra", "hydra_zen", "grain", "orbax", "diffrax", "matplotlib", "sklearn", "PIL"}
+    heavy |= {"optax", "rich", "tensorboardX", "diffkit_vdm"}
+    assert not heavy & {name.split(".")[0] for name in loaded}
