@@ -146,6 +146,17 @@ def test_mistakes_are_named_without_a_stack_trace(workplace, capfd, arguments, m
     assert not (workplace / "runs").exists() or not list(workplace.glob("runs/*/checkpoints"))
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [["steps=3", "--cfg=job"], ["--cfg=job", "steps=3"], ["--cfg", "job", "steps=3"]],
+)
+def test_run_may_stand_beside_flags_in_any_order(capfd, rest):
+    main(["evaluate", "runs/a b", *rest])
+    out = capfd.readouterr().out
+    assert "run: runs/a b" in out
+    assert "steps: 3" in out
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
 def test_help_lists_the_choices_of_every_kind(capfd, arguments):
     main(arguments)

@@ -116,8 +116,11 @@ def _arguments(command: str, given: Sequence[str]) -> list[str]:
         for name, _, value in [argument.partition("=")]
     ]
     if command != "train" and given and "=" not in given[0] and not given[0].startswith("-"):
-        # At the end, since Hydra wants its flags before the overrides.
-        return [*arguments[1:], f"run={quoted(given[0])}"]
+        # Beside the other overrides: argparse wants all of them in one place among Hydra's flags.
+        rest = arguments[1:]
+        overrides = [i for i, word in enumerate(rest) if "=" in word and not word.startswith("-")]
+        place = overrides[0] if overrides else len(rest)
+        return [*rest[:place], f"run={quoted(given[0])}", *rest[place:]]
     return arguments
 
 
@@ -150,6 +153,7 @@ def launch(command: str, given: Sequence[str]) -> None:
             task(plain)
         except (
             ValueError,
+            TypeError,
             LookupError,
             OSError,
             ImportError,

@@ -5,7 +5,7 @@ maps of arrays, each array an extension of type 1 that holds (shape, dtype, byte
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,7 +41,7 @@ def _extension(code: int, data: bytes) -> Any:
     return np.frombuffer(buffer, dtype=np.dtype(dtype)).reshape(shape)
 
 
-def _read_params(path: Path, group: str) -> Mapping[str, Any]:
+def _read_params(path: Path, group: str, needed: Sequence[str]) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"msgpack_path must be a checkpoint file, there is none at {path}.")
     try:
@@ -53,7 +53,14 @@ def _read_params(path: Path, group: str) -> Mapping[str, Any]:
     if not isinstance(stored, dict) or not isinstance(stored.get(group), dict):
         found = sorted(map(str, stored)) if isinstance(stored, dict) else type(stored).__name__
         raise ValueError(f"msgpack_path {path} has no {group!r}; it holds {found}.")
-    return stored[group]
+    params = stored[group]
+    missing = [name for name in needed if name not in params]
+    if missing:
+        raise ValueError(
+            f"msgpack_path {path} has no {' and no '.join(missing)} in its {group}; it has "
+            f"{', '.join(params)}."
+        )
+    return params
 
 
 def _read_config(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
@@ -142,7 +149,8 @@ def import_reference(
     values = _read_config(config)
     if group not in ("params", "ema_params"):
         raise ValueError(f"group must be 'params' or 'ema_params', got {group!r}.")
-    params = _read_params(Path(msgpack_path), group)
+    needed = ("score_model",) if values["gamma_type"] == "fixed" else ("score_model", "gamma")
+    params = _read_params(Path(msgpack_path), group, needed)
     network = vdm_unet_from_reference(params["score_model"], shape=shape, config=values)
     denoiser = dk.Denoiser(network, dk.Epsilon(), dk.VariancePreserving())
     decoder = dk.DiscretizedDecoder(levels=int(values["vocab_size"]))

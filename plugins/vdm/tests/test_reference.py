@@ -130,6 +130,9 @@ def test_errors_name_what_is_wrong(tmp_path):
     file.write_bytes(b"\x81\xa4step\x01")
     with pytest.raises(ValueError, match=r"has no 'params'; it holds \['step'\]"):
         diffkit_vdm.import_reference(file, config)
+    file.write_bytes(b"\x81\xa6params\x81\xa1w\x01")
+    with pytest.raises(ValueError, match="has no score_model in its params; it has w"):
+        diffkit_vdm.import_reference(file, config)
     with pytest.raises(ValueError, match="config lacks gamma_type"):
         diffkit_vdm.import_reference(file, {k: v for k, v in config.items() if k != "gamma_type"})
     with pytest.raises(ValueError, match="group must be"):
