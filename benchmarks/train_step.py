@@ -54,7 +54,7 @@ class Setup:
             "vdm_cifar10", shape=SHAPE, key=jax.random.key(0), network=("vdm_unet", options)
         )
         self.width, self.blocks = width, 2 * depth + 3
-        self.objective = Objective(dk.ELBO(), dk.LowDiscrepancy(), None)
+        self.objective = Objective(dk.ELBO(), None)
         self.state = init_state(model, CONFIG)
         self.key = jax.random.key(2)
         bits = jax.random.bits(jax.random.key(1), (batch, *SHAPE), jnp.uint32)

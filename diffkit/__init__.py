@@ -13,8 +13,10 @@ check_types("diffkit")
 
 from diffkit import analytic as analytic
 from diffkit import data as data
+from diffkit import equivalence as equivalence
 from diffkit import networks as networks
 from diffkit import samplers as samplers
+from diffkit import weightings as weightings
 from diffkit.buffers import Buffer as Buffer
 from diffkit.buffers import trainable as trainable
 from diffkit.decoders import AbstractDecoder as AbstractDecoder
@@ -26,16 +28,23 @@ from diffkit.denoiser import Prediction as Prediction
 from diffkit.grids import AbstractGrid as AbstractGrid
 from diffkit.grids import UniformLogSNR as UniformLogSNR
 from diffkit.grids import UniformT as UniformT
+from diffkit.guidance import Guided as Guided
+from diffkit.guidance import guide as guide
 from diffkit.model import DiffusionModel as DiffusionModel
 from diffkit.networks import AbstractNetwork as AbstractNetwork
 from diffkit.objectives import VLB as VLB
 from diffkit.objectives import denoising_loss as denoising_loss
 from diffkit.objectives import vlb as vlb
 from diffkit.parameterizations import AbstractParameterization as AbstractParameterization
+from diffkit.parameterizations import (
+    AbstractRangeParameterization as AbstractRangeParameterization,
+)
 from diffkit.parameterizations import Epsilon as Epsilon
 from diffkit.parameterizations import V as V
 from diffkit.parameterizations import X as X
+from diffkit.presets import Loss as Loss
 from diffkit.presets import Preset as Preset
+from diffkit.presets import part as part
 from diffkit.presets import preset as preset
 from diffkit.processes import AbstractProcess as AbstractProcess
 from diffkit.processes import NoiseLevel as NoiseLevel
@@ -51,11 +60,17 @@ from diffkit.samplers import sample_trajectory as sample_trajectory
 from diffkit.schedules import AbstractSchedule as AbstractSchedule
 from diffkit.schedules import Cosine as Cosine
 from diffkit.schedules import LinearLogSNR as LinearLogSNR
+from diffkit.time_samplers import AbstractAdaptiveTimeSampler as AbstractAdaptiveTimeSampler
 from diffkit.time_samplers import AbstractTimeSampler as AbstractTimeSampler
+from diffkit.time_samplers import Adaptive as Adaptive
 from diffkit.time_samplers import LowDiscrepancy as LowDiscrepancy
+from diffkit.time_samplers import Stratified as Stratified
 from diffkit.time_samplers import Uniform as Uniform
 from diffkit.weightings import ELBO as ELBO
 from diffkit.weightings import AbstractWeighting as AbstractWeighting
+from diffkit.weightings import Implied as Implied
+from diffkit.weightings import Monotone as Monotone
+from diffkit.weightings import Sigmoid as Sigmoid
 
 if TYPE_CHECKING:
     from diffkit.runs import Run as Run

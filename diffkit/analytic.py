@@ -5,6 +5,11 @@ called like a trained one, and it is the independent answer that the rest of the
 against: its VLB is the entropy plus known terms, and its probability-flow ODE has a known map.
 
 All are written in the rescaled latent $y = x + \rho\,\epsilon$ and so run under every process.
+
+**Conditions.** The denoiser of a mixture of k components takes a condition of k numbers from 0 on, by
+which the components' weights are multiplied. A one-hot vector (`diffkit.data.one_hot`) is one component,
+ones at several places are a class of several, and zeros or `None` are all of them: the exact
+class-conditional denoisers, to test guidance against.
 """
 
 from collections.abc import Sequence
@@ -38,7 +43,7 @@ class _MixtureDenoiser(AbstractDenoiser):
         *,
         key: PRNGKey | None = None,
     ) -> Prediction:
-        del condition, key
+        del key
         level = self.process.at(as_float(logsnr))
         y = z / level.alpha
         rho2 = jnp.square(level.rho)
@@ -47,7 +52,9 @@ class _MixtureDenoiser(AbstractDenoiser):
         if self.bases is not None:
             delta = jnp.einsum("kij,ki->kj", self.bases, delta)
         total = self.variances + rho2
-        log_p = self.log_weights - 0.5 * jnp.sum(delta**2 / total + jnp.log(total), axis=-1)
+        log_p = self._log_shares(condition) - 0.5 * jnp.sum(
+            delta**2 / total + jnp.log(total), axis=-1
+        )
         # y - E[x | y, k] = rho^2 (C_k + rho^2)^-1 (y - m_k): computed as such, since the difference of
         # y and E[x] would lose the digits of eps at high SNR.
         residual = rho2 / total * delta
@@ -57,15 +64,34 @@ class _MixtureDenoiser(AbstractDenoiser):
         eps = (responsibility @ residual / level.rho).reshape(y.shape)
         return Prediction(y - level.rho * eps, eps, level)
 
-    def log_density(self, z: Example, logsnr: ScalarLike) -> Scalar:
-        """The log density of the latent z at a noise level, in nats."""
+    def log_density(
+        self,
+        z: Example,
+        logsnr: ScalarLike,
+        condition: Float[Array, " condition"] | None = None,
+    ) -> Scalar:
+        """The log density of the latent z at a noise level, given the condition, in nats."""
         level = self.process.at(as_float(logsnr))
         delta = (z / level.alpha - self.means).reshape(self.variances.shape[0], -1)
         if self.bases is not None:
             delta = jnp.einsum("kij,ki->kj", self.bases, delta)
         total = self.variances + jnp.square(level.rho)
         log_p = -0.5 * jnp.sum(delta**2 / total + jnp.log(2 * jnp.pi * total), axis=-1)
-        return jax.nn.logsumexp(self.log_weights + log_p) - z.size * jnp.log(level.alpha)
+        shares = self._log_shares(condition)
+        return jax.nn.logsumexp(shares + log_p) - z.size * jnp.log(level.alpha)
+
+    def _log_shares(self, condition: Float[Array, " condition"] | None) -> Float[Array, " k"]:
+        """The log weights of the components given the condition, normalised."""
+        if condition is None:
+            return self.log_weights
+        if condition.shape != self.log_weights.shape:
+            raise ValueError(
+                "condition must have a weight for each of the "
+                f"{self.log_weights.size} components, got the shape {condition.shape}."
+            )
+        # Zeros are no condition, as everywhere.
+        factors = jnp.where(jnp.any(condition > 0), condition, 1.0)
+        return jax.nn.log_softmax(self.log_weights + jnp.log(factors))
 
 
 def gaussian(

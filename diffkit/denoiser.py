@@ -12,20 +12,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffkit.networks import AbstractNetwork
-from diffkit.parameterizations import AbstractParameterization, V
-from diffkit.processes import AbstractProcess, NoiseLevel
+from diffkit.parameterizations import (
+    AbstractParameterization,
+    AbstractRangeParameterization,
+    V,
+)
+from diffkit.processes import AbstractProcess, NoiseLevel, log_spread, rescaled_posterior
 from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
 
 
 class Prediction(eqx.Module):
     """What a denoiser says of one latent, in whichever form it is asked for.
 
-    **Attributes:** `x`, the expected data; `eps`, the expected noise; `level`, the noise level.
+    **Attributes:** `x`, the expected data; `eps`, the expected noise; `level`, the noise level;
+    `spread`, where the log variance of a reverse step lies between the posterior's (0) and the forward
+    step's (1), each dimension by itself, or `None` if that is not predicted.
     """
 
     x: Example
     eps: Example
     level: NoiseLevel
+    spread: Example | None = None
 
     @property
     def v(self) -> Float[Array, "..."]:
@@ -40,6 +47,22 @@ class Prediction(eqx.Module):
     def as_target(self, parameterization: AbstractParameterization) -> Float[Array, "..."]:
         """The prediction in any parameterization."""
         return parameterization.target(self.x, self.eps, self.level)
+
+    def reverse(
+        self, logsnr_s: ScalarLike, *, spread: ScalarLike = 0.0
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """The reverse step p(y_s | y_t) of the rescaled latent, to a less noisy `logsnr_s`.
+
+        The mean is that of the posterior with the predicted data in place of x.
+
+        **Arguments:** `logsnr_s`; `spread`: taken where the prediction has none of its own.
+
+        **Returns:** mean and standard deviation; the latter is a scalar unless it was predicted.
+        """
+        y = self.x + self.level.rho * self.eps
+        mean, std = rescaled_posterior(y, self.x, self.level.logsnr, logsnr_s)
+        own = as_float(spread) if self.spread is None else self.spread
+        return mean, std * jnp.exp(own * log_spread(self.level.logsnr, logsnr_s))
 
 
 class AbstractDenoiser(eqx.Module):
@@ -76,7 +99,9 @@ class Denoiser(AbstractDenoiser):
 
     **Arguments:**
 
-    - `network`: the network, an `AbstractNetwork`, for one example.
+    - `network`: the network, an `AbstractNetwork`, for one example. For a parameterization that also
+      predicts variances its shape has twice as many entries along the first axis: the second half of
+      its output holds them, and the second half of its input is zero.
     - `parameterization`: what its output means.
     - `process`: the process whose latents it is given.
     - `data_std`: the standard deviation of the data that the scaling assumes.
@@ -115,9 +140,15 @@ class Denoiser(AbstractDenoiser):
     ) -> Prediction:
         level = self.process.at(as_float(logsnr))
         scale = self._input_scale(level)
-        output = self.network(z * scale, level.logsnr, condition, key=key)
+        if not isinstance(self.parameterization, AbstractRangeParameterization):
+            output = self.network(z * scale, level.logsnr, condition, key=key)
+            x, eps = self.parameterization.solve(output, z, level)
+            return Prediction(x, eps, level)
+        inputs = jnp.concatenate([z * scale, jnp.zeros_like(z)])
+        output, place = jnp.split(self.network(inputs, level.logsnr, condition, key=key), 2)
         x, eps = self.parameterization.solve(output, z, level)
-        return Prediction(x, eps, level)
+        # From [-1, 1], where a network that starts at zero starts in the middle.
+        return Prediction(x, eps, level, spread=0.5 * (place + 1))
 
     def _input_scale(self, level: NoiseLevel) -> Scalar:
         return 1 / jnp.hypot(level.alpha * self.data_std, level.sigma)

@@ -19,13 +19,19 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from diffkit.denoiser import Denoiser, Prediction
 from diffkit.model import DiffusionModel
-from diffkit.processes import rescaled_prior_std
+from diffkit.parameterizations import AbstractRangeParameterization
+from diffkit.processes import log_spread, rescaled_prior_std
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.typing import BatchScalar, DataBatch, Example, PRNGKey, Scalar, ScalarLike
 from diffkit.weightings import ELBO, AbstractWeighting
+
+ConditionBatch = Float[Array | np.ndarray, "batch condition"]
+"""One condition for each example of a batch."""
 
 
 class VLB(eqx.Module):
@@ -82,6 +88,7 @@ def diffusion_term(
     weighting: AbstractWeighting = ELBO(),
     condition: Float[Array, " condition"] | None = None,
     key: PRNGKey | None = None,
+    hybrid: bool = False,
 ) -> Scalar:
     """The integrand of the weighted diffusion loss for one encoded example, in nats.
 
@@ -93,18 +100,50 @@ def diffusion_term(
     - `steps`: T for discrete time, `None` for continuous time.
     - `weighting`: w(logsnr).
     - `condition`, `key`: handed to the denoiser.
+    - `hybrid`: add the bound from which a model learns its variances, where it predicts them.
     """
-    if steps is None:
-        t = jnp.asarray(t)
-        logsnr, slope = jax.jvp(model.schedule, (t,), (jnp.ones_like(t),))
-        factor = -slope
-    else:
-        s = jnp.floor(t * steps) / steps
-        logsnr, logsnr_s = model.schedule(s + 1 / steps), model.schedule(s)
-        factor = steps * jnp.expm1(logsnr_s - logsnr)
+    t = jnp.asarray(t)
+    if steps is not None:
+        t = (jnp.floor(t * steps) + 1) / steps
+    logsnr, slope = jax.jvp(model.schedule, (t,), (jnp.ones_like(t),))
     z = model.process.perturb(x, eps, model.process.at(logsnr))
-    eps_hat = model.denoiser(z, logsnr, condition, key=key).eps
-    return 0.5 * weighting(logsnr) * factor * jnp.sum(jnp.square(eps - eps_hat))
+    prediction = model.denoiser(z, logsnr, condition, key=key)
+    squares = jnp.square(eps - prediction.eps)
+    if steps is None:
+        loss = -0.5 * slope * jnp.sum(squares)
+    else:
+        loss = steps * _step_divergence(prediction, squares, model.schedule(t - 1 / steps))
+    loss = weighting(logsnr) * loss
+    if hybrid and (part := _range_parameterization(model)) is not None:
+        # The step of length 1 / T that starts here, cut short at the data end.
+        before = jnp.maximum(t - 1 / part.steps, 0.0)
+        divergence = part.steps * _step_divergence(
+            prediction, jax.lax.stop_gradient(squares), model.schedule(before)
+        )
+        loss = loss + part.vlb_weight / math.log(2) * divergence
+    return loss
+
+
+def _step_divergence(prediction: Prediction, squares: Example, logsnr_s: Scalar) -> Scalar:
+    """KL(q(z_s | z_t, x) || p(z_s | z_t)) in nats, from the squared errors of eps.
+
+    With the posterior's own variance it is half of expm1(logsnr_s - logsnr_t) times their sum (VDM
+    equation 14).
+    """
+    logsnr = prediction.level.logsnr
+    mean_term = jnp.expm1(logsnr_s - logsnr) * squares
+    if prediction.spread is None:
+        return 0.5 * jnp.sum(mean_term)
+    log_ratio = 2 * prediction.spread * log_spread(logsnr, logsnr_s)
+    # r - 1 - log r for the ratio r of the variances q / p, without cancellation near r = 1.
+    return 0.5 * jnp.sum(jnp.exp(-log_ratio) * mean_term + jnp.expm1(-log_ratio) + log_ratio)
+
+
+def _range_parameterization(model: DiffusionModel) -> AbstractRangeParameterization | None:
+    if isinstance(model.denoiser, Denoiser):
+        part = model.denoiser.parameterization
+        return part if isinstance(part, AbstractRangeParameterization) else None
+    return None
 
 
 def _check_steps(steps: int | None) -> None:
@@ -120,12 +159,14 @@ def denoising_loss(
     weighting: AbstractWeighting = ELBO(),
     time_sampler: AbstractTimeSampler = LowDiscrepancy(),
     steps: int | None = None,
-    condition: Float[Array, "batch condition"] | None = None,
+    condition: ConditionBatch | None = None,
     inference: bool = False,
 ) -> BatchScalar:
     """The weighted denoising loss of a batch, an unbiased estimate in nats per example.
 
-    With the weighting `ELBO` it is the diffusion term of the VLB.
+    With the weighting `ELBO` it is the diffusion term of the VLB. For a model that predicts the
+    variances of its reverse steps too (`AbstractRangeParameterization`) the bound from which it learns
+    them is added.
 
     **Arguments:**
 
@@ -135,7 +176,7 @@ def denoising_loss(
     - `weighting`: w(logsnr) relative to the VLB.
     - `time_sampler`: how times are drawn; it does not change the expectation.
     - `steps`: T for the discrete-time loss, `None` for continuous time.
-    - `condition`: one condition per example, or `None`.
+    - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
     - `inference`: switches dropout off.
 
     **Returns:** one number per example, (batch,).
@@ -143,6 +184,38 @@ def denoising_loss(
     **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type
     error for data of the wrong dtype.
     """
+    return _diffusion(
+        model, x, key, weighting, time_sampler, steps, condition, inference, hybrid=True
+    )[0]
+
+
+def diffusion_with_times(
+    model: DiffusionModel,
+    x: DataBatch,
+    key: PRNGKey,
+    *,
+    weighting: AbstractWeighting,
+    time_sampler: AbstractTimeSampler,
+    steps: int | None,
+    condition: ConditionBatch | None,
+) -> tuple[BatchScalar, BatchScalar, BatchScalar]:
+    """`denoising_loss`, the times that were drawn and their importances, for a loss that adapts."""
+    return _diffusion(
+        model, x, key, weighting, time_sampler, steps, condition, inference=False, hybrid=True
+    )
+
+
+def _diffusion(
+    model: DiffusionModel,
+    x: DataBatch,
+    key: PRNGKey,
+    weighting: AbstractWeighting,
+    time_sampler: AbstractTimeSampler,
+    steps: int | None,
+    condition: ConditionBatch | None,
+    inference: bool,
+    hybrid: bool,
+) -> tuple[BatchScalar, BatchScalar, BatchScalar]:
     _check_steps(steps)
     encoded = model.encode(x)
     batch = encoded.shape[0]
@@ -153,10 +226,18 @@ def denoising_loss(
 
     def one(x, t, eps, condition, key):
         return diffusion_term(
-            model, x, t, eps, steps=steps, weighting=weighting, condition=condition, key=key
+            model,
+            x,
+            t,
+            eps,
+            steps=steps,
+            weighting=weighting,
+            condition=condition,
+            key=key,
+            hybrid=hybrid,
         )
 
-    return importance * jax.vmap(one)(encoded, t, eps, condition, keys)
+    return importance * jax.vmap(one)(encoded, t, eps, condition, keys), t, importance
 
 
 def end_terms(
@@ -179,7 +260,7 @@ def vlb(
     key: PRNGKey,
     steps: int | None = None,
     time_sampler: AbstractTimeSampler = LowDiscrepancy(),
-    condition: Float[Array, "batch condition"] | None = None,
+    condition: ConditionBatch | None = None,
     inference: bool = True,
 ) -> VLB:
     """The variational lower bound of a batch: an unbiased estimate from one draw per example.
@@ -191,7 +272,7 @@ def vlb(
     - `key`: from `jax.random.key`.
     - `steps`: the number T of steps of the discrete-time model; `None` is continuous time.
     - `time_sampler`: how times are drawn; it does not change the expectation.
-    - `condition`: one condition per example, or `None`.
+    - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
     - `inference`: `False` keeps dropout on, for training.
 
     **Returns:** a `VLB`: prior, reconstruction and diffusion term in nats per example; `.total`;
@@ -205,13 +286,7 @@ def vlb(
     _check_steps(steps)
     end_key, diffusion_key = jax.random.split(key)
     prior, reconstruction = end_terms(model, x, key=end_key)
-    diffusion = denoising_loss(
-        model,
-        x,
-        key=diffusion_key,
-        time_sampler=time_sampler,
-        steps=steps,
-        condition=condition,
-        inference=inference,
+    diffusion, _, _ = _diffusion(
+        model, x, diffusion_key, ELBO(), time_sampler, steps, condition, inference, hybrid=False
     )
     return VLB(prior, reconstruction, diffusion, math.prod(model.shape))

@@ -52,6 +52,23 @@ class AbstractParameterization(eqx.Module):
         return jnp.square(b - a * level.rho)
 
 
+class AbstractRangeParameterization(AbstractParameterization):
+    r"""A target, and the variance of the reverse step within its range.
+
+    The network predicts, beside its target, where the log variance of each reverse step lies between
+    the posterior's and the forward step's (improved DDPM, arXiv 2102.09672, equation 15). The squared
+    error of the target says nothing of it, so `denoising_loss` adds `vlb_weight` times the bound of the
+    discrete-time model with `steps` steps, in bits, through whose means no gradient flows (equation
+    16, the hybrid loss).
+
+    **Attributes:** `steps`: T, for which the variances are learnt; `vlb_weight`: the weight of its
+    bound.
+    """
+
+    steps: eqx.AbstractVar[int]
+    vlb_weight: eqx.AbstractVar[float]
+
+
 @register("parameterization", "epsilon")
 class Epsilon(AbstractParameterization):
     """The network predicts the noise (Ho, Jain and Abbeel 2020; VDM).

@@ -57,6 +57,19 @@ def rescaled_posterior(
     return mean, jnp.exp(-as_float(logsnr_s) / 2) * jnp.sqrt(c)
 
 
+def log_spread(logsnr_t: ScalarLike, logsnr_s: ScalarLike) -> Scalar:
+    r"""How far the log standard deviation of a reverse step may reach above the posterior's.
+
+    Between the posterior's variance, right for data that are one point, and the forward step's
+    $\sigma_{t|s}^2$, right for data that are standard normal (DDPM section 3.2; improved DDPM section
+    3.1). The ratio of the two is $\sigma_t^2 / \sigma_s^2$ of the variance preserving process.
+
+    **Returns:** half the logarithm of that ratio, at least 0.
+    """
+    noise_t, noise_s = (jax.nn.log_sigmoid(-as_float(value)) for value in (logsnr_t, logsnr_s))
+    return 0.5 * (noise_t - noise_s)
+
+
 def rescaled_prior_std(logsnr: ScalarLike) -> Scalar:
     r"""The standard deviation $\sqrt{1 + \rho^2}$ of the prior of the rescaled latent at t = 1.
 

@@ -10,12 +10,13 @@ is shown by `diffkit plugins`, and is mentioned by the error for an unknown name
 """
 
 import difflib
+import functools
 import importlib.metadata
 import inspect
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -34,6 +35,26 @@ KINDS: Final = (
     "data",
     "preset",
 )
+
+CONTEXT: Final = (
+    "shape",
+    "levels",
+    "condition_size",
+    "data_std",
+    "logsnr_range",
+    "schedule",
+    "process",
+    "parameterization",
+    "key",
+)
+"""What the constructor of a part may ask for by naming it as a parameter.
+
+`shape`: one example's; `levels`: how many values a dimension takes; `condition_size`: the length of a
+condition, 0 for none; `data_std`: the standard deviation of the encoded data that the model assumes;
+`logsnr_range`: the schedule's endpoints (max, min) before training; `schedule`, `process`,
+`parameterization`: the model's, before training, for parts that are chosen after them; `key`: a key of
+the part's own. None of these is an option.
+"""
 
 T = TypeVar("T")
 
@@ -280,6 +301,20 @@ def plugins() -> tuple[PluginReport, ...]:
         )
         for plugin in known.values()
     )
+
+
+def complete(part: Any, context: Mapping[str, Any]) -> Any:
+    """Make a part: call it with those entries of `context` that its signature names.
+
+    **Arguments:** `part`: a class, a function, a `functools.partial` of one with options; anything that
+    is not callable as such a constructor, that is an instance of a part, is returned as it is.
+    """
+    is_partial = isinstance(part, functools.partial)
+    if not (inspect.isclass(part) or inspect.isfunction(part) or is_partial):
+        return part
+    parameters = inspect.signature(part).parameters
+    given = part.keywords if is_partial else {}
+    return part(**{k: v for k, v in context.items() if k in parameters and k not in given})
 
 
 def name_of(kind: str, part: Any) -> str | None:

@@ -13,16 +13,18 @@ read wherever the plugin is installed.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from diffkit.data import AbstractDataset
+from diffkit.data import AbstractDataset, condition_size, encode_condition
 from diffkit.model import DiffusionModel
-from diffkit.presets import MODEL_KINDS, build_model, complete
+from diffkit.presets import MODEL_KINDS, build_model, part
 from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
 from diffkit.training.loop import CHECKPOINTS, METRICS_FILE
 from diffkit.training.metrics import replace_text
@@ -65,9 +67,19 @@ class Run:
             raise ValueError(f"run {self.path} has no {CONFIG_FILE}, so its data are not known.")
         return make(self.config["data"])
 
+    def condition(self, value: int | Sequence[float]) -> Float[Array, " condition"]:
+        """A condition of the model, to sample with.
+
+        **Arguments:** `value`: a class, where the run's data have labels, or a vector of numbers.
+
+        **Raises:** `ValueError` if the model has no conditions or others, or if the run was started in
+        Python.
+        """
+        return jnp.asarray(encode_condition(self.data(), value))
+
     def part(self, kind: str) -> Any:
-        """A part for training or sampling that the configuration chose, such as its sampler."""
-        return complete(make(self.config[kind]), {})
+        """A part for sampling that the configuration chose, its sampler or its grid."""
+        return part(kind, make(self.config[kind]), model=self.model)
 
 
 def make(config: Any) -> Any:
@@ -88,10 +100,20 @@ def make(config: Any) -> Any:
 
 
 def model_from_config(config: Mapping[str, Any], data: AbstractDataset) -> DiffusionModel:
-    """The untrained model of a configuration, for these data; its seed is `train.seed`."""
+    """The untrained model of a configuration, for these data; its seed is `train.seed`.
+
+    If the data have conditions the model takes them.
+    """
     parts = {kind: make(config[kind]) for kind in MODEL_KINDS}
     key = jax.random.key(config["train"]["seed"])
-    return build_model(parts, shape=data.shape, levels=data.levels, key=key)
+    return build_model(
+        parts,
+        shape=data.shape,
+        levels=data.levels,
+        key=key,
+        data_std=config["data_std"],
+        condition_size=condition_size(data),
+    )
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -167,7 +189,9 @@ def load_run(path: str | Path, *, like: DiffusionModel | None = None) -> Run:
             "same structure."
         )
     try:
-        state, _ = checkpoints.restore(step, like=init_state(model, settings))
+        state, _ = checkpoints.restore(
+            step, like=init_state(model, settings), beside="time_sampler"
+        )
     finally:
         checkpoints.close()
     return Run(path, step, state.averaged_model, read_metrics(path / METRICS_FILE), config)

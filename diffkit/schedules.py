@@ -111,13 +111,17 @@ class Cosine(AbstractSchedule):
     for likelihoods.
 
     **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: how many values
-    a dimension of the data takes, from which the default of `logsnr_max` follows (`check_range`).
+    a dimension of the data takes, from which the default of `logsnr_max` follows (`check_range`);
+    `shift`: added to the log SNR of the cosine, without moving the endpoints: 2 log(64 / d) for images
+    of d x d pixels, so that they are as noisy as images of 64 x 64 are when they are looked at in
+    that size (simple diffusion, equation 4).
 
-    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
+    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or a value is not finite.
     """
 
     logsnr_max: float
     logsnr_min: float
+    shift: float
 
     def __init__(
         self,
@@ -125,13 +129,19 @@ class Cosine(AbstractSchedule):
         logsnr_min: float = -5.0,
         *,
         levels: int | None = None,
+        shift: float = 0.0,
     ):
         self.logsnr_max, self.logsnr_min = check_range(logsnr_max, logsnr_min, levels)
+        if not math.isfinite(shift):
+            raise ValueError(f"shift must be finite, got {shift}.")
+        self.shift = shift
 
     def _angles(self) -> tuple[float, float, float, float]:
         # pi t' / 2 at both ends, and its complement to pi / 2. The complement is computed by itself,
         # since at the noise end it is small and the difference would lose its digits.
-        start, end = math.exp(-self.logsnr_max / 2), math.exp(-self.logsnr_min / 2)
+        start, end = (
+            math.exp((self.shift - logsnr) / 2) for logsnr in (self.logsnr_max, self.logsnr_min)
+        )
         return math.atan(start), math.atan(end), math.atan(1 / start), math.atan(1 / end)
 
     def __call__(self, t: ScalarLike) -> Scalar:
@@ -139,8 +149,9 @@ class Cosine(AbstractSchedule):
         start, end, co_start, co_end = self._angles()
         angle = (1 - t) * start + t * end
         co_angle = (1 - t) * co_start + t * co_end
-        return 2 * (jnp.log(jnp.sin(co_angle)) - jnp.log(jnp.sin(angle)))
+        return 2 * (jnp.log(jnp.sin(co_angle)) - jnp.log(jnp.sin(angle))) + self.shift
 
     def inverse(self, logsnr: ScalarLike) -> Scalar:
         start, end, _, _ = self._angles()
-        return (jnp.arctan(jnp.exp(-as_float(logsnr) / 2)) - start) / (end - start)
+        angle = jnp.arctan(jnp.exp((self.shift - as_float(logsnr)) / 2))
+        return (angle - start) / (end - start)

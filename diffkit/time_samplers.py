@@ -1,4 +1,4 @@
-"""Time samplers: at which times a batch is evaluated.
+r"""Time samplers: at which times a batch is evaluated.
 
 A time sampler draws one t in [0, 1) for each example of a batch, and says with which density. The
 loss divides by the density, so that a time sampler changes the variance of an estimate and never its
@@ -6,6 +6,8 @@ expectation.
 """
 
 import abc
+import math
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -14,6 +16,8 @@ from jaxtyping import Array, Float
 
 from diffkit.registry import register
 from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
+
+Self = TypeVar("Self", bound="AbstractAdaptiveTimeSampler")
 
 
 class AbstractTimeSampler(eqx.Module):
@@ -68,3 +72,110 @@ class LowDiscrepancy(AbstractTimeSampler):
 
     def density(self, t: ScalarLike) -> Scalar:
         return jnp.ones_like(as_float(t))
+
+
+@register("time_sampler", "stratified")
+class Stratified(AbstractTimeSampler):
+    """One independent uniform time in each of n equal parts of [0, 1): t_i = (i + u_i) / n.
+
+    Covers [0, 1] nearly as evenly as `LowDiscrepancy`, while the times of a batch are independent of
+    each other: choose it where a regular spacing could fall in step with the structure of the loss.
+    """
+
+    def __call__(
+        self, key: PRNGKey, batch_size: int
+    ) -> tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]:
+        _check_batch_size(batch_size)
+        shift, order = jax.random.split(key)
+        u = jax.random.uniform(shift, (batch_size,))
+        # Rounding can give 1.0, which no time is. The order is random, so that each example of a
+        # batch, too, sees all times.
+        t = jnp.minimum((jnp.arange(batch_size) + u) / batch_size, 1 - 2.0**-24)
+        t = jax.random.permutation(order, t)
+        return t, jnp.ones_like(t)
+
+    def density(self, t: ScalarLike) -> Scalar:
+        return jnp.ones_like(as_float(t))
+
+
+class AbstractAdaptiveTimeSampler(AbstractTimeSampler):
+    """A time sampler that learns from the losses of the times that it drew.
+
+    It is part of the training state: `fit` calls `update` after every step and keeps the result.
+    """
+
+    @abc.abstractmethod
+    def update(self: Self, t: Float[Array, " batch"], loss: Float[Array, " batch"]) -> Self:
+        """The time sampler that knows these losses too.
+
+        **Arguments:** `t`: times that it drew; `loss`: the loss of each, not multiplied with its
+        importance.
+        """
+
+
+@register("time_sampler", "adaptive")
+class Adaptive(AbstractAdaptiveTimeSampler):
+    r"""Draws times in proportion to a running estimate of the loss: importance sampling.
+
+    [0, 1] is divided into equal bins; each keeps a moving average of the squares of the losses seen in
+    it, and times are drawn with a density that is constant within a bin and proportional to the root of
+    that average, which is the density under which the variance of the estimate is least. Times of a
+    batch cover the distribution evenly, as those of `LowDiscrepancy` do.
+
+    After Kingma and Gao 2023 (arXiv 2303.00848, section 3.3 and appendix F), who average the loss itself
+    over bins of $\lambda$ and so make its mean even; bins of t do the same for a fixed schedule, and
+    follow a schedule that is learned. Choose it for weighted losses that are uneven over time.
+
+    **Arguments:** `bins`: how many; `decay`: of the average, per time that falls into a bin; `floor`:
+    the share of uniform times that is mixed in, so that no bin is forgotten and no importance exceeds
+    1 / floor.
+
+    **Raises:** `ValueError` for a value out of its range.
+    """
+
+    bins: int = eqx.field(static=True)
+    decay: float = eqx.field(static=True)
+    floor: float = eqx.field(static=True)
+    second_moment: Float[Array, " bins"]
+
+    def __init__(self, bins: int = 100, decay: float = 0.99, floor: float = 0.1):
+        if bins < 1:
+            raise ValueError(f"bins must be at least 1, got {bins}.")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}.")
+        if not (math.isfinite(floor) and 0 < floor <= 1):
+            raise ValueError(f"floor must be in (0, 1], got {floor}.")
+        self.bins, self.decay, self.floor = bins, decay, floor
+        self.second_moment = jnp.ones((bins,))
+
+    def _shares(self) -> Float[Array, " bins"]:
+        root = jnp.sqrt(self.second_moment)
+        # Were all losses zero, all bins would be alike.
+        root = jnp.where(jnp.sum(root) > 0, root, 1.0)
+        return (1 - self.floor) * root / jnp.sum(root) + self.floor / self.bins
+
+    def __call__(
+        self, key: PRNGKey, batch_size: int
+    ) -> tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]:
+        u, _ = LowDiscrepancy()(key, batch_size)
+        shares = self._shares()
+        ends = jnp.cumsum(shares)
+        u = u * ends[-1]
+        index = jnp.minimum(jnp.searchsorted(ends, u, side="right"), self.bins - 1)
+        inside = jnp.clip((u - (ends[index] - shares[index])) / shares[index], 0.0, 1.0)
+        t = jnp.minimum((index + inside) / self.bins, 1 - 2.0**-24)
+        return t, 1 / (self.bins * shares[index])
+
+    def density(self, t: ScalarLike) -> Scalar:
+        index = jnp.clip(jnp.floor(as_float(t) * self.bins).astype(int), 0, self.bins - 1)
+        return self.bins * self._shares()[index]
+
+    def update(self, t: Float[Array, " batch"], loss: Float[Array, " batch"]) -> "Adaptive":
+        index = jnp.clip(jnp.floor(t * self.bins).astype(int), 0, self.bins - 1)
+        counts = jnp.zeros_like(self.second_moment).at[index].add(1.0)
+        sums = jnp.zeros_like(self.second_moment).at[index].add(jnp.square(loss))
+        kept = self.decay**counts
+        mean = sums / jnp.maximum(counts, 1.0)
+        # A bin without a time keeps its average.
+        moment = kept * self.second_moment + (1 - kept) * mean
+        return eqx.tree_at(lambda sampler: sampler.second_moment, self, moment)

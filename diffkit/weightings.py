@@ -6,14 +6,34 @@ $$L = \tfrac12\, \mathbb E_t\!\left[ w(\lambda_t) \left(-\frac{d\lambda}{dt}\rig
       \lVert \epsilon - \hat\epsilon \rVert^2 \right].$$
 
 $w = 1$ *is* the diffusion term of the continuous-time VLB (VDM equation 17), in nats.
+
+**Published losses.** A loss in the literature is a squared error in some target, averaged over times
+with some density p(t), with some factor: $\mathbb E_{t \sim p}[f(\lambda)\,
+\lVert \text{target} - \widehat{\text{target}} \rVert^2]$. The target's error is that of eps times a
+factor of the parameterization (`error_factor`), so that the loss is the one above with
+
+$$w(\lambda) = \frac{2\, p(t)\, f(\lambda)\, \text{error\_factor}(\lambda)}{-d\lambda / dt}
+\quad\text{at } \lambda(t) = \lambda$$
+
+(Kingma and Gao 2023, arXiv 2303.00848, section 3). That formula is written once, in `Implied`, and
+every weighting that a paper states as a loss is derived from it.
 """
 
 import abc
+import math
+from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from diffkit import registry
+from diffkit.parameterizations import AbstractParameterization, Epsilon
+from diffkit.processes import AbstractProcess, VariancePreserving
 from diffkit.registry import register
+from diffkit.schedules import AbstractSchedule
+from diffkit.time_samplers import AbstractTimeSampler, Uniform
 from diffkit.typing import Scalar, ScalarLike, as_float
 
 
@@ -31,3 +51,206 @@ class ELBO(AbstractWeighting):
 
     def __call__(self, logsnr: ScalarLike) -> Scalar:
         return jnp.ones_like(as_float(logsnr))
+
+
+class Implied(AbstractWeighting):
+    """The weighting that a published loss implies; see `implied_weighting`.
+
+    A fixed function of `logsnr`: it keeps the schedule that it was made with, whatever a model's own
+    schedule does while it trains.
+    """
+
+    parameterization: AbstractParameterization
+    schedule: AbstractSchedule
+    process: AbstractProcess
+    time_sampler: AbstractTimeSampler
+    factor: Callable[[Scalar], Scalar] | None
+
+    def __call__(self, logsnr: ScalarLike) -> Scalar:
+        logsnr = as_float(logsnr)
+        t = self.schedule.inverse(logsnr)
+        _, slope = jax.jvp(self.schedule, (t,), (jnp.ones_like(t),))
+        error = self.parameterization.error_factor(self.process.at(logsnr))
+        factor = 1.0 if self.factor is None else self.factor(logsnr)
+        return 2 * self.time_sampler.density(t) * factor * error / -slope
+
+
+def implied_weighting(
+    *,
+    parameterization: AbstractParameterization,
+    schedule: AbstractSchedule,
+    process: AbstractProcess = VariancePreserving(),
+    time_sampler: AbstractTimeSampler = Uniform(),
+    factor: Callable[[Scalar], Scalar] | None = None,
+) -> Implied:
+    r"""The weighting of the loss $\mathbb E_{t \sim p}[f(\lambda) \lVert$ target error $\rVert^2]$.
+
+    **Arguments:**
+
+    - `parameterization`: the target whose squared error it is.
+    - `schedule`: from time to `logsnr`.
+    - `process`: under which the target is meant; it matters only for targets that depend on it.
+    - `time_sampler`: gives the density p of times in the loss.
+    - `factor`: f, a function of `logsnr`; 1 if it is not given.
+
+    **Returns:** a weighting, to be called with `logsnr`; `schedule.inverse` must be defined there.
+
+    ```python
+    w = dk.weightings.implied_weighting(
+        parameterization=dk.V(), schedule=dk.Cosine(10.0, -10.0), process=dk.VariancePreserving()
+    )
+    assert jnp.allclose(w(2.0) / w(0.0), jnp.exp(-1.0), rtol=1e-4)  # exp(-logsnr / 2)
+    ```
+    """
+    return Implied(parameterization, schedule, process, time_sampler, factor)
+
+
+@register("weighting", "simple")
+def simple(
+    times: str = "uniform",
+    *,
+    schedule: AbstractSchedule,
+    process: AbstractProcess,
+    parameterization: AbstractParameterization,
+) -> Implied:
+    """The plain mean squared error of what the network predicts, over the schedule's own times.
+
+    What most papers minimise: L_simple of DDPM (predicting eps), the loss of flow matching (the
+    velocity) and of EDM (its F, over log-normal noise levels). Choose it for samples that look good.
+
+    **Arguments:** `times`: the name of the time sampler whose density the mean is taken with; a model's
+    own time sampler may be another one, and then corrects for it. The parts of the model are filled in.
+
+    **Raises:** `diffkit.registry.UnknownPartError` for a name that is no time sampler.
+    """
+    return implied_weighting(
+        parameterization=parameterization,
+        schedule=schedule,
+        process=process,
+        time_sampler=registry.get("time_sampler", times)(),
+    )
+
+
+@register("weighting", "sigmoid")
+class Sigmoid(AbstractWeighting):
+    r"""$w = \mathrm{sigmoid}(b - \lambda)$: falls off towards the finest details.
+
+    Kingma and Gao 2023 (arXiv 2303.00848, section 5), Hoogeboom et al. 2024 (simpler diffusion,
+    arXiv 2410.19324). Monotone in $\lambda$, and so a bound on the likelihood of data with noise added.
+    Choose it for images in many pixels, with a bias from -3 to 3: larger keeps more detail.
+
+    **Arguments:** `bias`: b.
+    """
+
+    bias: float = 0.0
+
+    def __call__(self, logsnr: ScalarLike) -> Scalar:
+        return jax.nn.sigmoid(self.bias - as_float(logsnr))
+
+
+class _Clip(eqx.Module):
+    """min(1, gamma / SNR)."""
+
+    gamma: float
+
+    def __call__(self, logsnr: Scalar) -> Scalar:
+        return jnp.exp(jnp.minimum(math.log(self.gamma) - logsnr, 0.0))
+
+
+class _Damp(eqx.Module):
+    """1 / (k + SNR)^gamma, from softplus so that it does not overflow."""
+
+    k: float
+    gamma: float
+
+    def __call__(self, logsnr: Scalar) -> Scalar:
+        return jnp.exp(-self.gamma * jnp.logaddexp(math.log(self.k), logsnr))
+
+
+@register("weighting", "min_snr")
+def min_snr(gamma: float = 5.0, *, schedule: AbstractSchedule) -> Implied:
+    r"""Min-SNR-$\gamma$: L_simple with the factor $\min(1, \gamma / \mathrm{SNR})$ on the error of eps.
+
+    Hang et al. 2023 (arXiv 2303.09556), whose own form is $\min(\mathrm{SNR}, \gamma)$ times the error
+    of x. Choose it to train faster than L_simple does at the same quality.
+
+    **Arguments:** `gamma`, positive. The model's schedule is filled in.
+
+    **Raises:** `ValueError` if `gamma` is not positive.
+    """
+    if not (math.isfinite(gamma) and gamma > 0):
+        raise ValueError(f"gamma must be a positive number, got {gamma}.")
+    return implied_weighting(parameterization=Epsilon(), schedule=schedule, factor=_Clip(gamma))
+
+
+@register("weighting", "p2")
+def p2(k: float = 1.0, gamma: float = 1.0, *, schedule: AbstractSchedule) -> Implied:
+    r"""P2: L_simple with the factor $(k + \mathrm{SNR})^{-\gamma}$ on the error of eps.
+
+    Choi et al. 2022 (arXiv 2204.00227, equation 8): less weight for the clean-up of nearly clean data.
+
+    **Arguments:** `k`, positive; `gamma`, 0 or more: 0 is L_simple. The model's schedule is filled in.
+
+    **Raises:** `ValueError` for a value out of its range.
+    """
+    if not (math.isfinite(k) and k > 0):
+        raise ValueError(f"k must be a positive number, got {k}.")
+    if not (math.isfinite(gamma) and gamma >= 0):
+        raise ValueError(f"gamma must be a number of at least 0, got {gamma}.")
+    return implied_weighting(parameterization=Epsilon(), schedule=schedule, factor=_Damp(k, gamma))
+
+
+_POINTS = 2001  # of the table, 0.01 apart over a range of 20
+
+
+class Monotone(AbstractWeighting):
+    r"""The smallest non-increasing function of $\lambda$ that is nowhere below another weighting.
+
+    $w(\lambda) = \max_{\lambda' \ge \lambda} w_0(\lambda')$: towards noise it never falls. A
+    non-increasing weighting is the bound on the likelihood of data with noise added, of various
+    strengths (Kingma and Gao 2023, section 4 and "EDM-monotonic" there): the loss is then maximum
+    likelihood with a data augmentation. Beyond the range it goes on with its last values.
+
+    **Arguments:** `base`: $w_0$; `logsnr_range`: (max, min), over which it is tabulated.
+
+    **Raises:** `ValueError` if the range is not in this order.
+    """
+
+    logsnr: Float[Array, " points"]
+    log_values: Float[Array, " points"]
+
+    def __init__(self, base: AbstractWeighting, logsnr_range: tuple[float, float]):
+        maximum, minimum = logsnr_range
+        if not maximum > minimum:
+            raise ValueError(f"logsnr_range must be (max, min), got {logsnr_range}.")
+        self.logsnr = jnp.linspace(minimum, maximum, _POINTS)
+        log_values = jnp.log(jax.vmap(base)(self.logsnr))
+        self.log_values = jax.lax.cummax(log_values, reverse=True)
+
+    def __call__(self, logsnr: ScalarLike) -> Scalar:
+        return jnp.exp(jnp.interp(as_float(logsnr), self.logsnr, self.log_values))
+
+
+@register("weighting", "monotone")
+def monotone(
+    base: str = "simple",
+    *,
+    schedule: AbstractSchedule,
+    process: AbstractProcess,
+    parameterization: AbstractParameterization,
+    logsnr_range: tuple[float, float],
+) -> Monotone:
+    """Another weighting, made monotone (`Monotone`).
+
+    **Arguments:** `base`: its registered name, taken with its defaults. The parts of the model are
+    filled in.
+
+    **Raises:** `diffkit.registry.UnknownPartError` for a name that is no weighting.
+    """
+    context = {
+        "schedule": schedule,
+        "process": process,
+        "parameterization": parameterization,
+        "logsnr_range": logsnr_range,
+    }
+    return Monotone(registry.complete(registry.get("weighting", base), context), logsnr_range)

@@ -1,4 +1,4 @@
-"""What all tests share: the order in which they run, and small models and data."""
+"""What all tests share: keys, and small models and data."""
 
 import hashlib
 import itertools
@@ -9,11 +9,6 @@ import numpy as np
 import pytest
 
 import diffkit as dk
-
-
-def pytest_collection_modifyitems(items):
-    """The slow tests first: with several workers none of them is then left for the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture

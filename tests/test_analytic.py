@@ -91,6 +91,50 @@ def test_empirical_is_the_softmax_over_points():
         np.testing.assert_allclose(prediction.x, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("logsnr", [13.3, 0.5, -8.0])
+def test_a_condition_chooses_components(process, logsnr):
+    means = np.array([[0.0, 1.0], [-1.0, 0.5], [0.8, -0.2]])
+    covs, weights = np.stack([COV, 0.2 * np.eye(2), 0.1 * np.eye(2)]), np.array([1.0, 3.0, 2.0])
+    whole = dk.analytic.mixture(weights, means, covs, process=process)
+    z = jnp.asarray([0.3, -0.6]) * process.at(logsnr).alpha
+    # One class, a class of two components, and weights that shift the shares.
+    for condition in ([0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.5, 2.0, 0.0]):
+        kept = np.flatnonzero(condition)
+        part = dk.analytic.mixture(
+            (weights * condition)[kept], means[kept], covs[kept], process=process
+        )
+        found, expected = whole(z, logsnr, jnp.asarray(condition)), part(z, logsnr)
+        np.testing.assert_allclose(found.eps, expected.eps, rtol=2e-5, atol=1e-5)
+        np.testing.assert_allclose(found.x, expected.x, rtol=2e-5, atol=1e-5)
+        densities = [
+            whole.log_density(z, logsnr, jnp.asarray(condition)),
+            part.log_density(z, logsnr),
+        ]
+        np.testing.assert_allclose(*densities, rtol=2e-5, atol=1e-5)
+    # Zeros are no condition.
+    free = whole(z, logsnr)
+    np.testing.assert_allclose(whole(z, logsnr, jnp.zeros(3)).eps, free.eps, rtol=1e-5)
+    assert float(whole.log_density(z, logsnr, jnp.zeros(3))) == pytest.approx(
+        float(whole.log_density(z, logsnr)), rel=1e-5, abs=1e-5
+    )
+
+
+def test_conditions_of_points_and_of_the_wrong_length():
+    points = np.random.default_rng(2).normal(size=(6, 1, 2, 2))
+    denoiser = dk.analytic.empirical(points, np.arange(1.0, 7.0))
+    condition = jnp.array([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+    part = dk.analytic.empirical(points[[1, 4]], [2.0, 5.0])
+    z = jnp.full((1, 2, 2), 0.3)
+    for logsnr in (3.0, -5.0):
+        found, expected = denoiser(z, logsnr, condition), part(z, logsnr)
+        np.testing.assert_allclose(found.eps, expected.eps, rtol=1e-4, atol=1e-5)
+    alone = denoiser(z, -9.0, jnp.eye(6)[2]).x
+    np.testing.assert_allclose(alone, points[2], rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"a weight for each of the 6 components, got .*\(2,\)"):
+        denoiser(z, 0.0, jnp.ones(2))
+
+
 def test_bad_distributions_are_refused():
     with pytest.raises(ValueError, match="weights must be positive"):
         dk.analytic.mixture([1.0, 0.0], np.zeros((2, 1)), np.ones((2, 1, 1)))

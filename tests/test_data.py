@@ -34,6 +34,7 @@ from diffkit.data import (
     SubsetSource,
     Swirl,
     batches,
+    condition_size,
     read_idx,
 )
 
@@ -42,6 +43,10 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def everything(source):
     return source.gather(np.arange(len(source)))
+
+
+def labels_of(source):
+    return source.conditions(np.arange(len(source))).argmax(axis=1).tolist()
 
 
 def take(iterator, count):
@@ -131,6 +136,15 @@ def test_digits_is_the_stored_order_of_scikit_learn():
     counts = (train[:, :, None] == np.arange(17)).sum(0) + 0.5
     bits = -np.log2(counts / counts.sum(1, keepdims=True))
     assert bits[np.arange(64), test].mean() == pytest.approx(2.364, abs=5e-4)
+
+
+def test_digits_with_labels():
+    from sklearn.datasets import load_digits
+
+    plain, data = Digits(), Digits(labels=True)
+    assert (condition_size(plain), condition_size(data), data.train.classes) == (0, 10, 10)
+    assert labels_of(data.train) + labels_of(data.test) == load_digits().target.tolist()
+    np.testing.assert_array_equal(everything(data.test), everything(plain.test))
 
 
 def test_swirl_has_the_entropy_of_the_reference():
@@ -264,6 +278,44 @@ def test_idx_refuses(tmp_path):
         Idx(tmp_path)
 
 
+def write_mnist_labels(folder, train, test, dtype=">u1", code=0x08):
+    for part, labels in (("train", train), ("t10k", test)):
+        content = idx_bytes(code, (len(labels),), np.asarray(labels).astype(dtype).tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(content)
+
+
+def test_idx_with_labels(tmp_path):
+    write_mnist(tmp_path, np.zeros((5, 3, 4), np.uint8), np.zeros((2, 3, 4), np.uint8))
+    with pytest.raises(FileNotFoundError, match=r"must hold the file train-labels-idx1-ubyte or"):
+        Idx(tmp_path, labels=True)
+    write_mnist_labels(tmp_path, [2, 0, 1, 1, 0], [3, 0])
+    data = Idx(tmp_path, labels=True)
+    # A class that only the test images have counts as well.
+    assert (condition_size(data), data.train.classes, data.test.classes) == (4, 4, 4)
+    assert (labels_of(data.train), labels_of(data.test)) == ([2, 0, 1, 1, 0], [3, 0])
+    assert condition_size(Idx(tmp_path)) == 0
+    for wrong, message in (
+        (([2, 0], [3, 0]), r"train-labels.* for each of the 5 images, got uint8 .* shape \(2,\)"),
+        (([2, 0, 1, 1, 0], [3]), r"t10k-labels.* for each of the 2 images"),
+    ):
+        write_mnist_labels(tmp_path, *wrong)
+        with pytest.raises(ValueError, match=message):
+            Idx(tmp_path, labels=True)
+    write_mnist_labels(tmp_path, [0] * 5, [0] * 2, ">f4", 0x0D)
+    with pytest.raises(ValueError, match=r"must hold a uint8 label for each .* got float32"):
+        Idx(tmp_path, labels=True)
+
+
+@pytest.mark.parametrize(("name", "first"), [("mnist", 5923), ("fashion_mnist", 6000)])
+def test_real_idx_labels(name, first):
+    folder = REAL / name
+    if not folder.is_dir():
+        pytest.skip(f"the files of {name} are not on this machine")
+    data = Idx(folder, labels=True)
+    counts = collections.Counter(labels_of(data.train))
+    assert (len(counts), counts[0], counts.total()) == (10, first, 60000)
+
+
 @pytest.mark.parametrize(("name", "mean"), [("mnist", 33.3184), ("fashion_mnist", 72.9404)])
 def test_real_idx_files(name, mean):
     folder = REAL / name
@@ -348,6 +400,36 @@ def test_cifar10_python(tmp_path, encode):
     else:
         write_python(folder, images, encode)
     check_cifar(Cifar10(tmp_path), images)
+
+
+def test_cifar10_with_labels(tmp_path):
+    images = cifar_images()
+    write_binary(tmp_path, images)
+    data = Cifar10(tmp_path, labels=True)
+    assert (condition_size(data), condition_size(Cifar10(tmp_path))) == (10, 0)
+    assert (labels_of(data.train), labels_of(data.test)) == ([0, 1, 2] * 5, [0, 1, 2])
+    check_cifar(data, images)
+    python = tmp_path / "python"
+    python.mkdir()
+    write_python(python, images, python2_batch)
+    data = Cifar10(python, labels=True)
+    assert (labels_of(data.train), labels_of(data.test)) == ([1] * 15, [1] * 3)
+    check_cifar(data, images)
+
+
+@pytest.mark.parametrize(
+    "labels", [None, [1, 2], [1, 2, 10], [1, 2, -1], [1, 2, True], [1, 2, 1.0], np.arange(3)]
+)
+def test_cifar10_refuses_bad_labels_in_pickles(tmp_path, labels):
+    write_python(tmp_path, cifar_images(), python2_batch)
+    batch = {b"data": cifar_images()[0].reshape(3, -1)}
+    batch |= {} if labels is None else {b"labels": labels}
+    (tmp_path / "data_batch_2").write_bytes(pickle.dumps(batch))
+    assert condition_size(Cifar10(tmp_path)) == 0  # not read, so not refused
+    with pytest.raises(
+        ValueError, match=r"data_batch_2' must have a list of 3 integers from 0 to 9"
+    ):
+        Cifar10(tmp_path, labels=True)
 
 
 def test_what_the_python2_bytes_mean():
@@ -675,11 +757,94 @@ def test_array_data_refuses(tmp_path, arrays, options, message):
         ArrayData(tmp_path / "x.npz", **options)
 
 
+def test_array_data_with_labels(tmp_path):
+    # The example says its class; the random split must keep them together.
+    array = np.arange(20, dtype=np.uint8)[:, None]
+    np.savez(tmp_path / "x.npz", anything=array, labels=np.arange(20, dtype=np.uint16) % 3)
+    data = ArrayData(tmp_path / "x.npz", levels=20, labels=True, test_fraction=0.25)
+    assert (condition_size(data), len(data.train), len(data.test)) == (3, 15, 5)
+    for source in (data.train, data.test):
+        assert labels_of(source) == (everything(source)[:, 0] % 3).tolist()
+    np.savez(
+        tmp_path / "x.npz",
+        train=array,
+        test=array[:2],
+        train_labels=np.arange(20) % 4,
+        test_labels=np.array([5, 0]),
+    )
+    data = ArrayData(tmp_path / "x.npz", levels=20, labels=True)
+    assert condition_size(data) == 6
+    assert (labels_of(data.train)[:5], labels_of(data.test)) == ([0, 1, 2, 3, 0], [5, 0])
+    assert condition_size(ArrayData(tmp_path / "x.npz", levels=20)) == 0
+
+
+def test_array_data_with_vectors(tmp_path):
+    array = np.arange(20, dtype=np.float32)[:, None]
+    vectors = np.stack([array[:, 0] * 2, -array[:, 0]], axis=1)
+    np.savez(tmp_path / "x.npz", x=array, condition=vectors)
+    data = ArrayData(tmp_path / "x.npz", condition=True)
+    assert (condition_size(data), data.train.classes) == (3, None)
+    for source in (data.train, data.test):
+        found, x = source.conditions(np.arange(len(source))), everything(source)
+        np.testing.assert_array_equal(found, np.concatenate([2 * x, -x, np.ones_like(x)], axis=1))
+    np.savez(tmp_path / "x.npz", train=array, test=array[:2], train_condition=vectors,
+             test_condition=vectors[2:4].astype(int))  # fmt: skip
+    test = ArrayData(tmp_path / "x.npz", condition=True).test
+    assert test.conditions(np.array([1])).tolist() == [[6.0, -3.0, 1.0]]
+
+
+FOUR = np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        (
+            {"x": BYTES},
+            {"labels": True},
+            "with labels=True .* hold 'labels' beside 'x'; .* holds x",
+        ),
+        (
+            {"train": BYTES, "test": BYTES, "train_labels": FOUR, "labels": FOUR},
+            {"labels": True},
+            "must hold 'train_labels' and 'test_labels' beside 'train' and 'test'",
+        ),
+        ({"x": BYTES, "labels": FOUR[:3]}, {"labels": True}, r"each of the 4 .* shape \(3,\)"),
+        ({"x": BYTES, "labels": FOUR / 1}, {"labels": True}, "an integer for .* got float64"),
+        ({"x": BYTES, "labels": FOUR - 1}, {"labels": True}, "labels in .* from 0, got -1"),
+        ({"x": BYTES, "condition": FOUR}, {"condition": True}, r"vector of .* shape \(4,\)"),
+        ({"x": BYTES, "condition": BYTES[1:]}, {"condition": True}, r"vector .* shape \(3, 2\)"),
+        ({"x": BYTES, "condition": BYTES[:, :0]}, {"condition": True}, r"vector .* shape \(4, 0\)"),
+        ({"x": BYTES, "condition": BYTES + 1j}, {"condition": True}, "vector .* got complex128"),
+        ({"x": BYTES, "condition": BYTES + 1e300}, {"condition": True}, "finite in float32"),
+        ({"x": BYTES}, {"condition": True, "labels": True}, "are both true; choose one of them"),
+        (
+            {
+                "train": BYTES,
+                "test": BYTES,
+                "train_condition": BYTES,
+                "test_condition": BYTES[:, :1],
+            },
+            {"condition": True},
+            "train and test must have conditions of one length, got 3 and 2",
+        ),
+        ({"labels": FOUR}, {"labels": True}, "or only one array; .* holds labels"),
+    ],
+)
+def test_array_data_refuses_bad_conditions(tmp_path, arrays, options, message):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        ArrayData(tmp_path / "x.npz", levels=2, **options)
+
+
 def test_array_data_refuses_other_files(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"nothing at path='absent.npy'; expected a .npy or"
     ):
         ArrayData("absent.npy")
+    np.save(tmp_path / "y.npy", BYTES)
+    with pytest.raises(ValueError, match=r"labels=True needs a .npz file .* got '.*y.npy'"):
+        ArrayData(tmp_path / "y.npy", levels=2, labels=True)
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(ValueError, match=r"must name a \.npy or \.npz file, got '.*x\.csv'"):
         ArrayData(tmp_path / "x.csv")

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-FIRST_PARTY = ("diffkit", "vdm")
+FIRST_PARTY = ("diffkit", "vdm", "ddpm", "score_sde", "edm", "flow", "solvers")
 
 # What a command is shortened by where a test runs it for real.
 SHORT = ("train.steps=10", "passes=1", "sample_steps=2")
@@ -86,9 +86,16 @@ def public_names() -> list[str]:
     return [n for n, thing in members.items() if inspect.isclass(thing) or inspect.isroutine(thing)]
 
 
-def first_party_parts() -> list[tuple[str, str]]:
+def first_party_parts() -> list[tuple[str, str, str]]:
+    """Plugin, kind and name of every part of ours."""
     reports = [report for report in registry.plugins() if report.name in FIRST_PARTY]
-    return [(kind, n) for report in reports for kind, names in report.parts.items() for n in names]
+    assert {report.name for report in reports} == set(FIRST_PARTY)
+    return [
+        (report.name, kind, n)
+        for report in reports
+        for kind, names in report.parts.items()
+        for n in names
+    ]
 
 
 @pytest.fixture
@@ -148,6 +155,13 @@ def test_commands_compose(
     words: list[str], workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, *arguments = words[1:]
+    if command == "check":  # run by `make laws`
+        plugins = itertools.takewhile(lambda word: not word.startswith("-"), arguments)
+        assert set(plugins) <= {*FIRST_PARTY, "PLUGIN", "my_plugin"}
+        return
+    if command == "new-plugin":
+        assert arguments == ["NAME"] or arguments[0].isidentifier()
+        return
     if command == "plugins":
         assert not arguments
         with pytest.raises(SystemExit) as exit_:
@@ -221,12 +235,11 @@ def test_every_kind_has_a_page() -> None:
 
 def test_every_part_has_a_docstring_and_a_page() -> None:
     shown = documented()
-    vdm = (DOCS / "plugins" / "vdm.md").read_text()
-    for kind, n in first_party_parts():
+    for plugin, kind, n in first_party_parts():
         part = registry.get(kind, n)
         if kind == "preset":
             assert f"`{n}`" in (DOCS / "api" / "presets.md").read_text()
-            assert f"`{n}`" in vdm
+            assert f"`{n}`" in (DOCS / "plugins" / f"{plugin}.md").read_text()
         else:
             assert own_docstring(part), f"{kind} {n}"
             assert id(part) in shown, f"{kind} {n}"
@@ -236,7 +249,7 @@ def test_table_of_parts_in_the_readme() -> None:
     parts = first_party_parts()
     readme = (ROOT / "README.md").read_text()
     for kind in registry.KINDS:
-        names = sorted(n for k, n in parts if k == kind)
+        names = sorted(n for _, k, n in parts if k == kind)
         assert f"| `{kind}` | {', '.join(f'`{n}`' for n in names)} |\n" in readme
 
 

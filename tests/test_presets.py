@@ -48,6 +48,41 @@ def test_what_does_not_go_together_is_refused(toy_model):
         dk.preset("vdn", shape=(2,), key=jax.random.key(0))
 
 
+def test_a_target_that_says_nothing_at_an_end_is_refused(toy_model):
+    low = ("linear_logsnr", {"logsnr_min": -40.0})
+    with pytest.raises(ValueError, match="Epsilon says nothing of x at the noise end"):
+        toy_model(schedule=low, parameterization="epsilon")
+    high = ("linear_logsnr", {"logsnr_max": 40.0})
+    with pytest.raises(ValueError, match="X says nothing of eps at the data end"):
+        toy_model(schedule=high, parameterization="x")
+    for schedule in (low, high):
+        toy_model(schedule=schedule, parameterization="v")
+
+    class Zero(dk.AbstractSchedule):
+        def __call__(self, t):
+            return -2 * jax.numpy.log(t / (1 - t))
+
+        def inverse(self, logsnr):
+            return jax.nn.sigmoid(-logsnr / 2)
+
+    with pytest.raises(ValueError, match="zero terminal SNR"):
+        toy_model(schedule=Zero())
+
+
+def test_parts_for_a_model(toy_model):
+    model = toy_model(schedule="cosine")
+    weighting = dk.part("weighting", "simple", model=model)
+    assert weighting.schedule == model.schedule
+    assert weighting.parameterization == dk.Epsilon()
+    sampler = dk.part("sampler", ("ddim", {"eta": 0.5}), model=model)
+    assert sampler == dk.samplers.DDIM(0.5)
+    assert dk.part("grid", dk.UniformT(), model=model) == dk.UniformT()
+    with pytest.raises(TypeError, match=r"grid must be a diffkit.AbstractGrid, got DDIM"):
+        dk.part("grid", sampler, model=model)
+    with pytest.raises(ValueError, match="kind must be one of weighting, time_sampler"):
+        dk.part("network", "mlp", model=model)
+
+
 def test_complete_fills_in_what_the_signature_names():
     def part(shape, size=3, *, key=None):
         return shape, size, key

@@ -10,6 +10,7 @@ import scipy.stats
 
 import diffkit as dk
 from diffkit.presets import complete
+from diffkit.samplers import FORMS
 from diffkit.samplers.loop import rescaled
 
 MEAN, STD = np.array([0.7, -0.3]), 0.5
@@ -34,26 +35,107 @@ def integrate(sampler, model, y, steps):
     return y
 
 
-@under
-def test_ddim_is_of_order_one(process):
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        (dk.samplers.DDIM(), 1),
+        *((dk.samplers.RungeKutta2(form, node), 2) for form in FORMS for node in (0.5, 1.0)),
+    ],
+    ids=str,
+)
+def test_order_of_convergence(sampler, order):
     # The probability-flow ODE of a Gaussian has the affine map m + (y - m) sqrt ratio of variances.
+    assert sampler.order == order
+    assert sampler.calls == order
     with jax.enable_x64(True):
-        denoiser = dk.analytic.gaussian(MEAN, STD**2 * np.eye(2), process=process)
+        denoiser = dk.analytic.gaussian(MEAN, STD**2 * np.eye(2))
         model = dk.DiffusionModel(denoiser, dk.LinearLogSNR(12.0, -8.0), dk.GaussianDecoder(), (2,))
         start = jnp.asarray([30.0, -55.0])
         variance = [STD**2 + np.exp(-value) for value in (-8.0, 12.0)]
         exact = MEAN + (np.asarray(start) - MEAN) * np.sqrt(variance[1] / variance[0])
-        counts = np.array([40, 80, 160, 320])
+        counts = np.array([160, 320, 640, 1280])
         errors = [
-            np.abs(np.asarray(integrate(dk.samplers.DDIM(), model, start, int(n))) - exact).max()
+            np.abs(np.asarray(integrate(sampler, model, start, int(n))) - exact).max()
             for n in counts
         ]
-    order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert order == pytest.approx(1.0, abs=0.1)
-    assert errors[-1] < 0.02
+    found = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    # On a Gaussian the leading errors of the midpoint rule cancel over the whole range.
+    extra = 1 if getattr(sampler, "node", 1) != 1 else 0
+    assert found == pytest.approx(order + extra, abs=0.1) or found == pytest.approx(order, abs=0.1)
+    assert errors[-1] < 0.005
 
 
-@pytest.mark.parametrize("name", dk.available("sampler"))
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_are_forms_of_one_equation(name):
+    # d(scale y) / dkappa = quantity, by finite differences along y = x + rho eps with dy / drho = eps,
+    # in float64; the offset keeps its digits in float32 where the difference of kappas has lost them.
+    form = FORMS[name]
+    points = np.linspace(-10.0, 14.0, 13)
+    with jax.enable_x64(True):
+        step = 1e-5
+
+        def at(logsnr):
+            rho = jnp.exp(-logsnr / 2)
+            x, eps = jnp.asarray(0.7), jnp.asarray(-1.3)
+
+            def u(change):
+                # To first order in the step: y moves along its tangent.
+                return form.scale(logsnr + change) * (x + rho * jnp.exp(-change / 2) * eps)
+
+            run = form.kappa(logsnr + step) - form.kappa(logsnr - step)
+            level = dk.VarianceExploding().at(logsnr)
+            return (
+                (u(step) - u(-step)) / run - form.quantity(dk.Prediction(x, eps, level)),
+                run / (2 * step) / form.slope(logsnr) - 1,
+                form.logsnr(form.kappa(logsnr)) - logsnr,
+                form.kappa(logsnr + 0.25) - form.kappa(logsnr),
+            )
+
+        equation, slope, inverse, exact = jax.vmap(at)(jnp.asarray(points))
+        np.testing.assert_allclose(equation, 0, atol=1e-5)
+        np.testing.assert_allclose(slope, 0, atol=1e-6)
+        np.testing.assert_allclose(inverse, 0, atol=1e-8)
+    single = jnp.asarray(points, jnp.float32)
+    offset = jax.vmap(form.offset)(single + 0.25, single)
+    np.testing.assert_allclose(offset, exact, rtol=3e-6)
+
+
+def test_ancestral_variance_between_posterior_and_forward():
+    # One step from a known latent under an exact denoiser of one point: the variances of DDPM's section
+    # 3.2, beta_tilde and beta, in float64 numpy.
+    logsnr_t, logsnr_s = -1.0, 1.5
+    alpha2, sigma2 = (1 / (1 + np.exp(-s * np.array([logsnr_t, logsnr_s]))) for s in (1, -1))
+    beta = 1 - alpha2[0] / alpha2[1]
+    beta_tilde = beta * sigma2[1] / sigma2[0]
+    denoiser = dk.analytic.empirical(jnp.asarray([[0.4, -0.1]]))
+    prediction = denoiser(jnp.asarray([0.3, 0.9]), logsnr_t)
+    for spread, variance in ((0.0, beta_tilde), (1.0, beta), (0.5, np.sqrt(beta * beta_tilde))):
+        _, std = prediction.reverse(logsnr_s, spread=spread)
+        np.testing.assert_allclose(std**2 * alpha2[1], variance, rtol=1e-5)
+    # And the sampler uses it: from its last step but one the samples spread accordingly.
+    model = dk.DiffusionModel(denoiser, dk.LinearLogSNR(1.5, -1.0), dk.GaussianDecoder(), (2,))
+    x = dk.sample(model, dk.samplers.Ancestral(1.0), 20_000, key=jax.random.key(11), steps=1)
+    # The mean of a step shrinks the start's deviation from the point, of variance 1 + rho^2.
+    start = 1 + np.exp(-logsnr_t)
+    expected = beta / alpha2[1] + np.exp(2 * (logsnr_t - logsnr_s)) * start
+    np.testing.assert_allclose(
+        np.var(np.asarray(x), axis=0), expected, rtol=5 * np.sqrt(2 / 20_000)
+    )
+    with pytest.raises(ValueError, match=r"spread must be in \[0, 1\], got 1.5"):
+        dk.samplers.Ancestral(1.5)
+
+
+def test_wrong_forms_are_refused():
+    with pytest.raises(ValueError, match="form must be one of eps, x, v, velocity, got 'y'"):
+        dk.samplers.RungeKutta2("y")
+    with pytest.raises(ValueError, match=r"node must be in \(0, 1\], got 0"):
+        dk.samplers.RungeKutta2(node=0.0)
+
+
+SAMPLERS = ("ancestral", "ddim")  # every other one's laws: `diffkit check`
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 @under
 def test_reproduces_a_gaussian(name, process):
     sampler = complete(dk.get("sampler", name), {})
@@ -113,7 +195,7 @@ def test_ddim_with_all_noise_is_ancestral():
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", dk.available("sampler"))
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_every_process_gives_the_same_samples(name):
     sampler = complete(dk.get("sampler", name), {})
     samples = [
@@ -123,7 +205,7 @@ def test_every_process_gives_the_same_samples(name):
         np.testing.assert_allclose(other, samples[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", dk.available("sampler"))
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_the_number_of_samples_changes_none_of_them(name):
     sampler = complete(dk.get("sampler", name), {})
     few, many = (

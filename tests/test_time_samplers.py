@@ -46,6 +46,68 @@ def test_low_discrepancy_covers_evenly():
     assert spread(dk.LowDiscrepancy()) < 0.2 * spread(dk.Uniform())
 
 
+def test_stratified_has_one_time_in_each_part():
+    t, _ = dk.Stratified()(jax.random.key(5), 50)
+    np.testing.assert_array_equal(np.sort(np.floor(np.asarray(t) * 50)), np.arange(50))
+    # Within the parts the times are free: the gaps are not all alike.
+    assert np.std(np.diff(np.sort(t))) > 0.2 / 50
+
+
+LOSSES = np.array([1.0, 3.0, 0.0, 9.0])  # of four bins
+
+
+def taught(decay=0.9, rounds=300, **options):
+    sampler = dk.Adaptive(bins=4, decay=decay, **options)
+
+    def one(sampler, key):
+        t, _ = sampler(key, 32)
+        return sampler.update(t, jnp.asarray(LOSSES, jnp.float32)[jnp.floor(t * 4).astype(int)]), t
+
+    return jax.lax.scan(one, sampler, jax.random.split(jax.random.key(6), rounds))
+
+
+def test_adaptive_learns_the_density_of_least_variance():
+    sampler, _ = taught(floor=0.2)
+    # In proportion to the root of the second moment, mixed with a fifth of uniform times.
+    expected = 4 * (0.8 * LOSSES / LOSSES.sum() + 0.2 / 4)
+    middles = jnp.asarray([0.125, 0.375, 0.625, 0.875])
+    np.testing.assert_allclose(jax.vmap(sampler.density)(middles), expected, rtol=1e-3)
+    # Importance keeps the mean, and the spread is less than that of uniform times.
+    keys = jax.random.split(jax.random.key(7), 400)
+
+    def mean(sampler, size):
+        def one(key):
+            t, importance = sampler(key, size)
+            return jnp.mean(importance * jnp.asarray(LOSSES)[jnp.floor(t * 4).astype(int)])
+
+        return jax.vmap(one)(keys)
+
+    found = mean(sampler, 1)
+    # Five standard errors: false alarm below 1e-6.
+    assert abs(found.mean() - LOSSES.mean()) < 5 * found.std() / 20
+    assert found.std() < 0.4 * mean(dk.Uniform(), 1).std()
+
+
+def test_adaptive_is_uniform_before_it_has_seen_anything_and_forgets_no_bin():
+    np.testing.assert_allclose(
+        jax.vmap(dk.Adaptive().density)(jnp.linspace(0, 0.99, 7)), 1.0, rtol=1e-5
+    )
+    _, t = taught(floor=0.1)
+    share = np.mean(np.floor(np.asarray(t[100:]) * 4) == 2)  # the bin of loss 0
+    assert share == pytest.approx(0.1 / 4, rel=0.2)
+    t = jnp.asarray([0.1, 0.1, 0.6])
+    after = dk.Adaptive(bins=2, decay=0.5).update(t, jnp.asarray([2.0, 4.0, 3.0]))
+    # Two times in the first bin: kept 1/4 of 1, and 3/4 of the mean square 10.
+    np.testing.assert_allclose(after.second_moment, [0.25 + 0.75 * 10, 0.5 + 0.5 * 9])
+    for options, message in (
+        ({"bins": 0}, "bins must be at least 1, got 0"),
+        ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
+        ({"floor": 0.0}, r"floor must be in \(0, 1\], got 0.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dk.Adaptive(**options)
+
+
 @samplers
 def test_batch_size_must_be_positive(sampler):
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):

@@ -78,7 +78,7 @@ def test_nothing_is_compiled_after_the_first_dispatch(toy, toy_model):
 
 
 def test_many_steps_are_single_steps(toy, toy_model):
-    objective = Objective(dk.ELBO(), dk.LowDiscrepancy(), None)
+    objective = Objective(dk.ELBO(), None)
     key = jax.random.key(1)
     x = jnp.asarray(toy.train.gather(np.arange(48)).reshape(3, 16, 2))
     state = init_state(toy_model(), SMALL)
@@ -105,9 +105,9 @@ def test_many_steps_are_single_steps(toy, toy_model):
 
 def test_loss_is_the_bound_and_weight_decay_spares_the_schedule(toy, toy_model):
     model = toy_model()
-    objective, key = Objective(dk.ELBO(), dk.LowDiscrepancy(), None), jax.random.key(2)
+    objective, key = Objective(dk.ELBO(), None), jax.random.key(2)
     x = jnp.asarray(toy.train.gather(np.arange(16)))
-    value, terms = objective(model, x, key)
+    value, (terms, _) = objective(model, x, key)
     bound = dk.vlb(model, x, key=key, inference=False)
     assert float(value) == pytest.approx(float(bound.bits_per_dim.mean()), rel=1e-5)
     assert float(terms.sum()) == pytest.approx(float(value), rel=1e-6)
@@ -164,6 +164,27 @@ def test_files_of_a_run(trained):
     checkpoints = Checkpoints(path / "checkpoints")
     assert checkpoints.latest_step() == 24
     checkpoints.close()
+
+
+def test_a_time_sampler_that_adapts_is_part_of_the_state(toy, toy_model, tmp_path):
+    arguments = {"time_sampler": dk.Adaptive(bins=4, decay=0.5), "progress": False}
+    whole = dk.fit(toy_model(), toy, SMALL, **arguments)
+    learnt = whole.state.time_sampler.second_moment
+    assert len(np.unique(learnt)) == 4
+    # What it learnt is what the loss shows: the second moment of the loss over each quarter of time, to
+    # the precision of few draws from a heavy tail, while the moments span four orders of magnitude.
+    x = jnp.tile(jnp.asarray(toy.train.gather(np.arange(64))), (40, 1))
+    objective = Objective(dk.ELBO(), None)
+    _, (_, drawn) = objective(whole.state.model, x, jax.random.key(3))
+    quarter = np.floor(np.asarray(drawn.t) * 4)
+    expected = [np.mean(np.square(drawn.loss)[quarter == q]) for q in range(4)]
+    assert np.all(np.abs(np.log(learnt / np.asarray(expected))) < 3)
+    # Stopped and started again, it goes on with what it knows.
+    dk.fit(toy_model(), toy, dataclasses.replace(SMALL, steps=16), directory=tmp_path, **arguments)
+    resumed = dk.fit(toy_model(), toy, SMALL, directory=tmp_path, **arguments)
+    assert_same(resumed.state, whole.state)
+    # A run is read without knowing its time sampler.
+    assert_same(dk.load_run(tmp_path, like=toy_model()).model, whole.model)
 
 
 def test_load_run(trained, toy_model):
@@ -259,7 +280,7 @@ def test_baselines_of_the_digits():
 def test_optimiser_is_adamw(toy, toy_model):
     # One step of Adam moves a parameter by the learning rate, whatever the gradient's size.
     config = dataclasses.replace(SMALL, warmup=0, weight_decay=0.0, learning_rate=1e-3, clip=0.0)
-    objective, key = Objective(dk.ELBO(), dk.LowDiscrepancy(), None), jax.random.key(5)
+    objective, key = Objective(dk.ELBO(), None), jax.random.key(5)
     model = toy_model()
     x = jnp.asarray(toy.train.gather(np.arange(16)))
     state, metrics = train_step(init_state(model, config), x, key, objective, config)

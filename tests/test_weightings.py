@@ -1,4 +1,4 @@
-"""Laws of weightings, for every registered one."""
+"""Weightings against the closed forms of the papers, which none of them has typed in."""
 
 import jax
 import jax.numpy as jnp
@@ -6,16 +6,152 @@ import numpy as np
 import pytest
 
 import diffkit as dk
-from diffkit.presets import complete
+from diffkit.registry import UnknownPartError
+
+ENDS = (12.0, -12.0)
+LOGSNR = np.linspace(-9.0, 9.0, 37)
 
 
-@pytest.mark.parametrize("name", dk.available("weighting"))
-def test_finite_and_not_negative(name):
-    weighting = complete(dk.get("weighting", name), {})
-    w = jax.vmap(weighting)(jnp.linspace(-20.0, 20.0, 401))
-    assert np.all(np.isfinite(w))
-    assert np.all(w >= 0)
+def values(weighting, logsnr=LOGSNR):
+    with jax.enable_x64(True):
+        return np.asarray(jax.vmap(weighting)(jnp.asarray(logsnr)))
+
+
+def same_up_to_a_constant(weighting, closed_form, rtol=1e-6):
+    ratio = values(weighting) / closed_form(LOGSNR)
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=rtol)
+
+
+def sech(x):
+    return 1 / np.cosh(x)
+
+
+def model(schedule="cosine", parameterization="epsilon", process="variance_preserving"):
+    return dk.preset(
+        "vdm",
+        shape=(2,),
+        key=jax.random.key(0),
+        network=("mlp", {"width": 8, "depth": 1}),
+        schedule=(schedule, {"logsnr_max": ENDS[0], "logsnr_min": ENDS[1]}),
+        parameterization=parameterization,
+        process=process,
+    )
 
 
 def test_elbo_is_one():
-    np.testing.assert_array_equal(jax.vmap(dk.ELBO())(jnp.linspace(-20.0, 20.0, 9)), 1.0)
+    np.testing.assert_array_equal(values(dk.ELBO()), 1.0)
+
+
+# The closed forms: Kingma and Gao 2023, table 1 and appendix, of uniform times.
+@pytest.mark.parametrize("process", ["variance_preserving", "variance_exploding"])
+@pytest.mark.parametrize(
+    ("schedule", "parameterization", "closed_form"),
+    [
+        ("cosine", "epsilon", lambda u: sech(u / 2)),
+        ("cosine", "v", lambda u: np.exp(-u / 2)),
+        ("cosine", "x", lambda u: sech(u / 2) * np.exp(-u)),
+        ("linear_logsnr", "epsilon", np.ones_like),
+        ("linear_logsnr", "x", lambda u: np.exp(-u)),
+    ],
+)
+def test_simple_loss(schedule, parameterization, closed_form, process):
+    with jax.enable_x64(True):
+        weighting = dk.part("weighting", "simple", model=model(schedule, parameterization, process))
+    same_up_to_a_constant(weighting, closed_form)
+
+
+def test_the_simple_loss_is_the_plain_mean():
+    # The constant too: with uniform times it is E |target - prediction|^2, computed from what the
+    # network returned.
+    composed = model("cosine", "v")
+    weighting = dk.part("weighting", "simple", model=composed)
+    x = jax.random.randint(jax.random.key(1), (64, 2), 0, 256)
+    key = jax.random.key(2)
+    loss = dk.denoising_loss(composed, x, key=key, weighting=weighting, inference=True)
+    t_key, eps_key, _ = jax.random.split(key, 3)
+    t, _ = dk.LowDiscrepancy()(t_key, 64)
+    data = composed.encode(x)
+    eps = jax.random.normal(eps_key, data.shape)
+
+    def plain(x, t, eps):
+        level = composed.level(t)
+        z = level.alpha * x + level.sigma * eps
+        output = composed.denoiser.network(z, level.logsnr)
+        return jnp.sum(jnp.square(level.alpha * eps - level.sigma * x - output))
+
+    np.testing.assert_allclose(loss, jax.vmap(plain)(data, t, eps), rtol=2e-3)
+
+
+def test_sigmoid():
+    for bias in (-1.0, 0.0, 2.5):
+        expected = 1 / (1 + np.exp(LOGSNR - bias))
+        np.testing.assert_allclose(values(dk.Sigmoid(bias)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr(gamma):
+    weighting = dk.part("weighting", ("min_snr", {"gamma": gamma}), model=model())
+    same_up_to_a_constant(
+        weighting, lambda u: sech(u / 2) * np.minimum(1, gamma * np.exp(-u)), rtol=1e-5
+    )
+
+
+def test_p2():
+    weighting = dk.part("weighting", ("p2", {"k": 2.0, "gamma": 0.5}), model=model())
+    same_up_to_a_constant(weighting, lambda u: sech(u / 2) / np.sqrt(2 + np.exp(u)), rtol=1e-5)
+
+
+def test_times_of_the_loss_enter_through_their_density():
+    # With density 2 (1 - t) the simple loss has that much more weight at the data end.
+    class Early(dk.AbstractTimeSampler):
+        def __call__(self, key, batch_size):
+            raise AssertionError("not drawn from here")
+
+        def density(self, t):
+            return 2 * (1 - t)
+
+    with jax.enable_x64(True):
+        schedule = dk.LinearLogSNR(*ENDS)
+        w = dk.equivalence.implied_weighting(
+            parameterization=dk.Epsilon(), schedule=schedule, time_sampler=Early()
+        )
+    same_up_to_a_constant(w, lambda u: (u - ENDS[1]) / (ENDS[0] - ENDS[1]))
+
+
+def test_monotone_is_the_least_majorant():
+    class Bumps(dk.AbstractWeighting):
+        def __call__(self, logsnr):
+            return jnp.exp(-((logsnr - 3) ** 2) / 4) + 0.5 * jnp.exp(-((logsnr + 4) ** 2) / 4)
+
+    weighting = dk.Monotone(Bumps(), (10.0, -10.0))
+    fine = np.linspace(-10.0, 10.0, 40_001)
+    base = np.exp(-((fine - 3) ** 2) / 4) + 0.5 * np.exp(-((fine + 4) ** 2) / 4)
+    expected = np.maximum.accumulate(base[::-1])[::-1]
+    found = np.asarray(jax.vmap(weighting)(jnp.asarray(fine[::50], jnp.float32)))
+    np.testing.assert_allclose(found, expected[::50], rtol=2e-3, atol=1e-6)
+    assert np.all(np.diff(found) <= 1e-6)
+    # A weighting that is monotone already stays as it is.
+    sigmoid = dk.part("weighting", ("monotone", {"base": "sigmoid"}), model=model())
+    np.testing.assert_allclose(values(sigmoid), values(dk.Sigmoid()), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (("min_snr", {"gamma": 0.0}), "gamma must be a positive number, got 0.0"),
+        (("p2", {"k": -1.0}), "k must be a positive number, got -1.0"),
+        (("p2", {"gamma": -1.0}), "gamma must be a number of at least 0, got -1.0"),
+    ],
+)
+def test_values_out_of_range_are_refused(choice, message):
+    with pytest.raises(ValueError, match=message):
+        dk.part("weighting", choice, model=model())
+
+
+def test_names_in_options_are_looked_up():
+    with pytest.raises(UnknownPartError, match="Did you mean 'uniform'"):
+        dk.part("weighting", ("simple", {"times": "unifrom"}), model=model())
+    with pytest.raises(UnknownPartError, match="there is no weighting 'edn'"):
+        dk.part("weighting", ("monotone", {"base": "edn"}), model=model())
+    with pytest.raises(ValueError, match=r"logsnr_range must be \(max, min\)"):
+        dk.Monotone(dk.ELBO(), (-5.0, 5.0))

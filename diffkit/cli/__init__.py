@@ -1,4 +1,4 @@
-"""The command line: `diffkit train | evaluate | sample | plugins`."""
+"""The command line: `diffkit train | evaluate | sample | plugins | check | new-plugin`."""
 
 import sys
 from collections.abc import Sequence
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 _USAGE = """usage: diffkit COMMAND [ARGUMENTS]
 
 commands:
-  train     train a model            diffkit train preset=vdm data=digits schedule=cosine
-  evaluate  its test likelihood      diffkit evaluate RUN [steps=250]
-  sample    draw samples             diffkit sample RUN [sampler=ddim] [steps=50]
-  plugins   what is installed        diffkit plugins
+  train       train a model          diffkit train preset=vdm data=digits schedule=cosine
+  evaluate    its test likelihood    diffkit evaluate RUN [steps=250]
+  sample      draw samples           diffkit sample RUN [sampler=ddim] [steps=50]
+  plugins     what is installed      diffkit plugins
+  check       the laws of its parts  diffkit check PLUGIN
+  new-plugin  begin a plugin         diffkit new-plugin NAME
 
 'diffkit COMMAND --help' shows the settings of a command.
 Any choice is replaced by KIND=NAME, any option of it by KIND.OPTION=VALUE;
@@ -41,6 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from diffkit.cli.plugins import show_plugins
 
         raise SystemExit(show_plugins())
+    if command == "check":
+        from diffkit.cli.check import check_plugin
+
+        raise SystemExit(check_plugin(given[1:]))
+    if command == "new-plugin":
+        from diffkit.cli.new_plugin import new_plugin
+
+        raise SystemExit(new_plugin(given[1:]))
     if command not in ("train", "evaluate", "sample"):
         print(f"diffkit: there is no command {command!r}.\n\n{_USAGE}", file=sys.stderr)
         raise SystemExit(2)

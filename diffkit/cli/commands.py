@@ -11,8 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from diffkit.data import baselines
-from diffkit.presets import TRAINING_KINDS, complete
+from diffkit.data import baselines, condition_size, conditions_in_turn
+from diffkit.guidance import guide
+from diffkit.presets import TRAINING_KINDS, part
 from diffkit.runs import Run, load_run, make, model_from_config, write_config
 from diffkit.samplers import sample
 from diffkit.training import (
@@ -46,7 +47,7 @@ def train_command(config: Mapping[str, Any]) -> None:
     data = make(config["data"])
     model = model_from_config(config, data)
     check_data(model, data)
-    parts = {kind: complete(make(config[kind]), {}) for kind in TRAINING_KINDS}
+    parts = {kind: part(kind, make(config[kind]), model=model) for kind in TRAINING_KINDS}
     write_config(path, {k: v for k, v in config.items() if k != "run"})
     print(f"run: {path}", flush=True)
     fitted = fit(
@@ -68,6 +69,7 @@ def train_command(config: Mapping[str, Any]) -> None:
             key=key,
             steps=config["sample_steps"],
             grid=parts["grid"],
+            condition=conditions_in_turn(data, config["samples"]) if condition_size(data) else None,
         )
         _save_samples(drawn, path / "samples.png", data.levels)
     result = evaluate(
@@ -106,19 +108,29 @@ def sample_command(config: Mapping[str, Any]) -> None:
     """Samples of a run's model: `diffkit sample RUN`."""
     run = _require_run(config, "sample")
     chosen = {
-        kind: complete(make(config[kind]), {}) if config.get(kind) else run.part(kind)
+        kind: part(kind, make(config[kind]), model=run.model)
+        if config.get(kind)
+        else run.part(kind)
         for kind in ("sampler", "grid")
     }
+    given, interval = config["condition"], config["guidance_interval"]
+    model, condition, suffix = run.model, None, ""
+    if given is not None:
+        condition = run.condition(given)
+        model = guide(model, config["guidance"], None if interval is None else tuple(interval))
+        numbers = given if isinstance(given, list) else [given]
+        suffix = f"_condition{'_'.join(map(str, numbers))}_guidance{config['guidance']:g}"
     drawn = sample(
-        run.model,
+        model,
         chosen["sampler"],
         config["count"],
         key=jax.random.key(config["seed"]),
         steps=config["steps"],
         grid=chosen["grid"],
+        condition=condition,
     )
-    name = type(chosen["sampler"]).__name__.lower()
-    out = Path(config["out"] or run.path / f"samples_{name}_{config['steps']}.png")
+    name = f"{type(chosen['sampler']).__name__.lower()}_{config['steps']}{suffix}"
+    out = Path(config["out"] or run.path / f"samples_{name}.png")
     print(_save_samples(drawn, out, run.model.decoder.levels), flush=True)
 
 

@@ -77,7 +77,11 @@ def _fill_store(command: str, given: Sequence[str]) -> None:
                     name = f"{name}__{preset_name}"
                 store.store(name, config, group=kind)
             defaults.append({f"override /{kind}": name})
-        node = {"defaults": defaults, "train": dict(preset.train)}
+        node = {
+            "defaults": defaults,
+            "train": dict(preset.train),
+            "data_std": preset.data_std,
+        }
         store.store(preset_name, node, group="preset", package="_global_")
 
     settings = _COMMANDS[command][1]
@@ -169,6 +173,19 @@ def launch(command: str, given: Sequence[str]) -> None:
     # Hydra reads its arguments from here; its own messages name the program by the first entry.
     sys.argv = [f"diffkit {command}", *_arguments(command, given)]
     hydra.main(config_path=None, config_name=f"diffkit_{command}", version_base="1.3")(run)()
+
+
+def compose(command: str, given: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a command as plain containers, without running it.
+
+    **Arguments:** `command`: a name in the table above; `given`: overrides, as on the command line.
+
+    **Raises:** `hydra.errors.HydraException` for an override that does not fit.
+    """
+    _fill_store(command, given)
+    with hydra.initialize(config_path=None, version_base="1.3"):
+        config = hydra.compose(f"diffkit_{command}", overrides=_arguments(command, given))
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def _checked(settings: type, config: Mapping[str, Any]) -> dict[str, Any]:

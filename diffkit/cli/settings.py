@@ -1,6 +1,8 @@
 """The settings of the commands, apart from parts, data and the training loop."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 
 def _at_least(settings: object, **least: int) -> None:
@@ -17,10 +19,12 @@ class TrainSettings:
     **Arguments:** `run`: the run directory, by default one under `runs/` named after the overrides, so
     that the same command goes on with the same run; `passes`: draws per test example in the evaluation
     at the end; `samples`, `sample_steps`: how many samples to draw then, in how many steps (0 samples:
-    none).
+    none); `data_std`: the standard deviation of the encoded data that the model assumes, by default the
+    preset's.
     """
 
     run: str | None = None
+    data_std: float = 1.0
     passes: int = 16
     samples: int = 64
     sample_steps: int = 250
@@ -56,15 +60,46 @@ class SampleSettings:
     """`diffkit sample RUN`.
 
     **Arguments:** `run`: the run directory; `count`: how many samples; `steps`: of the sampler;
-    `seed`; `out`: the PNG to write, by default in the run directory; the samples as stored go beside
-    it as .npy.
+    `condition`: for a model that was trained with conditions, a class (`condition=3`) or a vector of
+    numbers (`condition=[0.1,0.2]`), by default none; `guidance`: how closely the samples follow it, 1 as
+    the model does, more for more; `guidance_interval`: the `logsnr` between which to guide, as [min,
+    max], by default everywhere; `seed`; `out`: the PNG to write, by default in the run directory; the
+    samples as stored go beside it as .npy.
     """
 
     run: str | None = None
     count: int = 64
     steps: int = 250
+    condition: Any = None
+    guidance: float = 1.0
+    guidance_interval: list[float] | None = None
     seed: int = 0
     out: str | None = None
 
     def __post_init__(self):
         _at_least(self, count=1, steps=1, seed=0)
+        condition, interval = self.condition, self.guidance_interval
+        if condition is not None and not (
+            _is_number(condition, int)
+            or (isinstance(condition, list) and all(_is_number(n, int, float) for n in condition))
+        ):
+            raise ValueError(
+                "condition must be a class, such as condition=3, or a list of numbers, such as "
+                f"condition=[0.1,0.2], got {condition!r}."
+            )
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance must be a finite number, got {self.guidance}.")
+        if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
+            raise ValueError(
+                "guidance_interval must be [min,max] of logsnr, such as "
+                f"guidance_interval=[-3.0,5.0], got {interval}."
+            )
+        if condition is None and (self.guidance != 1 or interval is not None):
+            raise ValueError(
+                f"guidance={self.guidance} needs a condition to follow: give one, such as "
+                "condition=3."
+            )
+
+
+def _is_number(value: Any, *types: type) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool)

@@ -6,11 +6,19 @@ the command line (`data=swirl data.points=4096`).
 
 from diffkit.data.arrays import ArrayData as ArrayData
 from diffkit.data.arrays import ArraySource as ArraySource
+from diffkit.data.base import AbstractConditionalSource as AbstractConditionalSource
 from diffkit.data.base import AbstractDataset as AbstractDataset
 from diffkit.data.base import AbstractSource as AbstractSource
 from diffkit.data.base import SubsetSource as SubsetSource
+from diffkit.data.base import condition_size as condition_size
 from diffkit.data.baselines import baselines as baselines
 from diffkit.data.cifar import Cifar10 as Cifar10
+from diffkit.data.conditions import LabelledSource as LabelledSource
+from diffkit.data.conditions import VectorSource as VectorSource
+from diffkit.data.conditions import conditions_in_turn as conditions_in_turn
+from diffkit.data.conditions import encode_condition as encode_condition
+from diffkit.data.conditions import one_hot as one_hot
+from diffkit.data.conditions import with_flag as with_flag
 from diffkit.data.digits import Digits as Digits
 from diffkit.data.idx import Idx as Idx
 from diffkit.data.idx import read_idx as read_idx

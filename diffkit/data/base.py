@@ -15,7 +15,7 @@ from pathlib import Path
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Float32, Int, Shaped
 
 
 class AbstractSource(eqx.Module):
@@ -47,12 +47,35 @@ class AbstractSource(eqx.Module):
         """
 
 
-class SubsetSource(AbstractSource):
-    """Some of the examples of another source, which is not copied."""
+class AbstractConditionalSource(AbstractSource):
+    """A source whose examples have conditions: vectors that say what each of them is.
+
+    `diffkit.data.conditions` says what a condition is. `batches` yields pairs of examples and
+    conditions for such a source, and a model is then trained and evaluated given them. As `gather`
+    does, `conditions` must return the same values for the same indices every time.
+
+    **Attributes:** those of `AbstractSource`, and
+
+    - `condition_size`: the length of a condition; 0 if there are none after all.
+    - `classes`: how many classes there are, if the conditions are one-hot vectors; else `None`.
+    """
+
+    condition_size: eqx.AbstractVar[int]
+    classes: eqx.AbstractVar[int | None]
+
+    @abc.abstractmethod
+    def conditions(self, indices: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n size"]:
+        """The conditions of the examples at these positions, in this order, as one new array."""
+
+
+class SubsetSource(AbstractConditionalSource):
+    """Some of the examples of another source, which is not copied, with their conditions."""
 
     source: AbstractSource
     indices: Int[np.ndarray, " n"]
     shape: tuple[int, ...] = eqx.field(static=True)
+    condition_size: int = eqx.field(static=True)
+    classes: int | None = eqx.field(static=True)
 
     def __init__(self, source: AbstractSource, indices: Int[np.ndarray, " n"]):
         """**Arguments:**
@@ -70,12 +93,19 @@ class SubsetSource(AbstractSource):
         self.source = source
         self.indices = indices
         self.shape = source.shape
+        self.condition_size = condition_size(source)
+        self.classes = source.classes if isinstance(source, AbstractConditionalSource) else None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def gather(self, indices: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n *shape"]:
         return self.source.gather(self.indices[indices])
+
+    def conditions(self, indices: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n size"]:
+        if not isinstance(self.source, AbstractConditionalSource):
+            return np.zeros((len(indices), 0), np.float32)
+        return self.source.conditions(self.indices[indices])
 
 
 class AbstractDataset(eqx.Module):
@@ -106,11 +136,25 @@ class AbstractDataset(eqx.Module):
                 )
             if len(source) == 0:
                 raise ValueError(f"{name}: {part} must hold at least one example, got none.")
+        if condition_size(self.train) != condition_size(self.test):
+            raise ValueError(
+                f"{name}: train and test must have conditions of one length, got "
+                f"{condition_size(self.train)} and {condition_size(self.test)}."
+            )
         if self.levels is not None and self.levels < 2:
             raise ValueError(
                 f"{name}: levels must be at least 2, or None for continuous data, got "
                 f"{self.levels}."
             )
+
+
+def condition_size(data: AbstractDataset | AbstractSource) -> int:
+    """The length of a condition of these data, 0 if they have none.
+
+    **Arguments:** `data`: a dataset, or a source.
+    """
+    source = data.train if isinstance(data, AbstractDataset) else data
+    return source.condition_size if isinstance(source, AbstractConditionalSource) else 0
 
 
 def _existing(path: str | os.PathLike[str], owner: str, expected: str) -> Path:

@@ -20,10 +20,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffkit.data.arrays import ArraySource
-from diffkit.data.base import AbstractDataset, _folder
+from diffkit.data.base import AbstractDataset, AbstractSource, _folder
+from diffkit.data.conditions import LabelledSource
 from diffkit.registry import register
 
 _PIXELS: Final = 3 * 32 * 32
+_CLASSES: Final = 10
 _TRAIN: Final = tuple(f"data_batch_{i}" for i in range(1, 6))
 _TEST: Final = ("test_batch",)
 _NUMPY: Final = frozenset(("_reconstruct", "_frombuffer", "ndarray", "dtype"))
@@ -37,17 +39,20 @@ _MODULES: Final = frozenset(
 class Cifar10(AbstractDataset):
     """CIFAR-10 from its original files: 50,000 images to train on, 10,000 to test on.
 
-    The shape is `(3, 32, 32)`, and there are 256 levels. The labels are not kept.
+    The shape is `(3, 32, 32)`, and there are 256 levels.
     """
 
-    train: ArraySource
-    test: ArraySource
+    train: AbstractSource
+    test: AbstractSource
     levels: int | None = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(self, path: str | os.PathLike[str]):
-        """**Arguments:** `path`: the folder `cifar-10-batches-bin` or `cifar-10-batches-py`, or the
-        folder that it is in.
+    def __init__(self, path: str | os.PathLike[str], labels: bool = False):
+        """**Arguments:**
+
+        - `path`: the folder `cifar-10-batches-bin` or `cifar-10-batches-py`, or the folder that it
+          is in.
+        - `labels`: whether an image comes with its class, one of 10.
 
         **Raises:** `FileNotFoundError` if the folder or one of the six files is missing;
         `ValueError` for a file that is damaged, or is not of the format.
@@ -62,9 +67,12 @@ class Cifar10(AbstractDataset):
                 f"missing: {', '.join(missing)}."
             )
         read = _read_binary if ending else _read_pickle
-        batches = [read(folder / name) for name in names]
-        self.train = ArraySource(np.concatenate(batches[:-1]))
-        self.test = ArraySource(batches[-1])
+        images, classes = zip(*(read(folder / name, labels) for name in names), strict=True)
+        self.train = ArraySource(np.concatenate(images[:-1]))
+        self.test = ArraySource(images[-1])
+        if labels:
+            self.train = LabelledSource(self.train, np.concatenate(classes[:-1]), _CLASSES)
+            self.test = LabelledSource(self.test, classes[-1], _CLASSES)
         self.levels = 256
         self.shape = (3, 32, 32)
 
@@ -82,7 +90,11 @@ def _find(top: Path) -> tuple[Path, str]:
     )
 
 
-def _read_binary(file: Path) -> UInt8[np.ndarray, "n 3 32 32"]:
+_Labelled = tuple[UInt8[np.ndarray, "n 3 32 32"], UInt8[np.ndarray, " n"]]
+
+
+def _read_binary(file: Path, labels: bool) -> _Labelled:
+    del labels  # which are read and checked anyway
     content = np.fromfile(file, np.uint8)
     if content.size == 0 or content.size % (1 + _PIXELS):
         raise ValueError(
@@ -90,12 +102,13 @@ def _read_binary(file: Path) -> UInt8[np.ndarray, "n 3 32 32"]:
             f"got {content.size}; the file is truncated or is not of CIFAR-10's binary version."
         )
     records = content.reshape(-1, 1 + _PIXELS)
-    if records[:, 0].max() > 9:
+    if records[:, 0].max() >= _CLASSES:
         raise ValueError(
             f"Cifar10: the labels in {str(file)!r} must be from 0 to 9, got {records[:, 0].max()}; "
             "the file is damaged or is not of CIFAR-10's binary version."
         )
-    return np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32)
+    images = np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32)
+    return images, np.ascontiguousarray(records[:, 0])
 
 
 class _Record:
@@ -131,7 +144,7 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is refused")
 
 
-def _read_pickle(file: Path) -> UInt8[np.ndarray, "n 3 32 32"]:
+def _read_pickle(file: Path, labels: bool) -> _Labelled:
     content = file.read_bytes()
     try:
         # The unpickler reserves what the lengths in the pickle say; see first that they are true.
@@ -151,7 +164,17 @@ def _read_pickle(file: Path) -> UInt8[np.ndarray, "n 3 32 32"]:
             f"Cifar10: {str(file)!r} must be a dictionary with a uint8 array (n, {_PIXELS}) under "
             f"'data', and is not."
         )
-    return images
+    given = batch.get(b"labels", batch.get("labels")) if labels else [0] * len(images)
+    if (
+        not isinstance(given, list)
+        or len(given) != len(images)
+        or any(type(label) is not int or not 0 <= label < _CLASSES for label in given)
+    ):
+        raise ValueError(
+            f"Cifar10: {str(file)!r} must have a list of {len(images)} integers from 0 to "
+            f"{_CLASSES - 1} under 'labels', and has not."
+        )
+    return images, np.asarray(given, np.uint8)
 
 
 def _array(data: Any) -> UInt8[np.ndarray, "n 3 32 32"] | None:

@@ -11,7 +11,8 @@ import equinox as eqx
 import numpy as np
 
 from diffkit.data.arrays import ArraySource
-from diffkit.data.base import AbstractDataset
+from diffkit.data.base import AbstractDataset, AbstractSource
+from diffkit.data.conditions import LabelledSource
 from diffkit.registry import register
 
 
@@ -22,13 +23,16 @@ class Digits(AbstractDataset):
     The images keep the stored order. The shape is `(1, 8, 8)`, and there are 17 levels.
     """
 
-    train: ArraySource
-    test: ArraySource
+    train: AbstractSource
+    test: AbstractSource
     levels: int | None = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(self):
-        """**Raises:** `ImportError` where scikit-learn is not installed."""
+    def __init__(self, labels: bool = False):
+        """**Arguments:** `labels`: whether an image comes with its digit, as one of 10 classes.
+
+        **Raises:** `ImportError` where scikit-learn is not installed.
+        """
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
@@ -40,5 +44,9 @@ class Digits(AbstractDataset):
         images = digits.images.astype(np.uint8)[:, None]
         self.train = ArraySource(images[:1500])
         self.test = ArraySource(images[1500:])
+        if labels:
+            target = digits.target.astype(np.uint8)
+            self.train = LabelledSource(self.train, target[:1500], 10)
+            self.test = LabelledSource(self.test, target[1500:], 10)
         self.levels = 17
         self.shape = (1, 8, 8)

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from diffkit.data.arrays import ArraySource
-from diffkit.data.base import AbstractDataset, _existing, _folder
+from diffkit.data.base import AbstractDataset, AbstractSource, _existing, _folder
+from diffkit.data.conditions import LabelledSource
 from diffkit.registry import register
 
 _DTYPES: Final = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -100,18 +101,22 @@ class Idx(AbstractDataset):
     The split is the files' own. The shape is `(1, height, width)`: `(1, 28, 28)` for MNIST.
     """
 
-    train: ArraySource
-    test: ArraySource
+    train: AbstractSource
+    test: AbstractSource
     levels: int | None = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(self, path: str | os.PathLike[str]):
-        """**Arguments:** `path`: the folder with the files under their original names,
-        `train-images-idx3-ubyte` and `t10k-images-idx3-ubyte`, plain or with `.gz`. The files with
-        labels may be there and are not read.
+    def __init__(self, path: str | os.PathLike[str], labels: bool = False):
+        """**Arguments:**
+
+        - `path`: the folder with the files under their original names, `train-images-idx3-ubyte`
+          and `t10k-images-idx3-ubyte`, plain or with `.gz`.
+        - `labels`: whether an image comes with its class, from `train-labels-idx1-ubyte` and
+          `t10k-labels-idx1-ubyte` in the same folder. There are as many classes as the largest
+          label says, counted from 0.
 
         **Raises:** `FileNotFoundError` if the folder or one of the files is missing; `ValueError`
-        for a file that is damaged, or holds no images of 8 bits.
+        for a file that is damaged, or holds no images of 8 bits, or no label for each of them.
         """
         folder = _folder(path, "Idx", "a folder with the files of MNIST")
         train, test = _images(folder, "train"), _images(folder, "t10k")
@@ -122,18 +127,28 @@ class Idx(AbstractDataset):
             )
         self.train = ArraySource(train)
         self.test = ArraySource(test)
+        if labels:
+            first, second = _labels(folder, "train", len(train)), _labels(folder, "t10k", len(test))
+            classes = 1 + int(max(first.max(), second.max()))
+            self.train = LabelledSource(self.train, first, classes)
+            self.test = LabelledSource(self.test, second, classes)
         self.levels = 256
         self.shape = self.train.shape
 
 
-def _images(folder: Path, part: str) -> UInt8[np.ndarray, "n 1 height width"]:
-    names = [f"{part}-images{dot}idx3-ubyte{end}" for dot in "-." for end in ("", ".gz")]
+def _file(folder: Path, part: str, what: str, rank: int) -> Path:
+    names = [f"{part}-{what}{dot}idx{rank}-ubyte{end}" for dot in "-." for end in ("", ".gz")]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(
             f"Idx: path={str(folder)!r} must hold the file {names[0]} or {names[1]}, "
             f"got {_listing(folder)}."
         )
+    return file
+
+
+def _images(folder: Path, part: str) -> UInt8[np.ndarray, "n 1 height width"]:
+    file = _file(folder, part, "images", 3)
     images = read_idx(file)
     if images.ndim != 3 or images.dtype != np.uint8 or images.size == 0:
         raise ValueError(
@@ -141,6 +156,17 @@ def _images(folder: Path, part: str) -> UInt8[np.ndarray, "n 1 height width"]:
             f"got {images.dtype} with the shape {images.shape}."
         )
     return images[:, None]
+
+
+def _labels(folder: Path, part: str, count: int) -> UInt8[np.ndarray, " n"]:
+    file = _file(folder, part, "labels", 1)
+    labels = read_idx(file)
+    if labels.shape != (count,) or labels.dtype != np.uint8:
+        raise ValueError(
+            f"Idx: {str(file)!r} must hold a uint8 label for each of the {count} images, "
+            f"got {labels.dtype} with the shape {labels.shape}."
+        )
+    return labels
 
 
 def _listing(folder: Path) -> str:

@@ -13,9 +13,20 @@ from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Float32, Int, Shaped
 
-from diffkit.data.base import AbstractSource, _check_seed, _permutation
+from diffkit.data.base import (
+    AbstractConditionalSource,
+    AbstractSource,
+    _check_seed,
+    _permutation,
+)
+
+Batch = (
+    Shaped[np.ndarray, "*items"]
+    | tuple[Shaped[np.ndarray, "*items"], Float32[np.ndarray, "*rows condition_size"]]
+)
+"""Examples; or, from a source with conditions, the pair of examples and conditions."""
 
 
 @runtime_checkable
@@ -25,11 +36,11 @@ class BatchIterator(Protocol):
     Being one, it can be saved and restored by orbax through `grain.checkpoint`.
     """
 
-    def __iter__(self) -> Iterator[Shaped[np.ndarray, "*items"]]:
+    def __iter__(self) -> Iterator[Batch]:
         """The iterator itself."""
         ...
 
-    def __next__(self) -> Shaped[np.ndarray, "*items"]:
+    def __next__(self) -> Batch:
         """The next batch, or the next `chunk` of them."""
         ...
 
@@ -85,9 +96,11 @@ def batches(
     - `threads`: how many threads gather. 0 gathers when asked, in the thread that asks.
     - `prefetch`: how many items (batches, or chunks of them) to keep ready. 0 is as `threads=0`.
 
-    **Returns:** an iterator over arrays `(batch_size, *shape)`, or `(chunk, batch_size, *shape)`.
-    What it gives does not depend on `threads` and `prefetch`. Its state (`get_state`, `set_state`)
-    counts items from `start`: restore it into an iterator that was made with the same arguments.
+    **Returns:** an iterator over arrays `(batch_size, *shape)`, or `(chunk, batch_size, *shape)`; for
+    a source with conditions (`AbstractConditionalSource`) over pairs of such an array and the
+    conditions, `(batch_size, condition_size)` or `(chunk, batch_size, condition_size)`. What it gives
+    does not depend on `threads` and `prefetch`. Its state (`get_state`, `set_state`) counts items from
+    `start`: restore it into an iterator that was made with the same arguments.
 
     **Raises:** `ValueError` for a number out of range, for `chunk` together with
     `drop_remainder=False, repeat=False`, or if there are too few examples for one item;
@@ -121,15 +134,19 @@ def batches(
     except ImportError as error:
         raise ImportError("batches need grain: pip install 'diffkit[train]'") from error
 
-    stream = _Stream(source, seed, shuffle, None if repeat else length)
+    stream = _Stream(length, seed, shuffle, None if repeat else length)
     size = batch_size * (chunk or 1)
 
-    def item(index: int) -> Shaped[np.ndarray, "*items"]:
+    def stacked(rows: Shaped[np.ndarray, "n *row"]) -> Shaped[np.ndarray, "*items"]:
+        return rows if chunk is None else rows.reshape(chunk, batch_size, *rows.shape[1:])
+
+    def item(index: int) -> Batch:
         first = start * batch_size + index * size
-        examples = stream.read(first, first + size)
-        if chunk is None:
-            return examples
-        return examples.reshape(chunk, batch_size, *source.shape)
+        indices = stream.indices(first, first + size)
+        examples = stacked(source.gather(indices))
+        if isinstance(source, AbstractConditionalSource) and source.condition_size > 0:
+            return examples, stacked(source.conditions(indices))
+        return examples
 
     threads, prefetch = (threads, prefetch) if threads and prefetch else (0, 0)
     options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
@@ -160,11 +177,10 @@ def _items(
 
 
 class _Stream:
-    """The examples of all epochs, one after another. Any number of threads may read."""
+    """The order of the examples of all epochs. Any number of threads may ask."""
 
-    def __init__(self, source: AbstractSource, seed: int, shuffle: bool, end: int | None):
-        self._source = source
-        self._length = len(source)
+    def __init__(self, length: int, seed: int, shuffle: bool, end: int | None):
+        self._length = length
         self._seed = seed
         self._shuffle = shuffle
         self._end = end
@@ -176,8 +192,8 @@ class _Stream:
             return _permutation(self._length, self._seed, epoch)
         return np.arange(self._length)
 
-    def read(self, first: int, stop: int) -> Shaped[np.ndarray, "n *shape"]:
-        """The examples from position `first` up to `stop`, or up to the end if there is one."""
+    def indices(self, first: int, stop: int) -> Int[np.ndarray, " n"]:
+        """The indices from position `first` up to `stop`, or up to the end if there is one."""
         stop = stop if self._end is None else min(stop, self._end)
         pieces = []
         while first < stop:
@@ -185,4 +201,4 @@ class _Stream:
             piece = self._order(epoch)[offset : offset + stop - first]
             pieces.append(piece)
             first += len(piece)
-        return self._source.gather(np.concatenate(pieces))
+        return np.concatenate(pieces)

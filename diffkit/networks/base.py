@@ -22,7 +22,8 @@ class AbstractNetwork(eqx.Module):
 
     By convention the constructor is `Network(shape, *, ..., condition_size=0,
     logsnr_range=(13.3, -5.0), dtype="float32", key)`, with every option a number, a string or a
-    tuple, so that a network can be written in a config.
+    tuple, so that a network can be written in a config. It keeps `condition_size` as an attribute,
+    so that data with other conditions are refused before training begins.
     """
 
     @abc.abstractmethod
@@ -40,7 +41,8 @@ class AbstractNetwork(eqx.Module):
 
         - `z`: the latent; an image is (channels, height, width).
         - `logsnr`: the log signal-to-noise ratio of `z`.
-        - `condition`: a vector that describes the example. `None` stands for zeros.
+        - `condition`: a vector that describes the example (`diffkit.data.conditions` says how).
+          `None` stands for zeros, which are no condition.
         - `key`: with a key the network is in training and drops units out; without, it is
           deterministic.
 
@@ -77,6 +79,12 @@ def condition_or_zeros(
             f"condition_size={size} and expects shape {(size,)}."
         )
     return condition.astype(jnp.float32)
+
+
+def network_condition_size(network: AbstractNetwork | None) -> int | None:
+    """The length of the condition that a network was built for; `None` if it does not say."""
+    size = getattr(network, "condition_size", None)
+    return size if isinstance(size, int) else None
 
 
 def check_common(

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 
-from diffkit.processes import rescaled_posterior
 from diffkit.registry import register
 from diffkit.samplers.base import AbstractSampler, Denoise
 from diffkit.typing import Example, PRNGKey, Scalar
@@ -17,11 +16,31 @@ class Ancestral(AbstractSampler):
     With T steps uniform in t it is exactly the discrete-time model whose bound `vlb(..., steps=T)` is;
     any number of steps works. Needs some hundred steps; choose it where samples should come from the
     model that was evaluated.
+
+    **Arguments:** `spread`: where the log variance lies between that of the posterior (0, the model
+    itself) and that of the forward step (1, DDPM's "fixed large" variance, section 3.2 there). A model
+    that predicts it (`Prediction.spread`) is followed instead.
+
+    **Raises:** `ValueError` if `spread` is not in [0, 1].
     """
+
+    spread: float = 0.0
+
+    def __check_init__(self):
+        if not 0 <= self.spread <= 1:
+            raise ValueError(f"spread must be in [0, 1], got {self.spread}.")
 
     @property
     def stochastic(self) -> bool:
         return True
+
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def calls(self) -> int:
+        return 1
 
     def init(self, y: Example) -> None:
         return None
@@ -36,5 +55,5 @@ class Ancestral(AbstractSampler):
         key: PRNGKey | None,
     ) -> tuple[Example, None]:
         assert key is not None
-        mean, std = rescaled_posterior(y, denoise(y, logsnr_t).x, logsnr_t, logsnr_s)
+        mean, std = denoise(y, logsnr_t).reverse(logsnr_s, spread=self.spread)
         return mean + std * jax.random.normal(key, y.shape, y.dtype), None

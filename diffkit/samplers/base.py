@@ -26,6 +26,21 @@ class AbstractSampler(eqx.Module):
     def stochastic(self) -> bool:
         """Whether `step` uses its key. A sampler that does not is never handed one."""
 
+    @property
+    @abc.abstractmethod
+    def order(self) -> int | None:
+        """The order of convergence in the number of steps, on a grid that is refined.
+
+        For a deterministic sampler that of the error against the exact probability-flow ODE, for a
+        stochastic one the weak order: that of mean and variance. `None` means that each step is
+        exact to a tolerance of the sampler's own.
+        """
+
+    @property
+    @abc.abstractmethod
+    def calls(self) -> int | None:
+        """Calls of the network per step; `None` if that varies."""
+
     @abc.abstractmethod
     def init(self, y: Example) -> Any:
         """What is carried from step to step (a PyTree; `None` for a one-step method)."""

@@ -37,6 +37,14 @@ class DDIM(AbstractSampler):
     def stochastic(self) -> bool:
         return self.eta > 0
 
+    @property
+    def order(self) -> int:
+        return 1
+
+    @property
+    def calls(self) -> int:
+        return 1
+
     def init(self, y: Example) -> None:
         return None
 

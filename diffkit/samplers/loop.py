@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, Real
 
 from diffkit.denoiser import AbstractDenoiser, Prediction
@@ -14,6 +15,9 @@ from diffkit.model import DiffusionModel
 from diffkit.processes import rescaled_prior_std
 from diffkit.samplers.base import AbstractSampler, Denoise
 from diffkit.typing import Example, PRNGKey, Scalar
+
+Conditions = Float[Array | np.ndarray, " condition"] | Float[Array | np.ndarray, "count condition"]
+"""One condition for all samples, or one for each."""
 
 
 class Trajectory(eqx.Module):
@@ -48,7 +52,7 @@ def sample(
     key: PRNGKey,
     steps: int = 250,
     grid: AbstractGrid = UniformT(),
-    condition: Float[Array, " condition"] | Float[Array, "batch condition"] | None = None,
+    condition: Conditions | None = None,
     decode_noise: bool = False,
 ) -> Real[Array, "..."]:
     """Draw samples from a model.
@@ -64,7 +68,9 @@ def sample(
     - `key`: from `jax.random.key`.
     - `steps`: the number of steps, each one call of the network for a one-step sampler.
     - `grid`: where the steps lie.
-    - `condition`: one condition for all samples, or one for each (then (count, condition)).
+    - `condition`: one condition for all samples, or one for each, (count, condition); see
+      `diffkit.data.one_hot` and `diffkit.data.with_flag`. `diffkit.guide` makes a model follow it more
+      closely.
     - `decode_noise`: draw from the decoder p(x | z_0) instead of taking its most probable value.
 
     **Returns:** data as stored, (count, *shape): integers under a discretised decoder.
@@ -87,7 +93,7 @@ def sample_trajectory(
     key: PRNGKey,
     steps: int = 250,
     grid: AbstractGrid = UniformT(),
-    condition: Float[Array, " condition"] | Float[Array, "batch condition"] | None = None,
+    condition: Conditions | None = None,
     decode_noise: bool = False,
 ) -> Trajectory:
     """Draw samples, as `sample` does, and keep every latent on the way.

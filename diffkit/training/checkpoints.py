@@ -57,10 +57,13 @@ class Checkpoints:
         )
         self._manager.wait_until_finished()
 
-    def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, float]]:
+    def restore(
+        self, step: int, like: PyTree, *, beside: str | None = None
+    ) -> tuple[PyTree, dict[str, float]]:
         """The state of a checkpoint.
 
-        **Arguments:** `step`; `like`: a state of the same structure, whose arrays are replaced.
+        **Arguments:** `step`; `like`: a state of the same structure, whose arrays are replaced;
+        `beside`: the name of a field that the checkpoint may hold besides and that is passed over.
 
         **Raises:** `CheckpointError`, naming the first array that is missing, or has another shape.
         """
@@ -68,7 +71,12 @@ class Checkpoints:
         restored = self._manager.restore(
             step, args=args.Composite(state=args.StandardRestore(), numbers=args.JsonRestore())
         )
-        found, wanted = restored["state"], _named_arrays(like)
+        wanted = _named_arrays(like)
+        found = {
+            name: value
+            for name, value in restored["state"].items()
+            if beside is None or name.split(".")[0] != beside
+        }
         if found.keys() != wanted.keys():
             missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
             raise CheckpointError(

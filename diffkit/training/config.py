@@ -18,6 +18,9 @@ class TrainConfig:
     - `b1`, `b2`: of AdamW.
     - `clip`: the largest global norm of a gradient; 0 does not clip.
     - `ema`: the decay per step of the exponential moving average of the parameters; 0 follows them.
+    - `condition_dropout`: how often a condition is left out (replaced by zeros), example by example, so
+      that the model learns the distribution without it as well, as guidance needs (`diffkit.Guided`;
+      Ho and Salimans 2022, arXiv 2207.12598, algorithm 1). Without meaning for data without conditions.
     - `timesteps`: T of the discrete-time loss; `None` trains in continuous time.
     - `seed`: of the order of the data, the noise and the times.
     - `steps_per_dispatch`: steps in one call of the compiled function, after each of which metrics are
@@ -39,6 +42,7 @@ class TrainConfig:
     b2: float = 0.99
     clip: float = 1.0
     ema: float = 0.999
+    condition_dropout: float = 0.1
     timesteps: int | None = None
     seed: int = 0
     steps_per_dispatch: int = 10
@@ -67,6 +71,10 @@ class TrainConfig:
             raise ValueError(f"train.learning_rate must be positive, got {self.learning_rate}.")
         if self.timesteps is not None and self.timesteps < 1:
             raise ValueError(f"train.timesteps must be at least 1 or None, got {self.timesteps}.")
+        if not 0 <= self.condition_dropout <= 1:
+            raise ValueError(
+                f"train.condition_dropout must be in [0, 1], got {self.condition_dropout}."
+            )
         for name in ("b1", "b2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}.")

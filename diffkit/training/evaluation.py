@@ -50,13 +50,17 @@ class Evaluation:
 def _terms(
     model: DiffusionModel,
     x: Real[Array, "batch *shape"],
+    condition: Float[Array, "batch condition"] | None,
     key: PRNGKey,
     steps: int | None,
     passes: int,
 ) -> Float[Array, "terms batch"]:
     # The passes of one example get evenly spread times: row i of pass p has the time
     # mod(u + (p batch + i) / (passes batch), 1).
-    bound = vlb(model, jnp.tile(x, (passes,) + (1,) * (x.ndim - 1)), key=key, steps=steps)
+    x_passes, condition_passes = jax.tree.map(
+        lambda rows: jnp.tile(rows, (passes,) + (1,) * (rows.ndim - 1)), (x, condition)
+    )
+    bound = vlb(model, x_passes, key=key, steps=steps, condition=condition_passes)
     terms = jnp.stack([bound.prior, bound.reconstruction, bound.diffusion])
     return terms.reshape(3, passes, x.shape[0]).mean(axis=1) / (bound.dimensions * math.log(2))
 
@@ -75,7 +79,8 @@ def evaluate(
     **Arguments:**
 
     - `model`: the model.
-    - `source`: the examples, such as `dataset.test`.
+    - `source`: the examples, such as `dataset.test`. If it has conditions, the bound is on the
+      likelihood given them.
     - `key`: from `jax.random.key`.
     - `steps`: the number T of steps of the discrete-time model; `None` is continuous time.
     - `passes`: draws of time and noise per example.
@@ -90,13 +95,16 @@ def evaluate(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     size = min(max(batch_size // passes, 1), len(source))
     collected = []
-    for index, x in enumerate(
+    for index, batch in enumerate(
         batches(source, batch_size=size, seed=0, shuffle=False, repeat=False, drop_remainder=False)
     ):
         # The last batch is filled up, so that one function is compiled; what is too much is cut off.
-        padded = np.resize(x, (size, *x.shape[1:]))
-        terms = _terms(model, jnp.asarray(padded), jax.random.fold_in(key, index), steps, passes)
-        collected.append(terms[:, : x.shape[0]])
+        padded = jax.tree.map(
+            lambda rows: jnp.asarray(np.resize(rows, (size, *rows.shape[1:]))), batch
+        )
+        x, condition = padded if isinstance(padded, tuple) else (padded, None)
+        terms = _terms(model, x, condition, jax.random.fold_in(key, index), steps, passes)
+        collected.append(terms[:, : len(jax.tree.leaves(batch)[0])])
     terms = np.concatenate([np.asarray(part, dtype=np.float64) for part in collected], axis=1)
     total = terms.sum(axis=0)
     count = total.size

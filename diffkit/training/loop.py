@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffkit.data import AbstractDataset, batches
+from diffkit.data import AbstractDataset, batches, condition_size
+from diffkit.denoiser import Denoiser
 from diffkit.model import DiffusionModel
+from diffkit.networks.base import network_condition_size
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.training.checkpoints import Checkpoints
 from diffkit.training.config import TrainConfig
@@ -61,6 +63,15 @@ def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
             f"data has levels={data.levels}, but the model's decoder has "
             f"levels={model.decoder.levels}."
         )
+    size = condition_size(data)
+    network = model.denoiser.network if isinstance(model.denoiser, Denoiser) else None
+    known = network_condition_size(network)
+    if size > 0 and known is not None and known != size:
+        raise ValueError(
+            f"data has conditions of {size} numbers, but the model's network was built with "
+            f"condition_size={known}. Give condition_size={size} to diffkit.preset or to the "
+            "network, or take the data without conditions."
+        )
 
 
 def fit(
@@ -83,9 +94,10 @@ def fit(
     **Arguments:**
 
     - `model`: the model to start from; it is not changed.
-    - `data`: a dataset, whose `train` source is trained on.
+    - `data`: a dataset, whose `train` source is trained on, given its conditions if it has any.
     - `config`: the settings of the loop.
-    - `weighting`, `time_sampler`: the parts of the objective.
+    - `weighting`, `time_sampler`: the parts of the objective (`diffkit.part` makes them for a model). A
+      time sampler that adapts belongs to the training state.
     - `directory`: where to write metrics and checkpoints. If it holds checkpoints, training goes on
       from the newest one, exactly as if it had never stopped.
     - `progress`: show a progress bar.
@@ -98,7 +110,7 @@ def fit(
     finite, in which case the last good checkpoint stays the newest.
     """
     check_data(model, data)
-    state = init_state(model, config)
+    state = init_state(model, config, time_sampler)
     checkpoints, step, before = None, 0, 0.0
     if directory is not None:
         directory = Path(directory)
@@ -119,7 +131,7 @@ def fit(
 
     chunk = config.steps_per_dispatch
     key = jax.random.key(config.seed)
-    objective = Objective(weighting, time_sampler, config.timesteps)
+    objective = Objective(weighting, config.timesteps)
     iterator = batches(
         data.train, batch_size=config.batch_size, seed=config.seed, start=step, chunk=chunk
     )
@@ -154,7 +166,8 @@ def fit(
         pending = None
         while step < config.steps:
             count = min(chunk, config.steps - step)
-            inputs = (jnp.asarray(next(iterator)), jnp.asarray(count), key, objective, config)
+            stacked = jax.tree.map(jnp.asarray, next(iterator))
+            inputs = (stacked, jnp.asarray(count), key, objective, config)
             state, rows = train_steps(inputs, state)
             step += count
             if pending is not None:

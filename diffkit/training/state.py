@@ -11,8 +11,12 @@ from jaxtyping import Array, Float, PyTree, Real
 
 from diffkit.buffers import trainable
 from diffkit.model import DiffusionModel
-from diffkit.objectives import denoising_loss, end_terms
-from diffkit.time_samplers import AbstractTimeSampler
+from diffkit.objectives import diffusion_with_times, end_terms
+from diffkit.time_samplers import (
+    AbstractAdaptiveTimeSampler,
+    AbstractTimeSampler,
+    LowDiscrepancy,
+)
 from diffkit.training.config import TrainConfig
 from diffkit.typing import Index, PRNGKey
 from diffkit.weightings import AbstractWeighting
@@ -29,12 +33,14 @@ class TrainState(eqx.Module):
     - `model`: the model with its parameters as they are.
     - `average`: the exponential moving average of what is trainable, `None` elsewhere.
     - `optimiser`: the state of the optimiser.
+    - `time_sampler`: draws the times, and may learn from the losses.
     - `step`: the number of steps taken.
     """
 
     model: DiffusionModel
     average: PyTree
     optimiser: PyTree
+    time_sampler: AbstractTimeSampler
     step: Index
 
     @property
@@ -75,20 +81,49 @@ def _optimiser(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(clip, adamw)
 
 
-def init_state(model: DiffusionModel, config: TrainConfig) -> TrainState:
+def init_state(
+    model: DiffusionModel,
+    config: TrainConfig,
+    time_sampler: AbstractTimeSampler = LowDiscrepancy(),
+) -> TrainState:
     """The state before the first step. Arrays are copied: training donates the state's memory."""
     # With their dtype said, since a weakly typed array (as `jnp.full` makes) would become an ordinary
     # one in the first step, and the second would be compiled anew.
-    model = jax.tree.map(
-        lambda leaf: jnp.array(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf, model
+    model, time_sampler = jax.tree.map(
+        lambda leaf: jnp.array(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf,
+        (model, time_sampler),
     )
     params = eqx.filter(model, trainable(model))
     return TrainState(
         model=model,
         average=jax.tree.map(jnp.copy, params),
         optimiser=_optimiser(config).init(params),
+        time_sampler=time_sampler,
         step=jnp.zeros((), jnp.int32),
     )
+
+
+Batch = (
+    Real[Array, "batch *shape"]
+    | tuple[Real[Array, "batch *shape"], Float[Array, "batch condition"]]
+)
+"""A batch as `diffkit.data.batches` yields it: examples, or examples and their conditions."""
+
+Batches = (
+    Real[Array, "chunk batch *shape"]
+    | tuple[Real[Array, "chunk batch *shape"], Float[Array, "chunk batch condition"]]
+)
+"""Several of them, stacked."""
+
+
+class Drawn(eqx.Module):
+    """What a time sampler drew for a batch, and what came of it.
+
+    **Attributes:** `t`: the times; `loss`: the diffusion loss of each, before its importance.
+    """
+
+    t: Float[Array, " batch"]
+    loss: Float[Array, " batch"]
 
 
 class Objective(eqx.Module):
@@ -99,68 +134,95 @@ class Objective(eqx.Module):
     """
 
     weighting: AbstractWeighting
-    time_sampler: AbstractTimeSampler
     timesteps: int | None
 
     def __call__(
-        self, model: DiffusionModel, x: Real[Array, "batch *shape"], key: PRNGKey
-    ) -> tuple[Float[Array, ""], Float[Array, "terms"]]:
-        """The loss, and prior, reconstruction and diffusion term; means over the batch."""
+        self,
+        model: DiffusionModel,
+        x: Real[Array, "batch *shape"],
+        key: PRNGKey,
+        time_sampler: AbstractTimeSampler = LowDiscrepancy(),
+        condition: Float[Array, "batch condition"] | None = None,
+    ) -> tuple[Float[Array, ""], tuple[Float[Array, "terms"], Drawn]]:
+        """The loss, and prior, reconstruction and diffusion term as means over the batch."""
         end_key, diffusion_key = jax.random.split(key)
         prior, reconstruction = end_terms(model, x, key=end_key)
-        diffusion = denoising_loss(
+        diffusion, t, importance = diffusion_with_times(
             model,
             x,
-            key=diffusion_key,
+            diffusion_key,
             weighting=self.weighting,
-            time_sampler=self.time_sampler,
+            time_sampler=time_sampler,
             steps=self.timesteps,
+            condition=condition,
         )
         scale = 1 / (math.prod(model.shape) * math.log(2))
         terms = scale * jnp.stack([jnp.mean(term) for term in (prior, reconstruction, diffusion)])
-        return jnp.sum(terms), terms
+        return jnp.sum(terms), (terms, Drawn(t, scale * diffusion / importance))
+
+
+def drop_conditions(
+    condition: Float[Array, "batch condition"], rate: float, *, key: PRNGKey
+) -> Float[Array, "batch condition"]:
+    """Replace each row by zeros with the probability `rate`, independently."""
+    kept = jax.random.bernoulli(key, 1 - rate, condition.shape[:1])
+    return jnp.where(kept[:, None], condition, 0.0)
 
 
 def train_step(
     state: TrainState,
-    x: Real[Array, "batch *shape"],
+    batch: Batch,
     key: PRNGKey,
     objective: Objective,
     config: TrainConfig,
 ) -> tuple[TrainState, Float[Array, "metrics"]]:
     """One step of the optimiser.
 
-    **Arguments:** `state`; `x`, a batch of data as stored; `key`, the same for all steps: each step
-    derives its own; `objective`; `config`.
+    **Arguments:** `state`; `batch`, data as stored, with conditions or without; `key`, the same for all
+    steps: each step derives its own; `objective`; `config`.
 
     **Returns:** the new state, and the metrics in the order of `METRICS`.
     """
+    x, condition = batch if isinstance(batch, tuple) else (batch, None)
     spec = trainable(state.model)
     params, rest = eqx.partition(state.model, spec)
 
-    def loss(params: PyTree) -> tuple[Float[Array, ""], Any]:
-        return objective(eqx.combine(params, rest), x, jax.random.fold_in(key, state.step))
+    step_key = jax.random.fold_in(key, state.step)
+    if condition is not None:
+        # Apart from the objective's own two keys, which are split from `step_key`.
+        dropout_key = jax.random.fold_in(step_key, 2)
+        condition = drop_conditions(condition, config.condition_dropout, key=dropout_key)
 
-    (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    def loss(params: PyTree) -> tuple[Float[Array, ""], Any]:
+        return objective(
+            eqx.combine(params, rest), x, step_key, state.time_sampler, condition=condition
+        )
+
+    (value, (terms, drawn)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     updates, optimiser = _optimiser(config).update(gradient, state.optimiser, params)
     params = eqx.apply_updates(params, updates)
+    time_sampler = state.time_sampler
+    if isinstance(time_sampler, AbstractAdaptiveTimeSampler):
+        time_sampler = time_sampler.update(drawn.t, drawn.loss)
     step = state.step + 1
     # The average forgets the initial parameters faster at first, by the usual warm-up.
     decay = jnp.minimum(config.ema, step / (step + 10))
     average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.average, params)
     metrics = jnp.concatenate([value[None], terms, optax.tree.norm(gradient)[None]])
-    return TrainState(eqx.combine(params, rest), average, optimiser, step), metrics
+    model = eqx.combine(params, rest)
+    return TrainState(model, average, optimiser, time_sampler, step), metrics
 
 
 @eqx.filter_jit(donate="all-except-first")
 def train_steps(
-    inputs: tuple[Real[Array, "chunk batch *shape"], Index, PRNGKey, Objective, TrainConfig],
+    inputs: tuple[Batches, Index, PRNGKey, Objective, TrainConfig],
     state: TrainState,
 ) -> tuple[TrainState, Float[Array, "chunk metrics"]]:
     """Many steps in one dispatch. The memory of `state` is reused for the result.
 
-    **Arguments:** `inputs`: `(batches, count, key, objective, config)`, of whose batches the first
-    `count` are used. `count` is an array, so that a last, shorter dispatch compiles nothing.
+    **Arguments:** `inputs`: `(batches, count, key, objective, config)`, of whose batches, stacked as
+    `diffkit.data.batches` does with `chunk`, the first `count` are used. `count` is an array, so that
+    a last, shorter dispatch compiles nothing.
 
     **Returns:** the new state, and a row of metrics for each step taken (further rows are zero).
     """
@@ -169,11 +231,11 @@ def train_steps(
 
     def body(index, carry):
         dynamic, rows = carry
-        state, row = train_step(
-            eqx.combine(dynamic, static), batches[index], key, objective, config
-        )
+        batch = jax.tree.map(lambda stacked: stacked[index], batches)
+        state, row = train_step(eqx.combine(dynamic, static), batch, key, objective, config)
         return eqx.filter(state, eqx.is_array), rows.at[index].set(row)
 
-    rows = jnp.zeros((batches.shape[0], len(METRICS)))
+    chunk = jax.tree.leaves(batches)[0].shape[0]
+    rows = jnp.zeros((chunk, len(METRICS)))
     dynamic, rows = jax.lax.fori_loop(0, count, body, (dynamic, rows))
     return eqx.combine(dynamic, static), rows

@@ -1,0 +1,123 @@
+"""`diffkit check PLUGIN`: every law of `diffkit.testing`, put to every part of a plugin."""
+
+import argparse
+import collections
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+
+from diffkit import registry
+from diffkit.registry import KINDS, PluginReport
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="diffkit check",
+        description="Put every law to every part that a plugin registered: a table, law by law; then, "
+        "for each law that is broken, the part, the input and the numbers. The exit status is 1 if a "
+        "law is broken, 2 for wrong usage. 'diffkit' is the plugin of the core's own parts.",
+    )
+    parser.add_argument("plugin", nargs="+", metavar="PLUGIN", help="as 'diffkit plugins' shows it")
+    parser.add_argument("--kind", choices=KINDS, metavar="KIND", help="parts of this kind only")
+    parser.add_argument("--part", metavar="NAME", help="parts of this name only")
+    return parser
+
+
+def _wrong(message: str) -> int:
+    print(f"diffkit check: {message}", file=sys.stderr)
+    return 2
+
+
+def _chosen(
+    reports: Sequence[PluginReport], kind: str | None, part: str | None
+) -> list[tuple[PluginReport, str, str]]:
+    return [
+        (report, one_kind, name)
+        for report in reports
+        for one_kind in KINDS
+        for name in report.parts.get(one_kind, ())
+        if kind in (None, one_kind) and part in (None, name)
+    ]
+
+
+def check_plugin(arguments: list[str]) -> int:
+    """The command, given what follows its name.
+
+    **Returns:** the exit status: 0 if every law holds, 1 if one is broken or a plugin does not import,
+    2 for wrong usage.
+    """
+    try:
+        given = _parser().parse_args(arguments)
+    except SystemExit as stopped:  # help, or wrong usage, which argparse has explained
+        return stopped.code if isinstance(stopped.code, int) else 2
+    with warnings.catch_warnings():
+        # What does not import is said below, if it was asked for.
+        warnings.simplefilter("ignore", registry.PluginWarning)
+        known = {report.name: report for report in registry.plugins()}
+    for name in given.plugin:
+        if name not in known:
+            return _wrong(f"there is no plugin {name!r}. Installed: {', '.join(known)}.")
+    reports = [known[name] for name in dict.fromkeys(given.plugin)]
+    broken = [report for report in reports if report.error is not None]
+    for report in broken:
+        print(f"plugin {report.name!r} does not import:\n{report.error}", file=sys.stderr)
+    if broken:
+        return 1
+    chosen = _chosen(reports, given.kind, given.part)
+    if not chosen:
+        parts = ", ".join(f"{kind} {name}" for _, kind, name in _chosen(reports, None, None))
+        asked = " ".join(filter(None, (given.kind, given.part))) or "part"
+        return _wrong(f"no {asked} in {', '.join(given.plugin)}. Parts: {parts or 'none'}.")
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        from diffkit.testing import check_part
+    except ModuleNotFoundError as error:
+        print(
+            f"diffkit: 'check' needs the package {error.name!r}: pip install 'diffkit[train]'.",
+            file=sys.stderr,
+        )
+        return 1
+
+    # As wide as it takes where there is no terminal to fit: a file, a pipe, a log.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    began, results = time.perf_counter(), []
+    with console.status("") as status:
+        for index, (report, kind, name) in enumerate(chosen):
+            status.update(f"{report.name}: {kind} {name} ({index + 1} of {len(chosen)})")
+            for result in check_part(kind, registry.get(kind, name), name=name):
+                results.append((report, result))
+    table = Table("part", "law", "outcome", "seconds", "reason")
+    before = None
+    for index, (report, result) in enumerate(results):
+        part = (report.name, result.kind, result.part)
+        last = index + 1 == len(results) or results[index + 1][1].part != result.part
+        colour = {"passed": "green", "failed": "bold red", "skipped": "yellow"}[result.outcome]
+        table.add_row(
+            f"{result.kind} {result.part}" if part != before else "",
+            result.law,
+            f"[{colour}]{result.outcome}[/]",
+            f"{result.seconds:.2f}",
+            escape(result.reason),
+            end_section=last,
+        )
+        before = part
+    console.print(table)
+    failures = [result for _, result in results if result.error is not None]
+    for result in failures:
+        print(f"\n{result.error}")
+        # An error inside the law or the part, and not a number that is off.
+        if result.error is not None and result.error.__cause__ is not None:
+            import traceback
+
+            traceback.print_exception(result.error.__cause__)
+    counts = collections.Counter(result.outcome for _, result in results)
+    print(
+        f"\n{', '.join(given.plugin)}: {len(chosen)} parts, {counts['passed']} laws hold, "
+        f"{counts['failed']} broken, {counts['skipped']} skipped, "
+        f"{time.perf_counter() - began:.0f} s."
+    )
+    return 1 if failures else 0

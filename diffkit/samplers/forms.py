@@ -1,0 +1,139 @@
+r"""Semilinear forms of the probability-flow ODE.
+
+In the rescaled latent the ODE of every process is $dy / d\rho = \hat\epsilon(y, \rho)$. Multiplying y
+with a factor and changing the variable gives it other right-hand sides:
+
+$$u = s(\lambda)\, y, \qquad \frac{du}{d\kappa(\lambda)} = q,$$
+
+| form | $s$ | $\kappa$ | $q$ |
+|---|---|---|---|
+| `eps` | $1$ | $\rho$ | $\hat\epsilon$ |
+| `x` | $1/\rho$ | $1/\rho$ | $\hat x$ |
+| `v` | $\cos\varphi$ | $\varphi = \arctan \rho$ | $\cos\varphi\,\hat\epsilon - \sin\varphi\,\hat x$ |
+| `velocity` | $1/(1+\rho)$ | $\rho/(1+\rho)$ | $\hat\epsilon - \hat x$ |
+
+On `eps` stand DDIM, EDM's Heun and DEIS, on `x` DPM-Solver++ and UniPC, on `v` Adams-Bashforth in v, on
+`velocity` the solvers of rectified flow. Each form follows from $y = x + \rho\,\epsilon$ and the product
+rule. Where the solution bends in one form it can be nearly straight in another: with the noise in `eps`,
+with the data in `x`, with both in `v` and `velocity`, where u stays bounded at both ends.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+
+from diffkit.denoiser import Prediction
+from diffkit.typing import Example, Scalar
+
+
+@dataclass(frozen=True)
+class Form:
+    """One semilinear form: u = scale y obeys du / dkappa = quantity.
+
+    **Attributes:** functions of `logsnr`: `scale`; `kappa`, the variable of integration; `logsnr`, the
+    inverse of `kappa`; `slope`, the derivative of `kappa` by `logsnr`; `offset`, called with `logsnr` and
+    an origin: the difference of their kappas, without the cancellation of two near numbers; and
+    `quantity`, the right-hand side as a function of a `Prediction`.
+    """
+
+    scale: Callable[[Scalar], Scalar]
+    kappa: Callable[[Scalar], Scalar]
+    logsnr: Callable[[Scalar], Scalar]
+    slope: Callable[[Scalar], Scalar]
+    offset: Callable[[Scalar, Scalar], Scalar]
+    quantity: Callable[[Prediction], Example]
+
+
+def _rho(logsnr: Scalar) -> Scalar:
+    return jnp.exp(-logsnr / 2)
+
+
+def _inverse_rho(logsnr: Scalar) -> Scalar:
+    return jnp.exp(logsnr / 2)
+
+
+def _cosine(logsnr: Scalar) -> Scalar:
+    return jnp.exp(0.5 * jax.nn.log_sigmoid(logsnr))
+
+
+def _sine(logsnr: Scalar) -> Scalar:
+    return _cosine(-logsnr)
+
+
+def _v(prediction: Prediction) -> Example:
+    logsnr = prediction.level.logsnr
+    return _cosine(logsnr) * prediction.eps - _sine(logsnr) * prediction.x
+
+
+# In the offsets m is the relative change of rho from the origin to logsnr: rho = r (1 + m).
+
+
+def _offset_eps(logsnr: Scalar, origin: Scalar) -> Scalar:
+    return _rho(origin) * jnp.expm1(-(logsnr - origin) / 2)
+
+
+def _offset_x(logsnr: Scalar, origin: Scalar) -> Scalar:
+    return _inverse_rho(origin) * jnp.expm1((logsnr - origin) / 2)
+
+
+def _offset_v(logsnr: Scalar, origin: Scalar) -> Scalar:
+    r, m = _rho(origin), jnp.expm1(-(logsnr - origin) / 2)
+    return jnp.arctan(r * m / (1 + r * r * (1 + m)))
+
+
+def _offset_velocity(logsnr: Scalar, origin: Scalar) -> Scalar:
+    r, m = _rho(origin), jnp.expm1(-(logsnr - origin) / 2)
+    return r * m / ((1 + r) * (1 + r * (1 + m)))
+
+
+FORMS: Final[Mapping[str, Form]] = MappingProxyType(
+    {
+        "eps": Form(
+            scale=jnp.ones_like,
+            kappa=_rho,
+            logsnr=lambda kappa: -2 * jnp.log(kappa),
+            slope=lambda logsnr: -0.5 * _rho(logsnr),
+            offset=_offset_eps,
+            quantity=lambda prediction: prediction.eps,
+        ),
+        "x": Form(
+            scale=_inverse_rho,
+            kappa=_inverse_rho,
+            logsnr=lambda kappa: 2 * jnp.log(kappa),
+            slope=lambda logsnr: 0.5 * _inverse_rho(logsnr),
+            offset=_offset_x,
+            quantity=lambda prediction: prediction.x,
+        ),
+        "v": Form(
+            scale=_cosine,
+            kappa=lambda logsnr: jnp.arctan(_rho(logsnr)),
+            logsnr=lambda kappa: -2 * jnp.log(jnp.tan(kappa)),
+            slope=lambda logsnr: -0.5 * _cosine(logsnr) * _sine(logsnr),
+            offset=_offset_v,
+            quantity=_v,
+        ),
+        "velocity": Form(
+            scale=lambda logsnr: jax.nn.sigmoid(logsnr / 2),
+            kappa=lambda logsnr: jax.nn.sigmoid(-logsnr / 2),
+            logsnr=lambda kappa: 2 * (jnp.log1p(-kappa) - jnp.log(kappa)),
+            slope=lambda logsnr: -0.5 * jax.nn.sigmoid(logsnr / 2) * jax.nn.sigmoid(-logsnr / 2),
+            offset=_offset_velocity,
+            quantity=lambda prediction: prediction.eps - prediction.x,
+        ),
+    }
+)
+"""The forms by name."""
+
+
+def check_form(name: str) -> Form:
+    """The form of this name.
+
+    **Raises:** `ValueError` that lists the names there are.
+    """
+    if name not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {name!r}.")
+    return FORMS[name]

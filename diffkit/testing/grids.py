@@ -1,0 +1,58 @@
+"""The laws of grids."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from diffkit.schedules import AbstractSchedule, Cosine, LinearLogSNR
+from diffkit.testing.base import LOGSNR_RANGE, Subject, law, require, require_close
+
+_STEPS = (1, 2, 3, 10, 50, 640)
+
+
+def _cases(part: Any) -> Iterator[tuple[AbstractSchedule, dict[str, Any], np.ndarray]]:
+    for schedule in (LinearLogSNR(*LOGSNR_RANGE), Cosine(*LOGSNR_RANGE), LinearLogSNR(12.4, -9.0)):
+        for steps in _STEPS:
+            given = {"schedule": str(schedule), "steps": steps}
+            yield schedule, given, np.asarray(part(schedule, steps))
+
+
+@law("grid", "There are steps + 1 values of logsnr, all finite, for 1 to 640 steps.")
+def number_of_points(subject: Subject) -> None:
+    for _, given, logsnr in _cases(subject.part):
+        steps = given["steps"]
+        require(
+            logsnr.shape == (steps + 1,),
+            given=given,
+            numbers={"points": logsnr.size},
+            expected=f"{steps + 1}",
+        )
+        require(
+            np.isfinite(logsnr), given=given, numbers={"logsnr": logsnr}, expected="finite values"
+        )
+
+
+@law("grid", "logsnr increases strictly: no step has length zero, at 640 steps in float32 either.")
+def strictly_increasing(subject: Subject) -> None:
+    for _, given, logsnr in _cases(subject.part):
+        require(
+            np.diff(logsnr) > 0,
+            given=given | {"step": np.arange(len(logsnr) - 1)},
+            numbers={"logsnr": logsnr[:-1], "next logsnr": logsnr[1:]},
+            expected="the second above the first",
+        )
+
+
+@law("grid", "The first and the last point are the schedule's endpoints.")
+def ends_at_the_endpoints(subject: Subject) -> None:
+    for schedule, given, logsnr in _cases(subject.part):
+        maximum, minimum = (float(end) for end in schedule.endpoints)
+        require_close(
+            logsnr[[0, -1]],
+            np.array([minimum, maximum]),
+            1e-4,
+            given=given | {"point": np.array([0, len(logsnr) - 1])},
+            what="logsnr",
+            should="the schedule's",
+        )

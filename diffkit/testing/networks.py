@@ -1,0 +1,171 @@
+"""The laws of networks. They are built small, and their parameters are moved off their first values,
+since layers that start at zero would hide the rest."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffkit.buffers import trainable
+from diffkit.networks.base import DTYPES
+from diffkit.testing.base import LOGSNR_RANGE, NotApplicable, Subject, law, require, text
+
+# Not narrower: with one channel in each of the usual 32 groups a group norm takes away whatever is added
+# to a whole channel, such as a condition.
+_SMALL = {"width": 64, "depth": 2, "dropout": 0.0}
+_LOGSNR = np.array([LOGSNR_RANGE[0], 0.0, LOGSNR_RANGE[1]], np.float32)
+"""Both ends, and the middle."""
+_CONDITION = 3
+
+
+def small(subject: Subject, **options: Any) -> Any:
+    """The network with a width of at most 64 and a depth of at most 2, where it has such options."""
+    if not subject.is_constructor:
+        return subject.make(**options)
+    parameters = inspect.signature(subject.given).parameters
+    reduced = {
+        name: min(parameters[name].default, value)
+        for name, value in _SMALL.items()
+        if name in parameters and isinstance(parameters[name].default, (int, float))
+    }
+    try:
+        return subject.make(**reduced, **options)
+    except ValueError:
+        return subject.make(**options)
+
+
+def accepted_shapes(subject: Subject) -> list[tuple[int, ...]]:
+    """Which of some usual shapes the network can be built for: an image, and a vector."""
+    if not subject.is_constructor:
+        return [tuple(subject.context["shape"])]
+    found = []
+    for candidates in (((1, 8, 8), (3, 32, 32)), ((2,),)):
+        for shape in candidates:
+            try:
+                # Without memory and without drawing parameters.
+                eqx.filter_eval_shape(lambda shape=shape: small(subject, shape=shape))
+            except ValueError:
+                continue
+            found.append(shape)
+            break
+    if not found:
+        small(subject, shape=(1, 8, 8))  # raises, with its own reason
+    return found
+
+
+def _moved(network: Any) -> Any:
+    """The network with noise added to its parameters."""
+    generator = np.random.default_rng(7)
+    params, rest = eqx.partition(network, trainable(network))
+    moved = jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(0.2 * generator.standard_normal(leaf.shape), leaf.dtype),
+        params,
+    )
+    return eqx.combine(moved, rest)
+
+
+@eqx.filter_jit
+def _outputs(network, z, logsnr, condition):
+    return jax.vmap(lambda logsnr: network(z, logsnr, condition))(logsnr)
+
+
+def _evaluate(network: Any, shape: tuple[int, ...], condition: Any = None) -> Any:
+    z = jax.random.normal(jax.random.key(8), shape)
+    return _outputs(network, z, jnp.asarray(_LOGSNR), condition)
+
+
+def _check(outputs: Any, shape: tuple[int, ...], given: dict[str, Any]) -> None:
+    require(
+        outputs.shape[1:] == shape and outputs.dtype == jnp.float32,
+        given=given,
+        numbers={"shape of the output": text(outputs.shape[1:]), "dtype": outputs.dtype.name},
+        expected=f"{text(shape)} in float32",
+    )
+    finite = np.isfinite(np.asarray(outputs)).reshape(len(_LOGSNR), -1).all(axis=1)
+    require(
+        finite,
+        given=given | {"logsnr": _LOGSNR},
+        numbers={"all of the output is finite": finite},
+        expected="finite numbers",
+    )
+
+
+def _parameters(subject: Subject) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(subject.given).parameters if subject.is_constructor else {}
+
+
+def _conditional(subject: Subject, shape: tuple[int, ...]) -> Any:
+    """The moved network, with a condition where it takes one; made once for all laws."""
+    if shape not in subject.made:
+        options: dict[str, Any] = {"shape": shape} if subject.is_constructor else {}
+        if "condition_size" in _parameters(subject):
+            options["condition_size"] = _CONDITION
+        network = _moved(small(subject, **options))
+        subject.made[shape] = network, _evaluate(network, shape)
+    return subject.made[shape]
+
+
+@law(
+    "network",
+    "The output has the input's shape, in float32, and is finite at logsnr 13.3, 0 and -10, for an "
+    "image and for a vector, whichever it takes.",
+)
+def shape_and_range(subject: Subject) -> None:
+    for shape in accepted_shapes(subject):
+        _, outputs = _conditional(subject, shape)
+        _check(outputs, shape, {"shape of the input": text(shape)})
+
+
+@law("network", "The same, computing in bfloat16, for networks with the option dtype.")
+def shape_and_range_in_bfloat16(subject: Subject) -> None:
+    if "dtype" not in _parameters(subject):
+        raise NotApplicable("has no option dtype")
+    shape = accepted_shapes(subject)[0]
+    network = _moved(small(subject, shape=shape, dtype=DTYPES[1]))
+    given = {"shape of the input": text(shape), "dtype": DTYPES[1]}
+    _check(_evaluate(network, shape), shape, given)
+
+
+@law("network", "Without a key it draws no random numbers.")
+def deterministic_without_key(subject: Subject) -> None:
+    shape = accepted_shapes(subject)[0]
+    network, _ = _conditional(subject, shape)
+    program = str(jax.make_jaxpr(lambda z: network(z, jnp.asarray(0.0)))(jnp.zeros(shape)))
+    draws = any(word in program for word in ("random_bits", "threefry2x32", "rng_bit_generator"))
+    require(
+        not draws,
+        given={"key": "None", "shape of the input": text(shape)},
+        numbers={"it draws random numbers": draws},
+        expected="False",
+    )
+
+
+@law(
+    "network",
+    "Built with condition_size, it takes a condition and heeds it; None is as good as zeros.",
+)
+def heeds_its_condition(subject: Subject) -> None:
+    if "condition_size" not in _parameters(subject):
+        raise NotApplicable("has no option condition_size")
+    shape = accepted_shapes(subject)[0]
+    network, none = _conditional(subject, shape)
+    zeros, some = (
+        _evaluate(network, shape, jnp.full((_CONDITION,), value)) for value in (0.0, 3.0)
+    )
+    given = {"condition_size": _CONDITION, "shape of the input": text(shape)}
+    size = float(jnp.max(jnp.abs(none)))
+    for what, outputs, holds, expected in (
+        ("zeros", zeros, lambda d: d <= 1e-5, "at most 1e-5"),
+        ("threes", some, lambda d: d > 1e-4, "more than 1e-4"),
+    ):
+        difference = float(jnp.max(jnp.abs(outputs - none))) / size
+        require(
+            holds(difference),
+            given=given,
+            numbers={f"largest difference between {what} and None, by the output": difference},
+            expected=expected,
+        )

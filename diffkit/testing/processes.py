@@ -1,0 +1,92 @@
+"""The laws of processes."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffkit.testing.base import Subject, law, mapped, require, require_close
+
+# From below any schedule's minimum to above VDM's maximum; 0 is among them.
+_LOGSNR = np.linspace(-12.0, 16.0, 57)
+# Pairs (t, s) with s less noisy: neighbours, the ends, and steps of all sizes between.
+_PAIRS = np.array(
+    [(t, s) for t, s in itertools.combinations(_LOGSNR[::4], 2)]
+    + [(value, value + gap) for value in (-12.0, 0.0, 15.0) for gap in (0.01, 0.1, 1.0)]
+)
+
+
+def _level(process: Any, dtype: Any) -> tuple[np.ndarray, ...]:
+    def one(logsnr):
+        level = process.at(logsnr)
+        return level.logsnr, level.alpha, level.sigma
+
+    return mapped(one, _LOGSNR.astype(dtype))
+
+
+@law("process", "alpha and sigma are positive and finite for logsnr from -12 to 16, in float32.")
+def positive(subject: Subject) -> None:
+    _, alpha, sigma = _level(subject.part, np.float32)
+    good = np.isfinite(alpha) & np.isfinite(sigma) & (alpha > 0) & (sigma > 0)
+    require(
+        good,
+        given={"logsnr": _LOGSNR},
+        numbers={"alpha": alpha, "sigma": sigma},
+        expected="two positive numbers",
+    )
+
+
+@law("process", "log alpha^2 / sigma^2 is logsnr, from -12 to 16, to the precision of float32.")
+def snr(subject: Subject) -> None:
+    logsnr, alpha, sigma = (a.astype(np.float64) for a in _level(subject.part, np.float32))
+    with np.errstate(all="ignore"):
+        found = 2 * (np.log(alpha) - np.log(sigma))
+    tolerance = 1e-5 * (1 + np.abs(_LOGSNR))
+    given = {"logsnr": _LOGSNR, "alpha": alpha, "sigma": sigma}
+    require_close(
+        found, _LOGSNR, tolerance, given=given, what="log(alpha^2 / sigma^2)", should="logsnr"
+    )
+    require_close(logsnr, _LOGSNR, tolerance, given=given, what="level.logsnr", should="logsnr")
+
+
+@law(
+    "process",
+    "The posterior chains to the marginal: q(z_s | z_t, x) after q(z_t | x) has the mean and the "
+    "variance of q(z_s | x), and the covariance of z_s and z_t, in float64 and in float32.",
+)
+def posterior_chains_to_the_marginal(subject: Subject) -> None:
+    with jax.enable_x64(True):
+        _check_chain(subject.part, np.float64, 1e-9)
+    _check_chain(subject.part, np.float32, 1e-4)
+
+
+def _check_chain(process: Any, dtype: Any, tolerance: float) -> None:
+    def one(logsnr_t, logsnr_s):
+        level_t, level_s = process.at(logsnr_t), process.at(logsnr_s)
+        one, zero = jnp.ones((1,), logsnr_t.dtype), jnp.zeros((1,), logsnr_t.dtype)
+
+        # Both are affine in (z_t, x) or (x, eps): these are their coefficients.
+        def marginal(level):
+            return [process.perturb(*pair, level)[0] for pair in ((one, zero), (zero, one))]
+
+        on_z, std = process.posterior(one, zero, level_t, level_s)
+        on_x, _ = process.posterior(zero, one, level_t, level_s)
+        return *marginal(level_t), *marginal(level_s), on_z[0], on_x[0], std
+
+    found = mapped(one, *_PAIRS.T.astype(dtype))
+    alpha_t, sigma_t, alpha_s, sigma_s, on_z, on_x, std = (a.astype(np.float64) for a in found)
+    given = {"logsnr_t": _PAIRS[:, 0], "logsnr_s": _PAIRS[:, 1], "dtype": np.dtype(dtype).name}
+    # All divided by what they should be, to compare numbers of size 1.
+    for what, value in (
+        ("mean of z_s for x = 1, by alpha_s", (on_z * alpha_t + on_x) / alpha_s),
+        ("variance of z_s, by sigma_s^2", ((on_z * sigma_t) ** 2 + std**2) / sigma_s**2),
+        (
+            "covariance of z_s and z_t, by alpha_t / alpha_s sigma_s^2",
+            on_z * sigma_t**2 / (alpha_t / alpha_s * sigma_s**2),
+        ),
+    ):
+        require_close(
+            value, np.ones_like(value), tolerance, given=given, what=what, should="the marginal's"
+        )

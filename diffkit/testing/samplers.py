@@ -1,0 +1,323 @@
+r"""The laws of samplers, on a problem whose answer is known.
+
+Data are normal with mean m and standard deviation s. In the rescaled latent the probability-flow ODE
+then has the map $m + (y - m) \sqrt{(s^2 + \rho_b^2) / (s^2 + \rho_a^2)}$ from $\rho_a$ to $\rho_b$, and
+the latents have the mean m and the variance $s^2 + \rho^2$. The denoiser is exact, so that all that is
+measured is the sampler.
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffkit import analytic
+from diffkit.decoders import GaussianDecoder
+from diffkit.denoiser import Prediction
+from diffkit.grids import UniformLogSNR
+from diffkit.model import DiffusionModel
+from diffkit.processes import VarianceExploding
+from diffkit.samplers import AbstractSampler, sample
+from diffkit.schedules import LinearLogSNR
+from diffkit.testing.base import LOGSNR_RANGE, NotApplicable, Subject, Violation, law, require, text
+
+_MEAN, _STD = 0.7, 0.5
+_WIDE = (-2 * math.log(80), -2 * math.log(0.002))
+"""From rho = 80, where the data are lost in the noise, to rho = 0.002."""
+_MIDDLE = (-4.0, 6.0)
+"""Where the data emerge: the same step is finer here, and so are fewer steps enough."""
+_WHOLE = LOGSNR_RANGE[1], LOGSNR_RANGE[0]
+_MOST = 1000
+_EXAMPLES = 16
+_DRAWS = 2**15
+
+
+def _denoise(y: Any, logsnr: Any) -> Prediction:
+    # Alpha is 1 under this process: the latent is the rescaled latent.
+    level = VarianceExploding().at(logsnr)
+    pull = (y - _MEAN) / (_STD**2 + jnp.square(level.rho))
+    return Prediction(_MEAN + _STD**2 * pull, level.rho * pull, level)
+
+
+@eqx.filter_jit
+def _integrate(sampler, y, keys, logsnr, steps):
+    def step(y, state, key, logsnr_t, logsnr_s, index):
+        key = jax.random.fold_in(key, index) if sampler.stochastic else None
+        return sampler.step(_denoise, y, logsnr_t, logsnr_s, state, key)
+
+    every: Any = jax.vmap(step, in_axes=(0, 0, 0, None, None, None))
+
+    def body(index, carry):
+        return every(*carry, keys, logsnr[index], logsnr[index + 1], index)
+
+    # The number of steps is an array, so that one compilation serves them all.
+    return jax.lax.fori_loop(0, steps, body, (y, jax.vmap(sampler.init)(y)))[0]
+
+
+def _run(
+    sampler: AbstractSampler, y: np.ndarray, logsnr: np.ndarray, dtype: Any, seed: int = 0
+) -> np.ndarray:
+    """The latents y, (n, 1), taken along a grid."""
+    padded = np.concatenate([logsnr, np.full(_MOST + 1 - len(logsnr), logsnr[-1])])
+    keys = jax.random.split(jax.random.key(seed), len(y))
+    inputs = jnp.asarray(y, dtype), keys, jnp.asarray(padded, dtype)
+    found = np.asarray(_integrate(sampler, *inputs, jnp.asarray(len(logsnr) - 1)))
+    if found.dtype != dtype:
+        raise Violation(
+            f"a latent in {np.dtype(dtype).name}",
+            f"it comes back in {found.dtype}; expected the dtype to be kept",
+        )
+    return found.astype(np.float64)
+
+
+def _start(ends: tuple[float, float], count: int, seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).standard_normal((count, 1))
+    return _MEAN + math.sqrt(_STD**2 + math.exp(-ends[0])) * noise
+
+
+def _flow(y: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    """The exact solution of the probability-flow ODE."""
+    before, after = (_STD**2 + math.exp(-logsnr) for logsnr in ends)
+    return _MEAN + (y - _MEAN) * math.sqrt(after / before)
+
+
+def _error(sampler: AbstractSampler, steps: int) -> float:
+    y = _start(_WIDE, _EXAMPLES, 0)
+    found = _run(sampler, y, np.linspace(*_WIDE, steps + 1), np.float64)
+    return float(np.sqrt(np.mean((found - _flow(y, _WIDE)) ** 2)))
+
+
+def _only(subject: Subject, *, stochastic: bool) -> AbstractSampler:
+    if subject.part.stochastic != stochastic:
+        raise NotApplicable(
+            "a law of deterministic samplers" if not stochastic else "not stochastic"
+        )
+    return subject.part
+
+
+@law(
+    "sampler",
+    "A deterministic sampler reaches its stated order: the slope of log error against log steps, at "
+    "160, 320 and 640 steps in float64, is no more than 0.3 below it. Without an order the error is "
+    "below 1e-4 whatever the number of steps.",
+)
+def reaches_its_order(subject: Subject) -> None:
+    sampler = _only(subject, stochastic=False)
+    with jax.enable_x64(True):
+        if sampler.order is None:
+            counts = (1, 4, 32)
+            errors = np.array([_error(sampler, steps) for steps in counts])
+            require(
+                errors < 1e-4,
+                given={"steps": np.array(counts)},
+                numbers={"error": errors},
+                expected="below 1e-4, since order is None",
+            )
+            return
+        counts = np.array((160, 320, 640))
+        errors = np.array([_error(sampler, int(steps)) for steps in counts])
+    given = {"steps": text(counts), "order": sampler.order}
+    require(
+        bool(np.isfinite(errors).all()),
+        given=given,
+        numbers={"errors": text(errors)},
+        expected="finite errors",
+    )
+    counts, errors = counts[errors > 1e-12], errors[errors > 1e-12]
+    if len(counts) < 2:
+        return  # Exact to rounding.
+    order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    require(
+        bool(order >= sampler.order - 0.3),
+        given=given,
+        numbers={"errors": text(errors), "measured order": order},
+        expected=f"{sampler.order}, or at least {sampler.order - 0.3:.1f}",
+    )
+
+
+@law(
+    "sampler", "step draws random numbers if, and only if, the sampler says that it is stochastic."
+)
+def draws_only_if_stochastic(subject: Subject) -> None:
+    sampler = subject.part
+    key = jax.random.key(0) if sampler.stochastic else None
+    y = jnp.ones((1,))
+
+    def step(y, key):
+        return sampler.step(_denoise, y, jnp.asarray(0.0), jnp.asarray(1.0), sampler.init(y), key)
+
+    program = str(jax.make_jaxpr(step)(y, key))
+    draws = any(word in program for word in ("random_bits", "threefry2x32", "rng_bit_generator"))
+    require(
+        draws == sampler.stochastic,
+        given={"stochastic": sampler.stochastic},
+        numbers={"step draws random numbers": draws},
+        expected=str(sampler.stochastic),
+    )
+
+
+@law("sampler", "A step calls the network as often as stated, once the sampler is under way.")
+def calls_as_stated(subject: Subject) -> None:
+    sampler = subject.part
+    if sampler.calls is None:
+        raise NotApplicable("calls is None: their number varies")
+    visited = []
+
+    def denoise(y, logsnr):
+        visited.append(logsnr)
+        return _denoise(y, logsnr)
+
+    logsnr = jnp.linspace(-3.0, 3.0, 9)
+    y = jnp.ones((1,))
+    state = sampler.init(y)
+    # Without compilation, so that every call is one of Python's.
+    with jax.disable_jit():
+        for index in range(8):
+            key = jax.random.key(index) if sampler.stochastic else None
+            visited.clear()
+            y, state = sampler.step(denoise, y, logsnr[index], logsnr[index + 1], state, key)
+    require(
+        len(visited) == sampler.calls,
+        given={"step": 8, "calls": sampler.calls},
+        numbers={"calls of the network": len(visited)},
+        expected=str(sampler.calls),
+    )
+
+
+@law(
+    "sampler",
+    "In float32 and with 640 steps a deterministic sampler differs from itself in float64 by at most "
+    "1e-4 (the data have the standard deviation 0.5): coefficients keep their digits.",
+)
+def keeps_its_digits_in_float32(subject: Subject) -> None:
+    sampler = _only(subject, stochastic=False)
+    y, logsnr = _start(_WIDE, _EXAMPLES, 0), np.linspace(*_WIDE, 641)
+    found = _run(sampler, y, logsnr, np.float32)[:, 0]
+    with jax.enable_x64(True):
+        exact = _run(sampler, y, logsnr, np.float64)[:, 0]
+    require(
+        np.abs(found - exact) <= 1e-4,
+        given={"start": y[:, 0], "steps": 640},
+        numbers={"float32": found, "float64": exact},
+        expected="a difference of at most 1e-4",
+        worst=np.abs(found - exact),
+    )
+
+
+_COARSE = {
+    "1 step": np.linspace(*_WHOLE, 2),
+    "2 steps": np.linspace(*_WHOLE, 3),
+    "3 steps": np.linspace(*_WHOLE, 4),
+    "8 steps": np.linspace(*_WHOLE, 9),
+    "steps of sizes 0.01 and 5": np.cumsum([-10.0, *[0.01, 5.0] * 4, 0.01, 3.0]),
+}
+
+
+@law(
+    "sampler",
+    "On grids of few and of uneven steps over the whole range, in float32, latents stay finite and "
+    "never grow to more than twice the largest at the start.",
+)
+def stays_bounded_on_coarse_grids(subject: Subject) -> None:
+    sampler = subject.part
+    count = _DRAWS if sampler.stochastic else _EXAMPLES  # the shapes of the other laws
+    y = _start(_WHOLE, count, 1)
+    for name, logsnr in _COARSE.items():
+        found = _run(sampler, y, logsnr, np.float32)[:, 0]
+        require(
+            np.isfinite(found) & (np.abs(found) <= 2 * np.abs(y).max()),
+            given={"grid": name, "logsnr": text(logsnr), "start": y[:, 0]},
+            numbers={"end": found},
+            expected=f"a latent of at most {2 * np.abs(y).max():.4g}",
+            worst=np.abs(found),
+        )
+
+
+def _moments(sampler: AbstractSampler, ends: tuple[float, float], steps: int, runs: int):
+    """Mean, and variance by its exact value, of the last latents of `runs` times _DRAWS draws."""
+    logsnr = np.linspace(*ends, steps + 1)
+    found = [
+        _run(sampler, _start(ends, _DRAWS, run), logsnr, np.float32, seed=run)
+        for run in range(runs)
+    ]
+    exact = _STD**2 + math.exp(-ends[1])
+    return np.mean(found), np.mean((np.array(found) - _MEAN) ** 2) / exact
+
+
+@law(
+    "sampler",
+    "A stochastic sampler reproduces mean and variance of the data in 1000 steps: within 5 standard "
+    "errors of 32768 draws (false alarm below 10^-5) and a bias of 2 %.",
+)
+def reproduces_mean_and_variance(subject: Subject) -> None:
+    sampler = _only(subject, stochastic=True)
+    mean, variance = _moments(sampler, _WIDE, _MOST, 1)
+    given = {"data": f"normal, mean {_MEAN}, standard deviation {_STD}", "steps": _MOST}
+    mean_error, variance_error = 1 / math.sqrt(_DRAWS), math.sqrt(2 / _DRAWS)
+    require(
+        bool(abs(mean - _MEAN) <= (5 * mean_error + 0.02) * _STD),
+        given=given,
+        numbers={"mean": mean},
+        expected=f"{_MEAN} within {(5 * mean_error + 0.02) * _STD:.4f}",
+    )
+    require(
+        bool(abs(variance - 1) <= 5 * variance_error + 0.02),
+        given=given,
+        numbers={"variance, by the exact one": variance},
+        expected=f"1 within {5 * variance_error + 0.02:.4f}",
+    )
+
+
+@law(
+    "sampler",
+    "The bias of a stochastic sampler in mean and variance falls from 64 to 256 steps as its weak order "
+    "says: at no less than that order - 0.5, give or take 3 standard errors of 2^19 draws.",
+)
+def bias_falls_at_the_weak_order(subject: Subject) -> None:
+    sampler = _only(subject, stochastic=True)
+    order = sampler.order
+    if order is None:
+        raise NotApplicable("order is None: its bias has no order")
+    runs, counts = 16, (64, 256)
+    found = [_moments(sampler, _MIDDLE, steps, runs) for steps in counts]
+    draws = runs * _DRAWS
+    for what, bias, error in (
+        ("mean, by the standard deviation", [(m - _MEAN) / _STD for m, _ in found], draws**-0.5),
+        ("variance, by the exact one", [v - 1 for _, v in found], (2 / draws) ** 0.5),
+    ):
+        few, many = np.abs(bias)
+        # As fast as the errors of both allow: only a bias that is there can fall too slowly. Its sign
+        # changes from fewer steps to these for right samplers too.
+        fastest = math.log((few + 3 * error) / max(many - 3 * error, 1e-12), 4)
+        require(
+            bool(fastest >= order - 0.5),  # false for NaN
+            given={"steps": text(counts), "order": order},
+            numbers={
+                f"bias of the {what}": text(bias),
+                "standard error": error,
+                "order at which it falls, at most": fastest,
+            },
+            expected=f"{order}, or at least {order - 0.5}",
+        )
+
+
+@law("sampler", "How many examples are drawn at once changes none of them.")
+def examples_are_independent(subject: Subject) -> None:
+    denoiser = analytic.gaussian(np.array([_MEAN]), np.array([[_STD**2]]))
+    schedule = LinearLogSNR(*LOGSNR_RANGE)
+    model = DiffusionModel(denoiser, schedule, GaussianDecoder(), (1,))
+    few, many = (
+        np.asarray(
+            sample(model, subject.part, count, key=jax.random.key(6), steps=6, grid=UniformLogSNR())
+        )[:, 0]
+        for count in (3, 5)
+    )
+    require(
+        np.abs(few - many[:3]) <= 1e-4 * (1 + np.abs(few)),
+        given={"example": np.arange(3)},
+        numbers={"drawn among 3": few, "drawn among 5": many[:3]},
+        expected="the same",
+    )

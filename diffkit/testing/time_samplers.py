@@ -1,0 +1,168 @@
+"""The laws of time samplers. Statistical tests have fixed keys; their false-alarm rates are stated."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffkit.testing.base import NotApplicable, Subject, law, mapped, require, require_close
+from diffkit.time_samplers import AbstractAdaptiveTimeSampler
+
+_CELLS = 2**15
+_KEYS = 8192
+_SMALL, _BATCH = 4, 64
+
+
+def _states(part: Any) -> Iterator[tuple[str, Any]]:
+    """The sampler as it is, and, if it adapts, after losses that are far from even."""
+    yield "as constructed", part
+    if isinstance(part, AbstractAdaptiveTimeSampler):
+        for index in range(5):
+            t, _ = part(jax.random.fold_in(jax.random.key(3), index), 512)
+            part = part.update(t, 0.1 + jnp.exp(-20 * jnp.abs(t - 0.7)))
+        yield "after five updates", part
+
+
+def _draw(part: Any, batch: int, keys: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(keys, batch): times and importances."""
+    return mapped(lambda key: part(key, batch), jax.random.split(jax.random.key(seed), keys))
+
+
+def _distribution(part: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The distribution function on a fine grid, integrated from the density by the midpoint rule."""
+    middle = (np.arange(_CELLS, dtype=np.float32) + 0.5) / _CELLS
+    density = mapped(part.density, middle).astype(np.float64)
+    return np.arange(_CELLS + 1) / _CELLS, np.concatenate([[0.0], np.cumsum(density) / _CELLS])
+
+
+@law(
+    "time_sampler",
+    "Every t is in [0, 1), and every importance positive and finite, at any batch size.",
+)
+def draws_are_times(subject: Subject) -> None:
+    for state, part in _states(subject.part):
+        for batch in (1, 7, _BATCH):
+            t, importance = (a.ravel() for a in _draw(part, batch, 256, 0))
+            require(
+                (t >= 0) & (t < 1) & np.isfinite(importance) & (importance > 0),
+                given={"batch_size": batch, "state": state},
+                numbers={"t": t, "importance": importance},
+                expected="0 <= t < 1 and a positive importance",
+            )
+
+
+@law("time_sampler", "The density is finite, non-negative and integrates to 1 over [0, 1].")
+def density_integrates_to_one(subject: Subject) -> None:
+    for state, part in _states(subject.part):
+        middle = (np.arange(_CELLS, dtype=np.float32) + 0.5) / _CELLS
+        density = mapped(part.density, middle)
+        require(
+            np.isfinite(density) & (density >= 0),
+            given={"t": middle, "state": state},
+            numbers={"density": density},
+            expected="a number of at least 0",
+        )
+        total = density.mean(dtype=np.float64)
+        require_close(
+            np.atleast_1d(total),
+            np.ones(1),
+            5e-3,
+            given={"midpoints": _CELLS, "state": state},
+            what="integral of the density",
+            should="it should be",
+        )
+
+
+@law("time_sampler", "The importance of a draw is 1 / density at its time.")
+def importance_is_one_over_density(subject: Subject) -> None:
+    for state, part in _states(subject.part):
+        t, importance = (a.ravel() for a in _draw(part, _BATCH, 32, 1))
+        product = importance * mapped(part.density, t)
+        require_close(
+            product,
+            np.ones_like(product),
+            1e-3,
+            given={"t": t, "importance": importance, "state": state},
+            what="importance times density",
+            should="it should be",
+        )
+
+
+@law(
+    "time_sampler",
+    "Draws follow the density: a Kolmogorov-Smirnov test of the first time of each of 8192 batches, "
+    "which a right sampler fails once in 10^4.",
+)
+def draws_follow_the_density(subject: Subject) -> None:
+    for state, part in _states(subject.part):
+        t = np.sort(_draw(part, _SMALL, _KEYS, 2)[0][:, 0].astype(np.float64))
+        expected = np.interp(t, *_distribution(part))
+        steps = np.arange(_KEYS + 1) / _KEYS
+        distance = np.maximum(np.abs(steps[1:] - expected), np.abs(steps[:-1] - expected))
+        # P(sqrt(n) D > x) = 2 exp(-2 x^2), at 1e-4.
+        limit = np.sqrt(np.log(2 / 1e-4) / 2 / _KEYS)
+        require(
+            distance <= limit,
+            given={"t": t, "batches": _KEYS, "batch_size": _SMALL, "state": state},
+            numbers={
+                "share of draws up to t": steps[1:],
+                "integral of the density up to t": expected,
+            },
+            expected=f"a difference of at most {limit:.4f}",
+            worst=distance,
+        )
+
+
+@law(
+    "time_sampler",
+    "An average over draws, each with its importance, is unbiased: 1, t and t^2 over the middle nine "
+    "tenths of the draws, within 5 standard errors (false alarm below 10^-5).",
+)
+def importance_makes_averages_unbiased(subject: Subject) -> None:
+    for state, part in _states(subject.part):
+        at, share = _distribution(part)
+        low, high = np.interp([0.05, 0.95], share / share[-1], at)
+        t, importance = (a.astype(np.float64) for a in _draw(part, _SMALL, _KEYS, 4))
+        inside = (t >= low) & (t < high)
+        for power in range(3):
+            # Batches are independent, the times of one need not be.
+            means = np.mean(np.where(inside, importance * t**power, 0.0), axis=1)
+            error = means.std() / np.sqrt(_KEYS)
+            exact = (high ** (power + 1) - low ** (power + 1)) / (power + 1)
+            require_close(
+                np.atleast_1d(means.mean()),
+                np.atleast_1d(exact),
+                5 * error + 1e-3 * exact,
+                given={"function": f"t^{power} on [{low:.4f}, {high:.4f})", "state": state},
+                what="average",
+                should="integral",
+            )
+
+
+@law(
+    "time_sampler",
+    "The times of a batch cover the density evenly (star discrepancy of at most 2 / n on average), or "
+    "else they are spread as independent ones are.",
+)
+def covers_evenly(subject: Subject) -> None:
+    for state, part in _states(subject.part):
+        t, _ = _draw(part, _BATCH, 128, 5)
+        u = np.sort(np.interp(t.astype(np.float64), *_distribution(part)), axis=1)
+        ranks = np.arange(_BATCH + 1) / _BATCH
+        gaps = np.maximum(np.abs(u - ranks[1:]), np.abs(u - ranks[:-1]))
+        discrepancy = gaps.max(axis=1).mean()
+        if discrepancy <= 2 / _BATCH:
+            continue
+        # The mean of the Kolmogorov distribution, with the usual correction for small n; that of 128
+        # batches varies by 3 % (one standard error).
+        independent = 0.8687 / (np.sqrt(_BATCH) + 0.12 + 0.11 / np.sqrt(_BATCH))
+        if abs(discrepancy / independent - 1) < 0.2:
+            raise NotApplicable("its times are independent: it does not claim to be even")
+        require(
+            False,
+            given={"batch_size": _BATCH, "batches": 128, "state": state},
+            numbers={"mean star discrepancy": discrepancy},
+            expected=f"at most {2 / _BATCH:.4f} (even), or about {independent:.4f} (independent)",
+        )

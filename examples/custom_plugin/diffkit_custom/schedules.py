@@ -1,0 +1,56 @@
+"""Schedules: how the noise level depends on time."""
+
+import math
+
+import jax.numpy as jnp
+
+import diffkit as dk
+from diffkit.schedules import check_range
+from diffkit.typing import Scalar, ScalarLike, as_float
+
+
+@dk.register("schedule", "custom_bent")
+class Bent(dk.AbstractSchedule):
+    """A straight line between two endpoints, bent.
+
+    The position between the endpoints is s(t) = t + bend t (1 - t). With a positive bend more of the
+    time goes to the noisier half of the range, with a negative one to the cleaner half.
+
+    **Arguments:**
+
+    - `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; the first by default the one for the
+      data's levels (`diffkit.schedules.check_range`).
+    - `bend`: between -1 and 1, both excluded; 0 is the straight line.
+    - `levels`: how many values a dimension of the data takes; diffkit fills it in.
+
+    **Raises:** `ValueError` if `bend` is out of range or the endpoints are not in order.
+    """
+
+    logsnr_max: float
+    logsnr_min: float
+    bend: float
+
+    def __init__(
+        self,
+        logsnr_max: float | None = None,
+        logsnr_min: float = -5.0,
+        *,
+        bend: float = 0.5,
+        levels: int | None = None,
+    ):
+        if not (math.isfinite(bend) and -1 < bend < 1):
+            raise ValueError(f"bend must be between -1 and 1, got {bend}.")
+        self.logsnr_max, self.logsnr_min = check_range(logsnr_max, logsnr_min, levels)
+        self.bend = bend
+
+    def __call__(self, t: ScalarLike) -> Scalar:
+        t = as_float(t)
+        s = t + self.bend * t * (1 - t)
+        # Both products, so that both ends are exact in float32.
+        return (1 - s) * self.logsnr_max + s * self.logsnr_min
+
+    def inverse(self, logsnr: ScalarLike) -> Scalar:
+        s = (self.logsnr_max - as_float(logsnr)) / (self.logsnr_max - self.logsnr_min)
+        # The root of a quadratic, in the form that loses no digits where bend is small.
+        b = 1 + self.bend
+        return 2 * s / (b + jnp.sqrt(b * b - 4 * self.bend * s))

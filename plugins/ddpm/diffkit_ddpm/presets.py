@@ -1,0 +1,153 @@
+"""DDPM, improved DDPM and simple diffusion as presets: which parts make them up, and from where.
+
+The networks are diffkit's `unet` at the published size. It differs from the published ones in details:
+it adds its input to its output, has as many blocks on the way up as on the way down (they have one
+more), halves by averages where they use a strided convolution, and its attention has one head.
+"""
+
+import math
+
+import diffkit as dk
+
+DDPM = dk.register("preset", "ddpm")(
+    dk.Preset(
+        schedule="linear_beta",  # section 4: T = 1000, beta from 1e-4 to 0.02
+        process="variance_preserving",
+        parameterization="epsilon",
+        weighting="simple",  # equation 14
+        time_sampler="uniform",  # algorithm 1
+        sampler=("ancestral", {"spread": 1.0}),  # section 3.2; "fixedlarge" in the code
+        grid="uniform_t",
+        decoder="discretized",
+        # Appendix B: four resolutions from 32 to 4, two blocks each, attention at 16x16, dropout 0.1.
+        # Width 128 and the multipliers are from scripts/run_cifar.py of the code.
+        network=(
+            "unet",
+            {
+                "width": 128,
+                "multipliers": (1, 2, 2, 2),
+                "depth": 2,
+                "attention": (1,),
+                "dropout": 0.1,
+            },
+        ),
+        train={
+            # Appendix B: Adam, 2e-4 without a decay, batch 128, EMA 0.9999, 800k steps.
+            "steps": 800_000,
+            "batch_size": 128,
+            "learning_rate": 2e-4,
+            "decay": "constant",
+            "weight_decay": 0.0,
+            "ema": 0.9999,
+            "b2": 0.999,  # Adam's own default
+            # scripts/run_cifar.py.
+            "warmup": 5000,
+            "clip": 1.0,
+            "checkpoint_every": 10_000,
+        },
+    )
+)
+"""DDPM (Ho, Jain and Abbeel 2020, arXiv 2006.11239) for CIFAR-10.
+
+Hyper-parameters: section 4 and appendix B, and the published code (github.com/hojonathanho/diffusion,
+scripts/run_cifar.py). That also mirrors images at random. All 1000 noise levels are visited with 999
+steps; from the first one, of noise 0.01, the decoder leads to the data.
+"""
+
+_IDDPM_LEVELS = 4000  # README of the code, CIFAR-10: --diffusion_steps 4000
+
+IDDPM = dk.register("preset", "iddpm")(
+    dk.Preset(
+        schedule=("iddpm_cosine", {"steps": _IDDPM_LEVELS}),
+        process="variance_preserving",
+        # Equation 16: 0.001, the default of the part.
+        parameterization=("epsilon_range", {"steps": _IDDPM_LEVELS - 1}),
+        weighting="simple",
+        time_sampler="uniform",
+        sampler="ancestral",  # with the predicted variances
+        grid=("respaced", {"timesteps": _IDDPM_LEVELS}),
+        decoder="discretized",
+        # README: --num_channels 128 --num_res_blocks 3 --dropout 0.3; script_util.py: the multipliers
+        # for 32x32, and attention at 16x16 and 8x8.
+        network=(
+            "unet",
+            {
+                "width": 128,
+                "multipliers": (1, 2, 2, 2),
+                "depth": 3,
+                "attention": (1, 2),
+                "dropout": 0.3,
+            },
+        ),
+        train={
+            "steps": 500_000,  # README: the checkpoint cifar10_uncond_50M_500K
+            # README: --lr 1e-4 --batch_size 128.
+            "batch_size": 128,
+            "learning_rate": 1e-4,
+            # image_train.py: no warm-up, decay, weight decay or clipping; ema_rate 0.9999.
+            "warmup": 0,
+            "decay": "constant",
+            "weight_decay": 0.0,
+            "clip": 0.0,
+            "ema": 0.9999,
+            "b2": 0.999,  # AdamW's own default
+            "checkpoint_every": 10_000,
+        },
+    )
+)
+"""Improved DDPM (Nichol and Dhariwal 2021, arXiv 2102.09672) for CIFAR-10 with the hybrid loss.
+
+Hyper-parameters: those of "Unconditional CIFAR-10 with our L_hybrid objective and cosine noise schedule"
+in the README of the published code (github.com/openai/improved-diffusion), and its defaults.
+"""
+
+SIMPLE_DIFFUSION = dk.register("preset", "simple_diffusion")(
+    dk.Preset(
+        # Appendix A: log SNR from 15 to -15; equation 5: shifted by 2 log(64 / resolution), here 128.
+        schedule=(
+            "cosine",
+            {"logsnr_max": 15.0, "logsnr_min": -15.0, "shift": 2 * math.log(64 / 128)},
+        ),
+        process="variance_preserving",
+        parameterization="v",
+        # Section 2 and appendix A: the plain error of eps, of which v is only the form. P2 with gamma 0.
+        weighting=("p2", {"gamma": 0.0}),
+        time_sampler="uniform",
+        sampler=("ancestral", {"spread": 0.2}),  # appendix A: noise_param 0.2
+        grid="uniform_t",
+        decoder="discretized",
+        # Appendix B, U-Net for ImageNet 128x128: 128 channels, attention at 16x16 and 8x8. Its blocks
+        # are [3, 4, 4, 12, 4] by resolution, and dropout is from 16x16 down only; `unet` has one
+        # number for all.
+        network=(
+            "unet",
+            {
+                "width": 128,
+                "multipliers": (1, 2, 4, 8, 8),
+                "depth": 4,
+                "attention": (3, 4),
+                "dropout": 0.1,
+            },
+        ),
+        train={
+            # Appendix B, U-Net for ImageNet 128x128: Adam with 0.9 and 0.999.
+            "steps": 1_500_000,
+            "batch_size": 512,
+            "learning_rate": 5e-5,
+            "warmup": 10_000,
+            "decay": "constant",
+            "weight_decay": 0.0,
+            "b1": 0.9,
+            "b2": 0.999,
+            "clip": 1.0,
+            "ema": 0.9999,
+            "checkpoint_every": 10_000,
+        },
+    )
+)
+"""Simple diffusion (Hoogeboom, Heek and Salimans 2023, arXiv 2301.11093) for images of 128x128.
+
+For another resolution d set `schedule.shift` to 2 log(64 / d). The paper's larger model has a U-ViT, a
+U-Net whose 16x16 level is a transformer of 36 blocks; it is not here, nor are the class labels, the
+multiscale loss and the wavelet patches that the paper uses for 256x256 and beyond.
+"""

@@ -1,0 +1,241 @@
+"""Learned variances against equation 15 of improved DDPM and the Gaussian divergence, in plain numpy."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+import diffkit as dk
+import diffkit_ddpm
+from diffkit.objectives import diffusion_term
+
+X, EPS = np.array([0.7, -0.4]), np.array([0.3, 1.1])
+SHIFT, RAW = np.array([0.2, -0.1]), np.array([-0.3, 0.5])
+GAIN = 0.6
+
+
+class Line(dk.networks.AbstractNetwork):
+    """eps_hat = gain z + shift; beside it, if there are any, the raw positions of the variances."""
+
+    gain: Array
+    shift: Array
+    raw: Array | None
+
+    def __call__(self, z, logsnr, condition=None, *, key=None):
+        if self.raw is None:
+            return self.gain * z + self.shift
+        z, rest = jnp.split(z, 2)
+        return jnp.concatenate([self.gain * z + self.shift, self.raw + rest])
+
+
+def make(schedule, raw=None, *, shift=SHIFT, steps=4, vlb_weight=0.001):
+    part = dk.Epsilon()
+    if raw is not None:
+        part = diffkit_ddpm.EpsilonRange(steps=steps, vlb_weight=vlb_weight)
+    network = Line(jnp.asarray(GAIN), jnp.asarray(shift), None if raw is None else jnp.asarray(raw))
+    denoiser = dk.Denoiser(network, part, dk.VariancePreserving())
+    return dk.DiffusionModel(denoiser, schedule, dk.GaussianDecoder(), (2,))
+
+
+class Chain:
+    """DDPM as its paper writes it: x_k from x_{k-1}, one step of the chain at a time."""
+
+    def __init__(self, betas):
+        self.betas, self.alpha_bar = betas, np.cumprod(1 - betas)
+
+    def step(self, k, x, eps, raw, shift=SHIFT):
+        """From level k to k - 1: the latent, means and variances of q and of p."""
+        beta, bar, before = self.betas[k], self.alpha_bar[k], self.alpha_bar[k - 1]
+        z = np.sqrt(bar) * x + np.sqrt(1 - bar) * eps
+        # DDPM equations 6 and 7, and 11; improved DDPM equation 15.
+        q_mean = np.sqrt(before) * beta / (1 - bar) * x
+        q_mean = q_mean + np.sqrt(1 - beta) * (1 - before) / (1 - bar) * z
+        beta_tilde = (1 - before) / (1 - bar) * beta
+        eps_hat = GAIN * z + shift
+        p_mean = (z - beta / np.sqrt(1 - bar) * eps_hat) / np.sqrt(1 - beta)
+        v = (raw + 1) / 2
+        p_variance = np.exp(v * np.log(beta) + (1 - v) * np.log(beta_tilde))
+        return z, (q_mean, beta_tilde), (p_mean, p_variance), np.log(beta / beta_tilde)
+
+    def divergence(self, k, x, eps, raw):
+        """KL(q || p) of two Gaussians, summed over dimensions, in nats."""
+        _, (q_mean, q_variance), (p_mean, p_variance), _ = self.step(k, x, eps, raw)
+        terms = np.log(p_variance / q_variance) - 1
+        terms = terms + (q_variance + (q_mean - p_mean) ** 2) / p_variance
+        return 0.5 * terms.sum()
+
+
+SMALL = Chain(np.linspace(0.05, 0.4, 5))
+
+
+def small_schedule():
+    return diffkit_ddpm.linear_beta(steps=5, beta_start=0.05, beta_end=0.4)
+
+
+def test_bound_is_the_gaussian_divergence():
+    expected = [4 * SMALL.divergence(k, X, EPS, RAW) for k in range(1, 5)]
+    with jax.enable_x64(True):
+        model = make(small_schedule(), RAW)
+        t = (jnp.arange(1, 5) - 0.5) / 4
+        found = jax.jit(
+            jax.vmap(lambda t: diffusion_term(model, jnp.asarray(X), t, jnp.asarray(EPS), steps=4))
+        )(t)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_bound_at_both_ends_in_float32():
+    # DDPM's own 1000 levels: log SNR from 9.2 to -10.1, steps from 0.8 down to 0.006 long.
+    chain, levels = Chain(np.linspace(1e-4, 0.02, 1000)), np.array([1, 2, 50, 300, 700, 999])
+    expected = [999 * chain.divergence(k, X, EPS, RAW) for k in levels]
+    model = make(diffkit_ddpm.linear_beta(), RAW.astype(np.float32), steps=999)
+    x, eps = jnp.asarray(X, jnp.float32), jnp.asarray(EPS, jnp.float32)
+    t = jnp.asarray((levels - 0.5) / 999, jnp.float32)
+    found = jax.jit(jax.vmap(lambda t: diffusion_term(model, x, t, eps, steps=999)))(t)
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+def test_ancestral_step_has_the_predicted_variance():
+    key = jax.random.key(3)
+    with jax.enable_x64(True):
+        noise = np.asarray(jax.random.normal(key, (2,)))
+
+        @eqx.filter_jit
+        def sample_step(model, sampler, z, k):
+            level_t, level_s = model.level(k / 4), model.level((k - 1) / 4)
+
+            def denoise(y, logsnr):
+                return model.denoiser(model.process.at(logsnr).alpha * y, logsnr)
+
+            y, state = z / level_t.alpha, sampler.init(z)
+            y, _ = sampler.step(denoise, y, level_t.logsnr, level_s.logsnr, state, key)
+            return level_s.alpha * y
+
+        for raw, model, sampler in (
+            (RAW, make(small_schedule(), RAW), dk.samplers.Ancestral()),
+            # DDPM's two fixed variances, section 3.2: small is the posterior's, large is beta.
+            (-1.0, make(small_schedule()), dk.samplers.Ancestral()),
+            (1.0, make(small_schedule()), dk.samplers.Ancestral(spread=1.0)),
+        ):
+            for k in (1, 4):
+                z, _, (mean, variance), _ = SMALL.step(k, X, EPS, raw)
+                found = sample_step(model, sampler, jnp.asarray(z), jnp.asarray(float(k)))
+                np.testing.assert_allclose(found, mean + np.sqrt(variance) * noise, rtol=1e-9)
+
+
+def test_hybrid_loss_and_its_stopped_mean():
+    weight, bits = 0.3, np.log(2)
+    with jax.enable_x64(True):
+        x, eps = jnp.asarray(X), jnp.asarray(EPS)
+
+        def loss(network, model, t):
+            model = eqx.tree_at(lambda m: m.denoiser.network, model, network)
+            return diffusion_term(model, x, t, eps, weighting=weighting, hybrid=True)
+
+        def bound(network, model, t):
+            model = eqx.tree_at(lambda m: m.denoiser.network, model, network)
+            return diffusion_term(model, x, t - 0.125, eps, steps=4)
+
+        model = make(small_schedule(), RAW, vlb_weight=weight)
+        without = make(small_schedule(), RAW, vlb_weight=0.0)
+        weighting = dk.part("weighting", "simple", model=model)
+        evaluate = eqx.filter_jit(eqx.filter_value_and_grad(loss))
+        derivative = eqx.filter_jit(eqx.filter_grad(bound))
+        assert isinstance(model.denoiser, dk.Denoiser)
+        network = model.denoiser.network
+        for k in (1, 4):
+            t = jnp.asarray(k / 4)
+            value, gradient = evaluate(network, model, t)
+            plain, plain_gradient = evaluate(network, without, t)
+            z, (q_mean, q_var), (p_mean, p_var), log_range = SMALL.step(k, X, EPS, RAW)
+            # Equation 16, in squared error and bits: L_simple + weight T KL.
+            squares = ((EPS - GAIN * z - SHIFT) ** 2).sum()
+            assert float(plain) == pytest.approx(squares, rel=1e-8)
+            hybrid = squares + weight / bits * 4 * SMALL.divergence(k, X, EPS, RAW)
+            assert float(value) == pytest.approx(hybrid, rel=1e-8)
+            # The mean learns from L_simple alone, though the bound itself would move it.
+            for name in ("gain", "shift"):
+                np.testing.assert_allclose(
+                    getattr(gradient, name), getattr(plain_gradient, name), rtol=1e-12
+                )
+            moved = derivative(network, model, t)
+            assert abs(float(moved.gain)) > 1e-3
+            # The variance learns from the bound alone: d KL / d v times d v / d raw = 1/2.
+            slope = 0.5 * log_range * (1 - (q_var + (q_mean - p_mean) ** 2) / p_var)
+            np.testing.assert_allclose(gradient.raw, weight / bits * 4 * slope / 2, rtol=1e-8)
+            np.testing.assert_array_equal(plain_gradient.raw, 0.0)
+
+
+def test_denoising_loss_is_the_hybrid_one():
+    # The same times and noises with and without the bound's weight: the difference is its share.
+    x = jnp.asarray(np.tile(X, (64, 1)), jnp.float32)
+
+    plain = make(small_schedule())
+    weighting = dk.part("weighting", "simple", model=plain)
+
+    @eqx.filter_jit
+    def loss(model):
+        return dk.denoising_loss(model, x, key=jax.random.key(0), weighting=weighting)
+
+    raw = RAW.astype(np.float32)
+    learned = [make(small_schedule(), raw, vlb_weight=weight) for weight in (1.0, 2.0)]
+    once, twice = (np.asarray(loss(model) - loss(plain)) for model in learned)
+    assert np.all(once > 1e-3)
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-3)
+
+
+def test_spread_0_is_the_plain_model():
+    x, key = jnp.asarray([[0.7, -0.4], [0.1, 2.0], [-1.0, 0.3]], jnp.float32), jax.random.key(1)
+    shift = SHIFT.astype(np.float32)
+    plain = make(small_schedule(), shift=shift)
+    learned = make(small_schedule(), -np.ones(2, np.float32), shift=shift)
+
+    @eqx.filter_jit
+    def bounds(model):
+        return [dk.vlb(model, x, key=key, steps=steps).total for steps in (4, None)]
+
+    def samples(model, spread):
+        return dk.sample(model, dk.samplers.Ancestral(spread=spread), 3, key=key, steps=4)
+
+    for found, expected in zip(bounds(learned), bounds(plain), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    # The sampler's own spread is for models that predict none.
+    small = samples(learned, 0.5)
+    np.testing.assert_allclose(small, samples(plain, 0.0), rtol=1e-6, atol=1e-6)
+    largest = eqx.tree_at(lambda m: m.denoiser.network.raw, learned, jnp.ones(2))
+    large = samples(largest, 0.5)
+    np.testing.assert_allclose(large, samples(plain, 1.0), rtol=1e-6, atol=1e-6)
+    assert np.abs(large - small).max() > 0.01
+
+
+class StandardNormal(dk.networks.AbstractNetwork):
+    """The exact eps for standard normal data, sigma z, with the forward step's variance."""
+
+    def __call__(self, z, logsnr, condition=None, *, key=None):
+        z, _ = jnp.split(z, 2)
+        return jnp.concatenate([jnp.sqrt(jax.nn.sigmoid(-logsnr)) * z, jnp.ones_like(z)])
+
+
+def test_forward_variance_is_exact_for_standard_normal_data():
+    # The reverse step is then the true one, and its mean divergence is what z_s knows of x beyond z_t:
+    # I(x; z) = 1/2 log(1 + SNR) for each dimension.
+    with jax.enable_x64(True):
+        model = eqx.tree_at(
+            lambda m: m.denoiser.network, make(small_schedule(), RAW), StandardNormal()
+        )
+        bar, before = SMALL.alpha_bar[1::3], SMALL.alpha_bar[0:4:3]
+        # The divergence is linear in the squared error, whose mean alpha^2 these two have.
+        x, eps = (np.tile(part, (2, 1)).T for part in (-np.sqrt(1 - bar), np.sqrt(bar)))
+        found = jax.jit(jax.vmap(lambda *at: diffusion_term(model, *at, steps=4)))(
+            jnp.asarray(x), jnp.asarray([0.125, 0.875]), jnp.asarray(eps)
+        )
+    known_s, known_t = -np.log(1 - before), -np.log(1 - bar)
+    np.testing.assert_allclose(found, 4 * (known_s - known_t), rtol=1e-9)
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        diffkit_ddpm.EpsilonRange(steps=0)
+    with pytest.raises(ValueError, match=r"vlb_weight must be a number of at least 0, got -1\.0"):
+        diffkit_ddpm.EpsilonRange(vlb_weight=-1.0)

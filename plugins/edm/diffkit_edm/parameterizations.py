@@ -1,0 +1,96 @@
+r"""EDM's preconditioning (Karras, Aittala, Aila and Laine 2022, arXiv 2206.00364, section 5).
+
+EDM writes a denoiser as $D(z; \sigma) = c_{skip}\, z + c_{out}\, F(c_{in}\, z;\, c_{noise})$. In
+diffkit that is three things that are there already: the `Denoiser` scales the latent by $c_{in}$, a
+network is told the noise level, and F is one more target $a\,x + b\,\epsilon$.
+"""
+
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+
+import diffkit as dk
+from diffkit.typing import Scalar, ScalarLike, as_float
+
+
+def _check_data_std(data_std: float) -> float:
+    if not (math.isfinite(data_std) and data_std > 0):
+        raise ValueError(f"data_std must be a positive number, got {data_std}.")
+    return float(data_std)
+
+
+class Preconditioning(eqx.Module):
+    """The four functions of the noise level in EDM's denoiser, at one noise level.
+
+    **Attributes:** scalars: `c_skip`, the share of the latent that goes to the output as it is; `c_out`,
+    the scale of the network's output; `c_in`, the scale of its input; `c_noise`, what it is told of the
+    noise level.
+    """
+
+    c_skip: Scalar
+    c_out: Scalar
+    c_in: Scalar
+    c_noise: Scalar
+
+
+def preconditioning(sigma: ScalarLike, data_std: float = 0.5) -> Preconditioning:
+    r"""EDM's preconditioning as published (table 1 of the paper, column "Ours").
+
+    With $h = \sqrt{\sigma^2 + s^2}$ and s the standard deviation of the data: $c_{skip} = s^2 / h^2$,
+    $c_{out} = \sigma s / h$, $c_{in} = 1 / h$, $c_{noise} = \tfrac14 \ln \sigma$. It follows from two
+    demands (appendix B.6): input and target of the network have unit variance, and $c_{skip}$ makes
+    $c_{out}$, by which the network's errors are amplified, as small as can be.
+
+    No part of diffkit calls it. It is here to compare with: a `diffkit.Denoiser` with the
+    parameterization `F`, the variance exploding process and this `data_std` is the published formula.
+
+    **Arguments:** `sigma`: the noise level, positive; `data_std`: s.
+
+    **Returns:** a `Preconditioning`.
+
+    **Raises:** `ValueError` if `data_std` is not positive.
+    """
+    data_std = _check_data_std(data_std)
+    sigma = as_float(sigma)
+    norm = jnp.hypot(sigma, data_std)
+    return Preconditioning(
+        c_skip=jnp.square(data_std / norm),
+        c_out=sigma * (data_std / norm),
+        c_in=1 / norm,
+        c_noise=0.25 * jnp.log(sigma),
+    )
+
+
+@dk.register("parameterization", "edm_f")
+class F(dk.AbstractParameterization):
+    r"""The network predicts EDM's F: the latent's part that is neither data nor known, at unit variance.
+
+    Solving $x = c_{skip}\, z + c_{out} F$ for F under $z = x + \rho\,\epsilon$ gives the row
+
+    $$a = \frac{\rho}{s \sqrt{\rho^2 + s^2}}, \qquad b = -\frac{s}{\sqrt{\rho^2 + s^2}},$$
+
+    a function of $\rho = \sigma / \alpha$ and of the standard deviation s of the data alone, so that F
+    is the same target under every process (Karras et al. 2022, arXiv 2206.00364, equations 7 and 8).
+    For s = 1 it is -v. Choose it where the standard deviation of the data is known and is not 1: images
+    in [-1, 1] have about 0.5. Well conditioned at both ends, as v is.
+
+    What EDM tells the network, $c_{noise} = \ln(\sigma) / 4$, is $-\lambda / 8$. The networks of diffkit
+    put $\lambda$ on the unit interval by an affine map of their own, so they see $c_{noise}$ up to an
+    affine map.
+
+    **Arguments:** `data_std`: s. In a model diffkit fills it in, the same as that of the input's scale;
+    by hand, give the `Denoiser` the same number.
+
+    **Raises:** `ValueError` if `data_std` is not positive.
+    """
+
+    data_std: float
+
+    def __init__(self, *, data_std: float = 1.0):
+        self.data_std = _check_data_std(data_std)
+
+    def coefficients(self, level: dk.NoiseLevel) -> tuple[Scalar, Scalar]:
+        rho = level.rho
+        norm = jnp.hypot(rho, self.data_std)
+        return rho / (self.data_std * norm), -self.data_std / norm

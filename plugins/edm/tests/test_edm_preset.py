@@ -1,0 +1,54 @@
+"""The preset: the published numbers, and that its loss is what its weighting says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffkit as dk
+import diffkit_edm
+
+
+def small(**parts):
+    parts = {"network": ("mlp", {"width": 8, "depth": 1})} | parts
+    return dk.preset("edm", shape=(2,), levels=8, key=jax.random.key(0), **parts)
+
+
+def test_published_numbers():
+    train = diffkit_edm.EDM.train
+    # 200 million images, the first 10 million to warm up, in batches of 512.
+    assert train["steps"] == 390_625
+    assert train["warmup"] == 19_531
+    # Half of the average is forgotten after 0.5 million images.
+    assert train["ema"] ** (500_000 / 512) == pytest.approx(0.5)
+    dk.TrainConfig(**train)  # refuses values out of range
+    schedule = small().schedule
+    np.testing.assert_allclose(np.exp(-np.array(schedule.endpoints) / 2), [0.002, 80], rtol=1e-6)
+
+
+def test_network_of_the_preset_can_be_made():
+    name, options = diffkit_edm.EDM.choice("network")
+    made = jax.eval_shape(
+        lambda: dk.get("network", name)((3, 32, 32), **options, key=jax.random.key(0))
+    )
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(made) if hasattr(leaf, "size"))
+    # The published DDPM++ has 56 million.
+    assert 40e6 < parameters < 80e6
+
+
+def test_weighting_is_what_the_loss_implies():
+    model = small()
+    weighting = dk.part("weighting", diffkit_edm.EDM.weighting, model=model)
+    loss = dk.part("weighting", "simple", model=model)  # the plain error of F
+    logsnr = jnp.linspace(-8.7, 12.4, 50)
+    ratio = jax.vmap(weighting)(logsnr) / jax.vmap(loss)(logsnr)
+    np.testing.assert_allclose(ratio, ratio[25], rtol=1e-4)
+
+
+def test_preset_samples():
+    model = small()
+    sampler = dk.part("sampler", diffkit_edm.EDM.sampler, model=model)
+    grid = dk.part("grid", diffkit_edm.EDM.grid, model=model)
+    x = dk.sample(model, sampler, 3, key=jax.random.key(0), steps=4, grid=grid)
+    assert x.shape == (3, 2)
+    assert np.all((np.asarray(x) >= 0) & (np.asarray(x) < 8))

@@ -1,0 +1,92 @@
+"""The models of the paper for CIFAR-10: which parts make them up.
+
+Song et al. 2021, arXiv 2011.13456, and the published configurations
+(github.com/yang-song/score_sde_pytorch, `configs/default_cifar10_configs.py` and those named
+below). docs/plugins/score_sde.md lists what differs.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import diffkit as dk
+
+# Appendix C and `model.sigma_min`, `model.sigma_max`, for data in [0, 1]. Ours are in [-1, 1], twice
+# as wide: the same signal-to-noise ratios need twice the noise.
+_SIGMA_MIN, _SIGMA_MAX = 2 * 0.01, 2 * 50.0
+
+# Table 5 and `sampling.snr`, at `model.num_scales` steps: see `PredictorCorrector`.
+_SNR, _STEPS = 0.16, 1000
+_STEP = 2 * math.log(_SIGMA_MAX / _SIGMA_MIN) / _STEPS
+_CORRECTOR = round(-math.log1p(-2 * _SNR**2) / _STEP, 2)
+
+# `nf`, `num_res_blocks`, `ch_mult`, `attn_resolutions` (16 pixels of 32: level 1) and `dropout`, which
+# DDPM++ and NCSN++ share (appendix H.2).
+_NETWORK = (
+    "unet",
+    {"width": 128, "depth": 4, "multipliers": (1, 2, 2, 2), "attention": (1,), "dropout": 0.1},
+)
+
+
+def _train(*, steps: int, ema: float) -> Mapping[str, Any]:
+    return {
+        "steps": steps,
+        "batch_size": 128,  # `training.batch_size`, appendix H.1
+        "learning_rate": 2e-4,  # `optim`, from here to `clip`
+        "warmup": 5000,
+        "decay": "constant",
+        "weight_decay": 0.0,
+        "b1": 0.9,
+        "b2": 0.999,
+        "clip": 1.0,
+        "ema": ema,  # `model.ema_rate`: 0.9999 for VP, 0.999 for VE (appendix H.1)
+        "checkpoint_every": 10_000,  # `training.snapshot_freq_for_preemption`
+    }
+
+
+# What the three have in common. The loss is equation 7 with the paper's weight sigma^2 in front of the
+# error of the score, a plain mean over uniform times: that is `simple` for sigma times the score.
+_COMMON: Mapping[str, Any] = {
+    "parameterization": ("score", {"scaled": True}),
+    "weighting": "simple",
+    "time_sampler": "uniform",
+    "grid": "uniform_t",
+    "decoder": "discretized",
+    "network": _NETWORK,
+}
+
+VP_SDE = dk.register("preset", "vp_sde")(
+    dk.Preset(
+        schedule=("vp_beta", {"beta_min": 0.1, "beta_max": 20.0}),  # appendix C
+        process="variance_preserving",
+        sampler="euler_maruyama",
+        train=_train(steps=1_300_000, ema=0.9999),
+        **_COMMON,
+    )
+)
+"""DDPM++ cont. under the VP SDE (`configs/vp/cifar10_ddpmpp_continuous.py`)."""
+
+SUBVP_SDE = dk.register("preset", "subvp_sde")(
+    dk.Preset(
+        schedule=("sub_vp_beta", {"beta_min": 0.1, "beta_max": 20.0}),  # appendix C
+        process="sub_vp",
+        sampler="euler_maruyama",
+        train=_train(steps=1_300_000, ema=0.9999),
+        **_COMMON,
+    )
+)
+"""DDPM++ cont. under the sub-VP SDE: the same configuration with `training.sde` = "subvpsde"."""
+
+VE_SDE = dk.register("preset", "ve_sde")(
+    dk.Preset(
+        schedule=(
+            "linear_logsnr",
+            {"logsnr_max": -2 * math.log(_SIGMA_MIN), "logsnr_min": -2 * math.log(_SIGMA_MAX)},
+        ),
+        process="variance_exploding",
+        sampler=("predictor_corrector", {"corrector": _CORRECTOR, "corrector_steps": 1}),
+        train=_train(steps=950_000, ema=0.999),  # appendix H.2 shortens this one
+        **_COMMON,
+    )
+)
+"""NCSN++ cont. under the VE SDE (`configs/ve/cifar10_ncsnpp_continuous.py`)."""
