@@ -122,12 +122,13 @@ ROWS = covering_array()
 
 
 @pytest.fixture(autouse=True)
-def hydra_state():
-    """Hydra's global state is put back."""
+def clean_state():
+    """Hydra's global state is put back, and the memory of hundreds of compiled functions freed."""
     state = ConfigStore.get_state()
     yield
     ConfigStore.set_state(state)
     GlobalHydra.instance().clear()
+    jax.clear_caches()
 
 
 DATA = np.random.default_rng(0).integers(0, 8, (BATCH, 2), dtype=np.uint8)
