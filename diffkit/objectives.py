@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffkit.denoiser import Denoiser, Prediction
+from diffkit.denoiser import Denoiser
 from diffkit.model import DiffusionModel
 from diffkit.parameterizations import AbstractRangeParameterization
 from diffkit.processes import log_spread, rescaled_prior_std
@@ -98,9 +98,11 @@ def diffusion_term(
     - `t`: the time; with `steps` it is rounded up to the next multiple of 1 / steps above it.
     - `eps`: the noise.
     - `steps`: T for discrete time, `None` for continuous time.
-    - `weighting`: w(logsnr).
+    - `weighting`: w(logsnr). With `steps`, `ELBO` is the bound of the discrete-time model; any other is its
+      own continuous-time loss at the T discrete times, so that `simple` stays the plain squared error.
     - `condition`, `key`: handed to the denoiser.
-    - `hybrid`: add the bound from which a model learns its variances, where it predicts them.
+    - `hybrid`: where a model predicts variances, leave them out of the loss and add the bound from which
+      they are learnt.
     """
     t = jnp.asarray(t)
     if steps is not None:
@@ -109,33 +111,36 @@ def diffusion_term(
     z = model.process.perturb(x, eps, model.process.at(logsnr))
     prediction = model.denoiser(z, logsnr, condition, key=key)
     squares = jnp.square(eps - prediction.eps)
-    if steps is None:
-        loss = -0.5 * slope * jnp.sum(squares)
+    part = _range_parameterization(model) if hybrid else None
+    if steps is None or not isinstance(weighting, ELBO):
+        loss = -0.5 * weighting(logsnr) * slope * jnp.sum(squares)
     else:
-        loss = steps * _step_divergence(prediction, squares, model.schedule(t - 1 / steps))
-    loss = weighting(logsnr) * loss
-    if hybrid and (part := _range_parameterization(model)) is not None:
+        logsnr_s = model.schedule(t - 1 / steps)
+        spread = None if part is not None else prediction.spread
+        loss = steps * _step_divergence(squares, logsnr, logsnr_s, spread)
+    if part is not None:
         # The step of length 1 / T that starts here, cut short at the data end.
-        before = jnp.maximum(t - 1 / part.steps, 0.0)
+        before = model.schedule(jnp.maximum(t - 1 / part.steps, 0.0))
         divergence = part.steps * _step_divergence(
-            prediction, jax.lax.stop_gradient(squares), model.schedule(before)
+            jax.lax.stop_gradient(squares), logsnr, before, prediction.spread
         )
         loss = loss + part.vlb_weight / math.log(2) * divergence
     return loss
 
 
-def _step_divergence(prediction: Prediction, squares: Example, logsnr_s: Scalar) -> Scalar:
+def _step_divergence(
+    squares: Example, logsnr_t: Scalar, logsnr_s: Scalar, spread: Example | None
+) -> Scalar:
     """KL(q(z_s | z_t, x) || p(z_s | z_t)) in nats, from the squared errors of eps.
 
-    With the posterior's own variance it is half of expm1(logsnr_s - logsnr_t) times their sum (VDM
-    equation 14).
+    With the posterior's own variance (no spread) it is half of expm1(logsnr_s - logsnr_t) times their sum
+    (VDM equation 14).
     """
-    logsnr = prediction.level.logsnr
-    mean_term = jnp.expm1(logsnr_s - logsnr) * squares
-    if prediction.spread is None:
+    mean_term = jnp.expm1(logsnr_s - logsnr_t) * squares
+    if spread is None:
         return 0.5 * jnp.sum(mean_term)
-    log_ratio = 2 * prediction.spread * log_spread(logsnr, logsnr_s)
-    # r - 1 - log r for the ratio r of the variances q / p, without cancellation near r = 1.
+    log_ratio = 2 * spread * log_spread(logsnr_t, logsnr_s)
+    # r - 1 - log r for the ratio r of the variances q / p.
     return 0.5 * jnp.sum(jnp.exp(-log_ratio) * mean_term + jnp.expm1(-log_ratio) + log_ratio)
 
 
@@ -175,7 +180,8 @@ def denoising_loss(
     - `key`: from `jax.random.key`; times, noises and dropout are drawn from it.
     - `weighting`: w(logsnr) relative to the VLB.
     - `time_sampler`: how times are drawn; it does not change the expectation.
-    - `steps`: T for the discrete-time loss, `None` for continuous time.
+    - `steps`: T for the discrete-time loss, `None` for continuous time. Weightings other than `ELBO` keep
+      their own loss, at the T discrete times.
     - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
     - `inference`: switches dropout off.
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from diffkit.decoders import AbstractDecoder
 from diffkit.denoiser import Denoiser
 from diffkit.grids import AbstractGrid
+from diffkit.guidance import Guided
 from diffkit.model import DiffusionModel
 from diffkit.networks import AbstractNetwork
 from diffkit.parameterizations import AbstractParameterization, AbstractRangeParameterization
@@ -139,6 +140,11 @@ def build_model(
             made["parameterization"], AbstractRangeParameterization
         ):
             # Beside the target, the network predicts variances.
+            if not shape:
+                raise ValueError(
+                    f"parameterization {type(made['parameterization']).__name__} doubles the first axis "
+                    "of the network, but shape=() has none."
+                )
             context["shape"] = (2 * shape[0], *shape[1:])
         made[kind] = _checked(kind, complete(parts[kind], context))
         if kind == "schedule":
@@ -216,16 +222,19 @@ def part(kind: str, choice: Any, *, model: DiffusionModel) -> Any:
     if kind not in TRAINING_KINDS:
         raise ValueError(f"kind must be one of {', '.join(TRAINING_KINDS)}, got {kind!r}.")
     maximum, minimum = model.schedule.endpoints
+    denoiser = model.denoiser.denoiser if isinstance(model.denoiser, Guided) else model.denoiser
     context: dict[str, Any] = {
         "shape": model.shape,
         "logsnr_range": (float(maximum), float(minimum)),
         "schedule": model.schedule,
         "process": model.process,
     }
-    if isinstance(model.denoiser, Denoiser):
+    if model.decoder.levels is not None:
+        context["levels"] = model.decoder.levels
+    if isinstance(denoiser, Denoiser):
         context |= {
-            "parameterization": model.denoiser.parameterization,
-            "data_std": model.denoiser.data_std,
+            "parameterization": denoiser.parameterization,
+            "data_std": denoiser.data_std,
         }
     return _checked(kind, complete(resolve(kind, choice), context))
 
@@ -235,6 +244,11 @@ def resolve(kind: str, choice: Any) -> Any:
     if isinstance(choice, str):
         return get(kind, choice)
     if isinstance(choice, tuple):
+        if len(choice) != 2 or not isinstance(choice[1], Mapping):
+            raise ValueError(
+                f"{kind} must be a name, (name, options) with a mapping of options, a constructor or an "
+                f"instance, got {choice!r}."
+            )
         name, options = choice
         part = get(kind, name)
         known = inspect.signature(part).parameters

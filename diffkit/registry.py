@@ -53,7 +53,8 @@ CONTEXT: Final = (
 condition, 0 for none; `data_std`: the standard deviation of the encoded data that the model assumes;
 `logsnr_range`: the schedule's endpoints (max, min) before training; `schedule`, `process`,
 `parameterization`: the model's, before training, for parts that are chosen after them; `key`: a key of
-the part's own. None of these is an option.
+the part's own. None of these is an option. A schedule is made first, then process, parameterization,
+decoder and network, each with what is known by then; `condition_size` and `key` are for these alone.
 """
 
 T = TypeVar("T")

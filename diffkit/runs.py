@@ -111,7 +111,7 @@ def model_from_config(config: Mapping[str, Any], data: AbstractDataset) -> Diffu
         shape=data.shape,
         levels=data.levels,
         key=key,
-        data_std=config["data_std"],
+        data_std=config.get("data_std", 1.0),
         condition_size=condition_size(data),
     )
 

@@ -136,7 +136,8 @@ class Adaptive(AbstractAdaptiveTimeSampler):
     bins: int = eqx.field(static=True)
     decay: float = eqx.field(static=True)
     floor: float = eqx.field(static=True)
-    second_moment: Float[Array, " bins"]
+    total: Float[Array, " bins"]
+    weight: Float[Array, " bins"]
 
     def __init__(self, bins: int = 100, decay: float = 0.99, floor: float = 0.1):
         if bins < 1:
@@ -146,11 +147,21 @@ class Adaptive(AbstractAdaptiveTimeSampler):
         if not (math.isfinite(floor) and 0 < floor <= 1):
             raise ValueError(f"floor must be in (0, 1], got {floor}.")
         self.bins, self.decay, self.floor = bins, decay, floor
-        self.second_moment = jnp.ones((bins,))
+        # The moving average is total / weight: without a first value that would have to be forgotten.
+        self.total = jnp.zeros((bins,))
+        self.weight = jnp.zeros((bins,))
+
+    @property
+    def second_moment(self) -> Float[Array, " bins"]:
+        """The average square of the losses in each bin; that of all bins where none was seen."""
+        seen = self.weight > 0
+        known = jnp.where(seen, self.total / jnp.where(seen, self.weight, 1.0), 0.0)
+        mean = jnp.sum(known) / jnp.maximum(jnp.sum(seen), 1)
+        return jnp.where(seen, known, mean)
 
     def _shares(self) -> Float[Array, " bins"]:
         root = jnp.sqrt(self.second_moment)
-        # Were all losses zero, all bins would be alike.
+        # Before anything was seen, and were all losses zero, all bins are alike.
         root = jnp.where(jnp.sum(root) > 0, root, 1.0)
         return (1 - self.floor) * root / jnp.sum(root) + self.floor / self.bins
 
@@ -172,10 +183,10 @@ class Adaptive(AbstractAdaptiveTimeSampler):
 
     def update(self, t: Float[Array, " batch"], loss: Float[Array, " batch"]) -> "Adaptive":
         index = jnp.clip(jnp.floor(t * self.bins).astype(int), 0, self.bins - 1)
-        counts = jnp.zeros_like(self.second_moment).at[index].add(1.0)
-        sums = jnp.zeros_like(self.second_moment).at[index].add(jnp.square(loss))
-        kept = self.decay**counts
-        mean = sums / jnp.maximum(counts, 1.0)
+        counts = jnp.zeros_like(self.total).at[index].add(1.0)
+        sums = jnp.zeros_like(self.total).at[index].add(jnp.square(loss))
         # A bin without a time keeps its average.
-        moment = kept * self.second_moment + (1 - kept) * mean
-        return eqx.tree_at(lambda sampler: sampler.second_moment, self, moment)
+        kept = self.decay**counts
+        total = kept * self.total + (1 - kept) * sums / jnp.maximum(counts, 1.0)
+        weight = kept * self.weight + (1 - kept)
+        return eqx.tree_at(lambda s: (s.total, s.weight), self, (total, weight))

@@ -68,11 +68,14 @@ class Implied(AbstractWeighting):
 
     def __call__(self, logsnr: ScalarLike) -> Scalar:
         logsnr = as_float(logsnr)
-        t = self.schedule.inverse(logsnr)
+        t, rate = jax.jvp(self.schedule.inverse, (logsnr,), (jnp.ones_like(logsnr),))
         _, slope = jax.jvp(self.schedule, (t,), (jnp.ones_like(t),))
+        # -dt / dlogsnr. Near t = 1 the slope at t suffers from the rounding of t, the derivative of the
+        # inverse does not; but an inverse by bisection has no derivative.
+        rate = jnp.where(jnp.abs(rate * slope - 1) < 0.3, rate, 1 / slope)
         error = self.parameterization.error_factor(self.process.at(logsnr))
         factor = 1.0 if self.factor is None else self.factor(logsnr)
-        return 2 * self.time_sampler.density(t) * factor * error / -slope
+        return -2 * self.time_sampler.density(t) * factor * error * rate
 
 
 def implied_weighting(
@@ -140,9 +143,15 @@ class Sigmoid(AbstractWeighting):
     Choose it for images in many pixels, with a bias from -3 to 3: larger keeps more detail.
 
     **Arguments:** `bias`: b.
+
+    **Raises:** `ValueError` if `bias` is not finite.
     """
 
     bias: float = 0.0
+
+    def __check_init__(self):
+        if not math.isfinite(self.bias):
+            raise ValueError(f"bias must be a finite number, got {self.bias}.")
 
     def __call__(self, logsnr: ScalarLike) -> Scalar:
         return jax.nn.sigmoid(self.bias - as_float(logsnr))
@@ -224,7 +233,9 @@ class Monotone(AbstractWeighting):
         if not maximum > minimum:
             raise ValueError(f"logsnr_range must be (max, min), got {logsnr_range}.")
         self.logsnr = jnp.linspace(minimum, maximum, _POINTS)
-        log_values = jnp.log(jax.vmap(base)(self.logsnr))
+        # A weighting may be zero: as little as a float can hold, whose logarithm is finite.
+        values = jax.vmap(base)(self.logsnr)
+        log_values = jnp.log(jnp.maximum(values, jnp.finfo(values.dtype).tiny))
         self.log_values = jax.lax.cummax(log_values, reverse=True)
 
     def __call__(self, logsnr: ScalarLike) -> Scalar:
@@ -239,6 +250,7 @@ def monotone(
     process: AbstractProcess,
     parameterization: AbstractParameterization,
     logsnr_range: tuple[float, float],
+    data_std: float = 1.0,
 ) -> Monotone:
     """Another weighting, made monotone (`Monotone`).
 
@@ -252,5 +264,6 @@ def monotone(
         "process": process,
         "parameterization": parameterization,
         "logsnr_range": logsnr_range,
+        "data_std": data_std,
     }
     return Monotone(registry.complete(registry.get("weighting", base), context), logsnr_range)

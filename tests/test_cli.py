@@ -86,6 +86,10 @@ def test_train_evaluate_sample(workplace, capfd):
     assert capfd.readouterr().out.strip() == "r/samples_ddim_3.png"
     assert np.load(run / "samples_ddim_3.npy").shape == (5, 1, 8, 8)
 
+    # Named after the choice, not after the class, of which several samplers may be cases.
+    main(["sample", "r", "sampler=deis", "steps=2", "count=2"])
+    assert capfd.readouterr().out.strip() == "r/samples_deis_2.png"
+
     # Other choices in the same place are refused, and nothing is changed; the same ones go on.
     config = (run / "config.yaml").read_text()
     message = fails(["train", "preset=vdm", "run=r", *SMALL, "train.seed=1"], capfd)
@@ -139,6 +143,8 @@ def test_naming_the_presets_own_part_changes_nothing(workplace, capfd):
         (["evaluate", "nowhere"], "path must be a run directory"),
         (["sample", "nowhere", "steps=0"], "steps must be at least 1, got 0"),
         (["trian"], "there is no command 'trian'"),
+        (["train", "run=${nope}"], "nope"),
+        (["new-plugin", "fine", "--path", "/proc/nope/fine"], "cannot be written"),
     ],
 )
 def test_mistakes_are_named_without_a_stack_trace(workplace, capfd, arguments, message):

@@ -74,6 +74,8 @@ def test_parts_for_a_model(toy_model):
     weighting = dk.part("weighting", "simple", model=model)
     assert weighting.schedule == model.schedule
     assert weighting.parameterization == dk.Epsilon()
+    # Of a model with guidance, too.
+    assert dk.part("weighting", "simple", model=dk.guide(model, 2.0)).schedule == model.schedule
     sampler = dk.part("sampler", ("ddim", {"eta": 0.5}), model=model)
     assert sampler == dk.samplers.DDIM(0.5)
     assert dk.part("grid", dk.UniformT(), model=model) == dk.UniformT()

@@ -533,6 +533,13 @@ wrong(
     weighting="simple",
     loss=dk.Loss(parameterization="v"),
 )(preset)
+wrong(
+    "preset",
+    "weighting_is_its_loss",
+    "squared error of epsilon, times uniform; the weighting is min_snr",
+    weighting=("min_snr", {"gamma": 0.01}),
+    loss=dk.Loss(parameterization="epsilon"),
+)(preset)
 wrong("preset", "composes", "has no option 'etta'", sampler=("ddim", {"etta": 1.0}))(preset)
 wrong("preset", "composes", "stepz", train={"stepz": 3})(preset)
 wrong(
@@ -708,7 +715,6 @@ def test_importing_the_kit_loads_neither_pytest_nor_the_training_stack():
     "right",
     [
         preset(),  # the VLB
-        preset(weighting="simple"),  # states its loss by itself
         preset(weighting="simple", schedule="cosine", parameterization="v", loss=dk.Loss()),
         # The squared error of x, by hand, is exp(-logsnr) times that of eps.
         preset(
@@ -718,17 +724,20 @@ def test_importing_the_kit_loads_neither_pytest_nor_the_training_stack():
         # The VLB as a loss: for a straight line its weight is the same at all times.
         preset(weighting="elbo", loss=dk.Loss()),
     ],
-    ids=["elbo", "implied", "cosine v", "x with factor", "line"],
+    ids=["elbo", "cosine v", "x with factor", "line"],
 )
 def test_weighting_of_right_presets(right):
     (found,) = (one for one in testing.laws("preset") if one.name == "weighting_is_its_loss")
     found(right)
 
 
-def test_a_preset_that_states_no_loss_is_not_judged():
+# `simple` and `min_snr` are derived from a loss. But it is made of the same parts, and says nothing of the
+# one that the preset means.
+@pytest.mark.parametrize("weighting", ["sigmoid", "simple", ("min_snr", {"gamma": 0.01})])
+def test_a_preset_that_states_no_loss_is_not_judged(weighting):
     (found,) = (one for one in testing.laws("preset") if one.name == "weighting_is_its_loss")
     with pytest.raises(NotApplicable, match="states no loss: give the preset loss="):
-        found(preset(weighting="sigmoid"))
+        found(preset(weighting=weighting))
 
 
 # The command.

@@ -72,6 +72,13 @@ def test_adaptive_learns_the_density_of_least_variance():
     expected = 4 * (0.8 * LOSSES / LOSSES.sum() + 0.2 / 4)
     middles = jnp.asarray([0.125, 0.375, 0.625, 0.875])
     np.testing.assert_allclose(jax.vmap(sampler.density)(middles), expected, rtol=1e-3)
+    # The unit of the loss does not matter.
+    small = dk.Adaptive(bins=4, floor=0.2)
+    for sample in jnp.linspace(0.0, 0.999, 40).reshape(10, 4):
+        small = small.update(
+            sample, 1e-6 * jnp.asarray(LOSSES, jnp.float32)[jnp.floor(sample * 4).astype(int)]
+        )
+    np.testing.assert_allclose(jax.vmap(small.density)(middles), expected, rtol=1e-3)
     # Importance keeps the mean, and the spread is less than that of uniform times.
     keys = jax.random.split(jax.random.key(7), 400)
 
@@ -96,9 +103,13 @@ def test_adaptive_is_uniform_before_it_has_seen_anything_and_forgets_no_bin():
     share = np.mean(np.floor(np.asarray(t[100:]) * 4) == 2)  # the bin of loss 0
     assert share == pytest.approx(0.1 / 4, rel=0.2)
     t = jnp.asarray([0.1, 0.1, 0.6])
-    after = dk.Adaptive(bins=2, decay=0.5).update(t, jnp.asarray([2.0, 4.0, 3.0]))
-    # Two times in the first bin: kept 1/4 of 1, and 3/4 of the mean square 10.
-    np.testing.assert_allclose(after.second_moment, [0.25 + 0.75 * 10, 0.5 + 0.5 * 9])
+    first = dk.Adaptive(bins=3, decay=0.5).update(t, jnp.asarray([2.0, 4.0, 3.0]))
+    # The mean squares of 2 and 4, of 3, and of nothing: then the mean of the others.
+    np.testing.assert_allclose(first.second_moment, [10.0, 9.0, 9.5], rtol=1e-6)
+    after = first.update(jnp.asarray([0.2]), jnp.asarray([6.0]))
+    # Of weight 3/4 before, which is halved, against 1/2 for the new value.
+    expected = (0.375 * 10 + 0.5 * 36) / 0.875
+    np.testing.assert_allclose(after.second_moment[0], expected, rtol=1e-6)
     for options, message in (
         ({"bins": 0}, "bins must be at least 1, got 0"),
         ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),

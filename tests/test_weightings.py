@@ -60,6 +60,16 @@ def test_simple_loss(schedule, parameterization, closed_form, process):
     same_up_to_a_constant(weighting, closed_form)
 
 
+def test_in_float32_at_the_noise_end():
+    # There t is next to 1, where float32 has no digits left for the slope.
+    logsnr = np.linspace(-11.99, -8.0, 101)
+    found = jax.vmap(dk.part("weighting", "simple", model=model()))(
+        jnp.asarray(logsnr, jnp.float32)
+    )
+    ratio = np.asarray(found) / sech(logsnr / 2)
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=5e-6)
+
+
 def test_the_simple_loss_is_the_plain_mean():
     # The constant too: with uniform times it is E |target - prediction|^2, computed from what the
     # network returned.
@@ -130,6 +140,15 @@ def test_monotone_is_the_least_majorant():
     found = np.asarray(jax.vmap(weighting)(jnp.asarray(fine[::50], jnp.float32)))
     np.testing.assert_allclose(found, expected[::50], rtol=2e-3, atol=1e-6)
     assert np.all(np.diff(found) <= 1e-6)
+
+    # A weighting may be zero.
+    class Cut(dk.AbstractWeighting):
+        def __call__(self, logsnr):
+            return jnp.where(logsnr < 3, jnp.exp(-(logsnr**2)), 0.0)
+
+    cut = values(dk.Monotone(Cut(), (10.0, -10.0)), np.linspace(-12.0, 12.0, 25))
+    np.testing.assert_allclose(cut[:13], 1.0, rtol=1e-4)
+    np.testing.assert_allclose(cut[16:], 0.0, atol=1e-30)
     # A weighting that is monotone already stays as it is.
     sigmoid = dk.part("weighting", ("monotone", {"base": "sigmoid"}), model=model())
     np.testing.assert_allclose(values(sigmoid), values(dk.Sigmoid()), rtol=1e-3)
@@ -141,6 +160,8 @@ def test_monotone_is_the_least_majorant():
         (("min_snr", {"gamma": 0.0}), "gamma must be a positive number, got 0.0"),
         (("p2", {"k": -1.0}), "k must be a positive number, got -1.0"),
         (("p2", {"gamma": -1.0}), "gamma must be a number of at least 0, got -1.0"),
+        (("sigmoid", {"bias": float("nan")}), "bias must be a finite number, got nan"),
+        (("p2",), r"weighting must be a name, \(name, options\)"),
     ],
 )
 def test_values_out_of_range_are_refused(choice, message):

@@ -14,6 +14,7 @@ from rich.table import Table
 from diffkit.data import baselines, condition_size, conditions_in_turn
 from diffkit.guidance import guide
 from diffkit.presets import TRAINING_KINDS, part
+from diffkit.registry import name_of
 from diffkit.runs import Run, load_run, make, model_from_config, write_config
 from diffkit.samplers import sample
 from diffkit.training import (
@@ -107,12 +108,9 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
 def sample_command(config: Mapping[str, Any]) -> None:
     """Samples of a run's model: `diffkit sample RUN`."""
     run = _require_run(config, "sample")
-    chosen = {
-        kind: part(kind, make(config[kind]), model=run.model)
-        if config.get(kind)
-        else run.part(kind)
-        for kind in ("sampler", "grid")
-    }
+    # A constructor with its options: that of the run where the command names none.
+    made = {kind: make(config.get(kind) or run.config[kind]) for kind in ("sampler", "grid")}
+    chosen = {kind: part(kind, choice, model=run.model) for kind, choice in made.items()}
     given, interval = config["condition"], config["guidance_interval"]
     model, condition, suffix = run.model, None, ""
     if given is not None:
@@ -129,7 +127,7 @@ def sample_command(config: Mapping[str, Any]) -> None:
         grid=chosen["grid"],
         condition=condition,
     )
-    name = f"{type(chosen['sampler']).__name__.lower()}_{config['steps']}{suffix}"
+    name = f"{name_of('sampler', made['sampler'].func)}_{config['steps']}{suffix}"
     out = Path(config["out"] or run.path / f"samples_{name}.png")
     print(_save_samples(drawn, out, run.model.decoder.levels), flush=True)
 

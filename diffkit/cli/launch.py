@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra_zen import builds
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from diffkit import registry
 from diffkit.cli.commands import evaluate_command, sample_command, train_command
@@ -149,10 +150,10 @@ def launch(command: str, given: Sequence[str]) -> None:
     task, settings = _COMMANDS[command]
 
     def run(config: Any) -> None:
-        plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-        if command == "train" and plain["run"] is None:
-            plain["run"] = os.path.join("runs", _run_name())
         try:
+            plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+            if command == "train" and plain["run"] is None:
+                plain["run"] = os.path.join("runs", _run_name())
             plain |= _checked(settings, plain)
             task(plain)
         except (
@@ -163,6 +164,8 @@ def launch(command: str, given: Sequence[str]) -> None:
             ImportError,
             FloatingPointError,
             HydraException,
+            OmegaConfBaseException,
+            RuntimeError,  # of a part, inside compiled code
         ) as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 traceback.print_exc()

@@ -227,8 +227,11 @@ def new_plugin(arguments: list[str]) -> int:
         return wrong(f"{folder} exists already. Name another folder with --path.")
     for path, text in files.items():
         file = folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        except OSError as error:
+            return wrong(f"{file} cannot be written: {error.strerror}.")
         print(file)
     print(
         f"\nnext:\n  pip install -e {folder}\n  pytest {folder}\n  diffkit check {given.name}\n"

@@ -141,6 +141,15 @@ class AbstractDataset(eqx.Module):
                 f"{name}: train and test must have conditions of one length, got "
                 f"{condition_size(self.train)} and {condition_size(self.test)}."
             )
+        classes = {
+            source.classes if isinstance(source, AbstractConditionalSource) else None
+            for source in (self.train, self.test)
+        }
+        if len(classes) > 1:
+            raise ValueError(
+                f"{name}: train and test must both have labels of the same classes or both have vectors, "
+                f"got classes={sorted(map(str, classes))}."
+            )
         if self.levels is not None and self.levels < 2:
             raise ValueError(
                 f"{name}: levels must be at least 2, or None for continuous data, got "

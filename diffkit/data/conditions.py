@@ -57,9 +57,13 @@ def with_flag(
 
     **Returns:** the vectors, longer by one.
 
-    **Raises:** `ValueError` for numbers that are not finite in float32.
+    **Raises:** `ValueError` for numbers that are not finite in float32, or for none.
     """
     vectors = finite(np.asarray(vectors), "with_flag: vectors")
+    if vectors.ndim == 0 or vectors.shape[-1] == 0:
+        raise ValueError(
+            f"with_flag: vectors must have one or more numbers each, got the shape {vectors.shape}."
+        )
     return np.concatenate([vectors, np.ones_like(vectors[..., :1])], axis=-1)
 
 

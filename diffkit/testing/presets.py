@@ -32,8 +32,7 @@ from diffkit.testing.base import (
 )
 from diffkit.testing.losses import check_weighting
 from diffkit.testing.networks import accepted_shapes
-from diffkit.testing.weightings import check_implied
-from diffkit.weightings import ELBO, Implied
+from diffkit.weightings import ELBO
 
 _LEVELS = 17
 _NETWORK = ("mlp", {"width": 8, "depth": 1})
@@ -119,9 +118,6 @@ def weighting_is_its_loss(subject: Subject) -> None:
         model = _model(preset, _shapes(preset)[0])
         weighting = part("weighting", preset.weighting, model=model)
         if preset.loss is None:
-            if isinstance(weighting, Implied):
-                check_implied(weighting)
-                return
             if isinstance(weighting, ELBO):
                 maximum, minimum = (float(end) for end in model.schedule.endpoints)
                 logsnr = np.linspace(minimum, maximum, 101)

@@ -15,6 +15,7 @@ DDPM = dk.register("preset", "ddpm")(
         process="variance_preserving",
         parameterization="epsilon",
         weighting="simple",  # equation 14
+        loss=dk.Loss(parameterization="epsilon"),
         time_sampler="uniform",  # algorithm 1
         sampler=("ancestral", {"spread": 1.0}),  # section 3.2; "fixedlarge" in the code
         grid="uniform_t",
@@ -63,6 +64,7 @@ IDDPM = dk.register("preset", "iddpm")(
         # Equation 16: 0.001, the default of the part.
         parameterization=("epsilon_range", {"steps": _IDDPM_LEVELS - 1}),
         weighting="simple",
+        loss=dk.Loss(parameterization="epsilon"),
         time_sampler="uniform",
         sampler="ancestral",  # with the predicted variances
         grid=("respaced", {"timesteps": _IDDPM_LEVELS}),
@@ -112,6 +114,7 @@ SIMPLE_DIFFUSION = dk.register("preset", "simple_diffusion")(
         parameterization="v",
         # Section 2 and appendix A: the plain error of eps, of which v is only the form. P2 with gamma 0.
         weighting=("p2", {"gamma": 0.0}),
+        loss=dk.Loss(parameterization="epsilon"),
         time_sampler="uniform",
         sampler=("ancestral", {"spread": 0.2}),  # appendix A: noise_param 0.2
         grid="uniform_t",

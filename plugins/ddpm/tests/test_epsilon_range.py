@@ -167,6 +167,55 @@ def test_hybrid_loss_and_its_stopped_mean():
             np.testing.assert_array_equal(plain_gradient.raw, 0.0)
 
 
+class Levels(dk.AbstractTimeSampler):
+    """The times (k - back) / 4 of k = 1, ..., 4."""
+
+    back: float = 0.0
+
+    def __call__(self, key, batch_size):
+        return (jnp.arange(1, batch_size + 1) - self.back) / 4, jnp.ones(batch_size)
+
+    def density(self, t):
+        return jnp.ones_like(t)
+
+
+def test_in_discrete_time_the_variances_learn_from_the_hybrid_term_alone():
+    x = jnp.asarray(np.tile(X, (4, 1)), jnp.float32)
+
+    @eqx.filter_jit
+    def learn(network, model, steps, weighting, back):
+        def loss(network):
+            return dk.denoising_loss(
+                eqx.tree_at(lambda m: m.denoiser.network, model, network),
+                x,
+                key=jax.random.key(0),
+                weighting=weighting,
+                time_sampler=Levels(back),
+                steps=steps,
+            ).sum()
+
+        return eqx.filter_value_and_grad(loss)(network)
+
+    with_term = make(small_schedule(), RAW.astype(np.float32), vlb_weight=0.3)
+    without = make(small_schedule(), RAW.astype(np.float32), vlb_weight=0.0)
+    assert isinstance(without.denoiser, dk.Denoiser)
+    network = without.denoiser.network
+    simple = dk.part("weighting", "simple", model=without)
+    learnt = []
+    for weighting in (simple, dk.ELBO()):
+        _, gradient = learn(network, without, 4, weighting, 0.5)
+        np.testing.assert_array_equal(gradient.raw, 0.0)
+        assert abs(float(gradient.gain)) > 1e-2
+        learnt.append(learn(network, with_term, 4, weighting, 0.5))
+    # What they learn from the term does not depend on the loss beside it.
+    assert np.all(np.abs(learnt[0][1].raw) > 1e-3)
+    np.testing.assert_allclose(learnt[1][1].raw, learnt[0][1].raw, rtol=1e-5)
+    # Another weighting than the bound's is the loss in continuous time, at the discrete times.
+    value, gradient = learn(network, with_term, None, simple, 0.0)
+    np.testing.assert_allclose(learnt[0][0], value, rtol=1e-5)
+    np.testing.assert_allclose(learnt[0][1].raw, gradient.raw, rtol=1e-5)
+
+
 def test_denoising_loss_is_the_hybrid_one():
     # The same times and noises with and without the bound's weight: the difference is its share.
     x = jnp.asarray(np.tile(X, (64, 1)), jnp.float32)

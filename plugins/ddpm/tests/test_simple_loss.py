@@ -78,3 +78,65 @@ def test_presets_minimise_the_plain_error_of_eps(name):
     eps_hat = alpha * output + sigma * z if name == "simple_diffusion" else output
     expected = ((np.asarray(eps, np.float64) - eps_hat) ** 2).sum(axis=1)
     np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+class Fixed(dk.AbstractTimeSampler):
+    """One time for each example."""
+
+    t: tuple[float, ...] = eqx.field(static=True)
+
+    def __call__(self, key, batch_size):
+        assert batch_size == len(self.t)
+        return jnp.asarray(self.t), jnp.ones(batch_size)
+
+    def density(self, t):
+        return jnp.ones_like(t)
+
+
+class Watched(dk.networks.AbstractNetwork):
+    """The same prediction; it writes down what it is given."""
+
+    seen: list = eqx.field(static=True)
+
+    def __call__(self, z, logsnr, condition=None, *, key=None):
+        jax.debug.callback(lambda *at: self.seen.append(at), z, logsnr)
+        return 0.5 * z + 0.3
+
+
+def test_in_discrete_time_the_loss_is_l_simple_at_every_level():
+    # DDPM equation 14, for the levels that its chain goes to from the one below: 1 to 999 of 999.
+    levels = [1, 2, 3, 10, 300, 700, 998, 999]
+    log_alpha_bar = np.cumsum(np.log1p(-np.linspace(1e-4, 0.02, 1000)))[levels]
+    alpha, sigma = np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
+    x = np.random.default_rng(0).uniform(-1, 1, (len(levels), 2))
+    seen = []
+    with jax.enable_x64(True):
+        model = dk.preset(
+            "ddpm",
+            shape=(2,),
+            levels=None,
+            decoder="gaussian",
+            network=Watched(seen),
+            key=jax.random.key(0),
+        )
+        loss = eqx.filter_jit(dk.denoising_loss)(
+            model,
+            jnp.asarray(x),
+            key=jax.random.key(1),
+            weighting=dk.part("weighting", dk.get("preset", "ddpm").weighting, model=model),
+            time_sampler=Fixed(tuple((k - 0.5) / 999 for k in levels)),
+            steps=999,
+            inference=True,
+        )
+        loss = np.asarray(loss)
+        jax.effects_barrier()
+        z, logsnr = (np.array(part) for part in zip(*seen, strict=True))
+        order = np.argsort(-logsnr)
+        z, logsnr = z[order], logsnr[order]
+        # The levels are those of the chain, and the noise is what is left of z.
+        np.testing.assert_allclose(logsnr, 2 * np.log(alpha / sigma), rtol=1e-6)
+        eps = (z - alpha[:, None] * x) / sigma[:, None]
+        assert 0.3 < eps.std() < 2
+        eps_hat = jax.jit(jax.vmap(lambda z, logsnr: model.denoiser(z, logsnr).eps))(z, logsnr)
+    squares = ((eps - np.asarray(eps_hat)) ** 2).sum(axis=1)
+    np.testing.assert_allclose(loss / squares, 1.0, rtol=1e-5)

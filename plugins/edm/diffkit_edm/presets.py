@@ -14,7 +14,9 @@ EDM = dk.register("preset", "edm")(
         schedule="log_normal",  # P_mean -1.2, P_std 1.2, sigma from 0.002 to 80: table 1
         process="variance_exploding",
         parameterization="edm_f",
-        weighting="edm",  # equation 8; the plain error of F over the schedule's own times
+        # Equation 8: the plain error of F over the schedule's own times. sigma_data is data_std.
+        weighting=("edm", {"sigma_data": None}),
+        loss=dk.Loss(),
         time_sampler="uniform",  # independent noise levels
         sampler="edm_heun",  # without churn, as table 2 has it for CIFAR-10
         grid="rho",  # rho = 7, table 1

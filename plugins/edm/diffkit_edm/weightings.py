@@ -12,8 +12,9 @@ from diffkit_edm.schedules import LogNormal
 def edm(
     P_mean: float = -1.2,
     P_std: float = 1.2,
-    sigma_data: float = 0.5,
+    sigma_data: float | None = 0.5,
     *,
+    data_std: float = 1.0,
     logsnr_range: tuple[float, float] = (-2 * math.log(0.002), -2 * math.log(80.0)),
 ) -> Implied:
     r"""EDM's training loss, whatever the schedule and the parameterization of the model.
@@ -30,7 +31,9 @@ def edm(
     **Arguments:**
 
     - `P_mean`, `P_std`: of $\ln \sigma$, see `LogNormal`.
-    - `sigma_data`: the standard deviation of the data in F; EDM's 0.5 is that of images in [-1, 1].
+    - `sigma_data`: the standard deviation of the data in F; EDM's 0.5 is that of images in [-1, 1]. None
+      is the model's own `data_std`, so that it is the plain error of the F that such a model predicts.
+    - `data_std`: the model's, for `sigma_data=None`. diffkit fills it in.
     - `logsnr_range`: (max, min), the noise levels between which the weighting is needed. diffkit fills
       in the ends of the model's schedule.
 
@@ -38,7 +41,7 @@ def edm(
     """
     sigma_min, sigma_max = (math.exp(-logsnr / 2) for logsnr in logsnr_range)
     return implied_weighting(
-        parameterization=F(data_std=sigma_data),
+        parameterization=F(data_std=data_std if sigma_data is None else sigma_data),
         schedule=LogNormal(P_mean, P_std, sigma_min, sigma_max),
         process=dk.VarianceExploding(),
     )

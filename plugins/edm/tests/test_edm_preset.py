@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import diffkit as dk
 import diffkit_edm
+
+KINDS = ("schedule", "process", "parameterization", "decoder", "network")
 
 
 def small(**parts):
@@ -43,6 +46,26 @@ def test_weighting_is_what_the_loss_implies():
     logsnr = jnp.linspace(-8.7, 12.4, 50)
     ratio = jax.vmap(weighting)(logsnr) / jax.vmap(loss)(logsnr)
     np.testing.assert_allclose(ratio, ratio[25], rtol=1e-4)
+
+
+def test_weighting_takes_the_standard_deviation_of_the_model():
+    # `data_std=0.3` on the command line reaches input, target and loss alike.
+    parts = {kind: dk.presets.resolve(kind, getattr(diffkit_edm.EDM, kind)) for kind in KINDS}
+    parts["network"] = dk.presets.resolve("network", ("mlp", {"width": 8, "depth": 1}))
+    model = dk.presets.build_model(parts, shape=(2,), levels=8, key=jax.random.key(0), data_std=0.3)
+    logsnr = jnp.linspace(-8.7, 12.4, 50)
+
+    def ratio(choice, s=0.3):
+        """To the closed form of the weighting of F's plain error."""
+        weighting = dk.part("weighting", choice, model=model)
+        density = norm.pdf(np.asarray(logsnr, np.float64), 2.4, 2.4)
+        plain = density * (np.exp(-np.asarray(logsnr, np.float64)) + s**2)
+        found = np.asarray(jax.jit(jax.vmap(weighting))(logsnr)) / plain
+        return found / found[25]
+
+    np.testing.assert_allclose(ratio(diffkit_edm.EDM.weighting), 1.0, rtol=0.03)
+    np.testing.assert_allclose(ratio("simple"), 1.0, rtol=0.03)
+    np.testing.assert_allclose(ratio("edm", s=0.5), 1.0, rtol=0.03)
 
 
 def test_preset_samples():

@@ -18,6 +18,7 @@ FLOW_MATCHING = dk.register(
         process="straight",  # equation 22, with sigma_min = 0
         parameterization="velocity",  # equation 23
         weighting="simple",
+        loss=dk.Loss(),
         time_sampler="uniform",  # equation 9
         sampler="midpoint",  # section 6.2, for few steps; the paper's tables are from dopri5
         grid="uniform_t",
@@ -63,6 +64,7 @@ RECTIFIED_FLOW = dk.register("preset", "rectified_flow")(
         # Esser et al. 2024, section 3.1 and table 1: rf/lognorm(0.00, 1.00). Liu et al. have uniform
         # times: `weighting.times=uniform time_sampler=uniform`.
         weighting=("simple", {"times": "logit_normal"}),
+        loss=dk.Loss(times="logit_normal"),
         time_sampler="logit_normal",
         sampler="euler",  # section 3.1 of Liu et al., and Esser et al.
         grid="uniform_t",

@@ -23,6 +23,12 @@ class LogitNormal(dk.AbstractTimeSampler):
     the loss itself to prefer the middle, the weighting says so: `weighting=simple
     weighting.times=logit_normal`.
 
+    Choose it with weightings that vanish at the ends as its density does, such as that one. Never for a
+    bound (`weighting=elbo`, `diffkit.vlb`): the density goes to zero at t = 0 and t = 1, the importance
+    1 / p is unbounded there, and with a weighting that does not vanish too the estimate has no finite
+    variance. Any finite number of draws then misses what the ends contribute, and most estimates are
+    too small.
+
     A draw is never exactly 0 or 1, and its importance 1 / p comes from the normal variable, not from a
     t that was rounded.
 

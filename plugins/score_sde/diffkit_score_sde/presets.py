@@ -45,10 +45,12 @@ def _train(*, steps: int, ema: float) -> Mapping[str, Any]:
 
 
 # What the three have in common. The loss is equation 7 with the paper's weight sigma^2 in front of the
-# error of the score, a plain mean over uniform times: that is `simple` for sigma times the score.
+# error of the score, a plain mean over uniform times: that is `simple` for sigma times the score, and the
+# plain error of eps.
 _COMMON: Mapping[str, Any] = {
     "parameterization": ("score", {"scaled": True}),
     "weighting": "simple",
+    "loss": dk.Loss(parameterization="epsilon"),
     "time_sampler": "uniform",
     "grid": "uniform_t",
     "decoder": "discretized",

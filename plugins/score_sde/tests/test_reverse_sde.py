@@ -62,6 +62,36 @@ def test_the_bias_of_the_recursion_falls_at_order_one(name):
     assert recursion(1, **SAMPLERS[name][1])[1] < 2 * 80**2
 
 
+def ancestral(steps):
+    """The variance by ancestral sampling, each step the posterior of z_s given z_t and the predicted x."""
+    sigma2 = np.exp(-np.linspace(ENDS[1], ENDS[0], steps + 1))
+    variance = 1 + sigma2[0]
+    for t, s in itertools.pairwise(sigma2):
+        kept = s / t + (1 - s / t) * STD**2 / (STD**2 + t)
+        variance = kept**2 * variance + s * (t - s) / t
+    return variance
+
+
+def test_the_published_table_of_variances():
+    # docs/plugins/score_sde.md, in percent.
+    table = {
+        40: (-22, 32, -3.6, -24),
+        160: (-6.3, 6.9, -1.9, -12),
+        1000: (-1.1, 1.1, -0.3, -2.3),
+    }
+    exact = STD**2 + np.exp(-ENDS[0])
+    for steps, row in table.items():
+        found = [
+            ancestral(steps),
+            recursion(steps)[1],
+            recursion(steps, corrector=1.0, correctors=1)[1],
+            recursion(steps, corrector=3.09, correctors=1)[1],
+        ]
+        errors = 100 * (np.array(found) / exact - 1)
+        half = [0.5 if isinstance(shown, int) else 0.05 for shown in row]  # of the last digit
+        assert np.all(np.abs(errors - row) < half)
+
+
 @each_sampler
 def test_few_steps_follow_the_recursion(name):
     # Where the bias is large, so that it is this recursion and no other. Five standard errors.

@@ -20,9 +20,9 @@ def dpmpp_2m() -> Multistep:
 def dpmpp_3m() -> Multistep:
     r"""The third-order multistep DPM-Solver++ (arXiv 2211.01095, appendix), of order 3.
 
-    The predicted data are a parabola in logsnr. Of use from some twenty calls on. (The second derivative
-    is taken whole here. Where half of it is taken, as in two well-known implementations, the order
-    is 2.)
+    The predicted data are a parabola in logsnr. Choose it to compare, from some twenty calls on. (The
+    second derivative is taken whole here. Where half of it is taken, as in two well-known
+    implementations, the order is 2.)
     """
     return Multistep(form="x", points=3, corrector=False)
 
@@ -47,7 +47,8 @@ def unipc(order: int = 3, variable: str = "logsnr") -> Multistep:
 
     `order` is that of the predictor, as in the paper's UniPC-p; with the corrector it converges with order
     p + 1. The coefficients are the exact integrals ($B(h)$ of the paper stands for approximations).
-    Choose it from some forty calls on. With `variable="rho"` it is better in fewer.
+    Choose it in place of `multistep`, to compare with published samples. With `variable="rho"` it is more
+    accurate below forty calls.
 
     **Arguments:** `order`, 1 to 4; `variable`: that of the interpolating polynomial, as in `Multistep`.
 
@@ -63,7 +64,7 @@ def deis(order: int = 3, variable: str = "logsnr") -> Multistep:
     The predicted noise is a polynomial in `variable`. With `rho` it is the paper's rhoAB-DEIS, the
     classical Adams-Bashforth method in sigma (k-diffusion's LMS). The paper prefers the time of the
     schedule; logsnr, into which no schedule enters, was more accurate than rho in all that we
-    measured. Choose it for five to ten calls.
+    measured. Choose it below twenty calls.
 
     **Arguments:** `order`, 1 to 4 (1 is DDIM); `variable`, as in `Multistep`.
 
