@@ -30,6 +30,7 @@ from diffkit.grids import UniformLogSNR as UniformLogSNR
 from diffkit.grids import UniformT as UniformT
 from diffkit.guidance import Guided as Guided
 from diffkit.guidance import guide as guide
+from diffkit.likelihood import log_likelihood as log_likelihood
 from diffkit.model import DiffusionModel as DiffusionModel
 from diffkit.networks import AbstractNetwork as AbstractNetwork
 from diffkit.objectives import VLB as VLB
@@ -40,6 +41,8 @@ from diffkit.parameterizations import (
     AbstractRangeParameterization as AbstractRangeParameterization,
 )
 from diffkit.parameterizations import Epsilon as Epsilon
+from diffkit.parameterizations import Predicted as Predicted
+from diffkit.parameterizations import Score as Score
 from diffkit.parameterizations import V as V
 from diffkit.parameterizations import X as X
 from diffkit.presets import Loss as Loss
@@ -60,6 +63,7 @@ from diffkit.samplers import sample_trajectory as sample_trajectory
 from diffkit.schedules import AbstractSchedule as AbstractSchedule
 from diffkit.schedules import Cosine as Cosine
 from diffkit.schedules import LinearLogSNR as LinearLogSNR
+from diffkit.schedules import Truncated as Truncated
 from diffkit.time_samplers import AbstractAdaptiveTimeSampler as AbstractAdaptiveTimeSampler
 from diffkit.time_samplers import AbstractTimeSampler as AbstractTimeSampler
 from diffkit.time_samplers import Adaptive as Adaptive

@@ -15,7 +15,15 @@ from diffkit.networks import AbstractNetwork
 from diffkit.parameterizations import (
     AbstractParameterization,
     AbstractRangeParameterization,
+    DataLike,
+    Epsilon,
+    NoiseLike,
+    P,
+    Predicted,
+    Score,
     V,
+    X,
+    as_array,
 )
 from diffkit.processes import AbstractProcess, NoiseLevel, log_spread, rescaled_posterior
 from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
@@ -24,29 +32,63 @@ from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
 class Prediction(eqx.Module):
     """What a denoiser says of one latent, in whichever form it is asked for.
 
-    **Attributes:** `x`, the expected data; `eps`, the expected noise; `level`, the noise level;
-    `spread`, where the log variance of a reverse step lies between the posterior's (0) and the forward
-    step's (1), each dimension by itself, or `None` if that is not predicted.
+    Each form carries what it is (`diffkit.Predicted`), so that none is taken for another.
+
+    **Arguments:**
+
+    - `x`: the expected data; an array, or a prediction of them.
+    - `eps`: the expected noise; an array, or a prediction of it.
+    - `level`: the noise level of the latent.
+    - `spread`: where the log variance of a reverse step lies between the posterior's (0) and the forward
+      step's (1), each dimension by itself, or `None` if that is not predicted.
+
+    **Raises:** `TypeError` if `x` or `eps` is a prediction of something else.
     """
 
-    x: Example
-    eps: Example
+    x: Float[Predicted[X], "*shape"]
+    eps: Float[Predicted[Epsilon], "*shape"]
     level: NoiseLevel
-    spread: Example | None = None
+    spread: Example | None
+
+    def __init__(
+        self, x: DataLike, eps: NoiseLike, level: NoiseLevel, spread: Example | None = None
+    ):
+        self.x = Predicted(as_array(x, X(), "x"), X())
+        self.eps = Predicted(as_array(eps, Epsilon(), "eps"), Epsilon())
+        self.level = level
+        self.spread = spread
+
+    @classmethod
+    def of(
+        cls, predicted: Float[Predicted[P], "*shape"], z: Example, level: NoiseLevel
+    ) -> "Prediction":
+        """From a prediction of any target and the latent, by the 2x2 solve.
+
+        **Arguments:** `predicted` and `z`, of one shape; `level`, the noise level of `z`.
+
+        ```python
+        level = dk.VariancePreserving().at(0.0)
+        z, output = jnp.ones(2), jnp.zeros(2)
+        prediction = dk.Prediction.of(dk.Predicted(output, dk.V()), z, level)
+        ```
+        """
+        x, eps = predicted.parameterization.solve(predicted, z, level)
+        return cls(x, eps, level)
 
     @property
-    def v(self) -> Float[Array, "..."]:
-        """The v of `diffkit.parameterizations.V`."""
+    def v(self) -> Predicted[V]:
+        """The v of `diffkit.V`."""
         return self.as_target(V())
 
     @property
-    def score(self) -> Float[Array, "..."]:
+    def score(self) -> Predicted[Score]:
         """The gradient of the log density of the latent: -eps / sigma."""
-        return -self.eps / self.level.sigma
+        return Predicted(-self.eps / self.level.sigma, Score())
 
-    def as_target(self, parameterization: AbstractParameterization) -> Float[Array, "..."]:
+    def as_target(self, parameterization: P) -> Predicted[P]:
         """The prediction in any parameterization."""
-        return parameterization.target(self.x, self.eps, self.level)
+        value = parameterization.target(self.x, self.eps, self.level)
+        return Predicted(value, parameterization)
 
     def reverse(
         self, logsnr_s: ScalarLike, *, spread: ScalarLike = 0.0
@@ -88,6 +130,19 @@ class AbstractDenoiser(eqx.Module):
         - `condition`: what the model is conditioned on, or `None`.
         - `key`: given while training, for dropout; `None` means inference.
         """
+
+
+class AbstractDerivedDenoiser(AbstractDenoiser):
+    """A denoiser that is made of another one and has no network of its own."""
+
+    denoiser: eqx.AbstractVar[AbstractDenoiser]
+
+
+def underlying(denoiser: AbstractDenoiser) -> AbstractDenoiser:
+    """The denoiser that was trained, or is exact, beneath all that is derived from it."""
+    while isinstance(denoiser, AbstractDerivedDenoiser):
+        denoiser = denoiser.denoiser
+    return denoiser
 
 
 class Denoiser(AbstractDenoiser):

@@ -24,13 +24,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffkit.denoiser import AbstractDenoiser, Prediction
+from diffkit.denoiser import AbstractDenoiser, AbstractDerivedDenoiser, Prediction
 from diffkit.model import DiffusionModel
 from diffkit.processes import AbstractProcess
 from diffkit.typing import Example, PRNGKey, ScalarLike, as_float
 
 
-class Guided(AbstractDenoiser):
+class Guided(AbstractDerivedDenoiser):
     r"""Classifier-free guidance of a denoiser that was trained with and without conditions.
 
     The prediction without the condition, plus `scale` times what the condition changes (Ho and Salimans

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffkit.denoiser import Denoiser
+from diffkit.denoiser import Denoiser, underlying
 from diffkit.model import DiffusionModel
 from diffkit.parameterizations import AbstractRangeParameterization
 from diffkit.processes import log_spread, rescaled_prior_std
@@ -145,8 +145,9 @@ def _step_divergence(
 
 
 def _range_parameterization(model: DiffusionModel) -> AbstractRangeParameterization | None:
-    if isinstance(model.denoiser, Denoiser):
-        part = model.denoiser.parameterization
+    denoiser = underlying(model.denoiser)
+    if isinstance(denoiser, Denoiser):
+        part = denoiser.parameterization
         return part if isinstance(part, AbstractRangeParameterization) else None
     return None
 

@@ -14,13 +14,126 @@ between the squared error of the target and that of $\epsilon$.
 """
 
 import abc
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
-from diffkit.processes import NoiseLevel
-from diffkit.registry import register
+from diffkit.levels import NoiseLevel
+from diffkit.registry import name_of, register
 from diffkit.typing import Example, Scalar
+
+P = TypeVar("P", bound="AbstractParameterization")
+"""A class of parameterizations. Invariant: a prediction of the one is none of the other."""
+
+
+def _method(function: Callable[..., Any]) -> Callable[..., Array]:
+    """A function of arrays as one of predictions, of which it takes the arrays."""
+
+    def method(*operands):
+        return function(*(each.value if isinstance(each, Predicted) else each for each in operands))
+
+    return method
+
+
+def _reflected(function: Callable[[Any, Any], Any]) -> Callable[..., Array]:
+    return _method(lambda right, left: function(left, right))
+
+
+class Predicted(eqx.Module, Generic[P]):
+    """A prediction that carries what it is a prediction of.
+
+    Where a prediction of one target is meant, that of another is refused with a message that names both
+    and the conversion. Static type checkers refuse it too: `Predicted[V]` and `Predicted[Epsilon]` are
+    two types.
+
+    It can be used as an array. Arithmetic, comparison and indexing give plain arrays, which are taken
+    for whatever is meant, as data are; the functions of NumPy and of `jax.numpy` take it. `value` is
+    the array itself, for its methods and for functions that are declared for arrays only.
+
+    **Arguments:** `value`: the array; `parameterization`: the target that it is a prediction of.
+
+    ```python
+    v = dk.Predicted(jnp.ones(2), dk.V())
+    level = dk.VariancePreserving().at(0.0)
+    x = dk.Prediction.of(v, jnp.zeros(2), level).x  # a Predicted[X]
+    ```
+    """
+
+    value: Float[Array, "..."]
+    # Static, as a type is: it is the same for a batch, and on both sides of a jit.
+    parameterization: P = eqx.field(static=True)
+
+    # NumPy's arrays leave operators to this class, as they do to JAX's.
+    __array_priority__ = 100
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return self.value.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The array's dtype."""
+        return self.value.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self.value.ndim
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return self.value.size
+
+    def __jax_array__(self) -> Array:
+        return self.value
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.value, dtype, copy=copy)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter(self.value)
+
+    __add__ = _method(operator.add)
+    __radd__ = _reflected(operator.add)
+    __sub__ = _method(operator.sub)
+    __rsub__ = _reflected(operator.sub)
+    __mul__ = _method(operator.mul)
+    __rmul__ = _reflected(operator.mul)
+    __truediv__ = _method(operator.truediv)
+    __rtruediv__ = _reflected(operator.truediv)
+    __pow__ = _method(operator.pow)
+    __rpow__ = _reflected(operator.pow)
+    __matmul__ = _method(operator.matmul)
+    __rmatmul__ = _reflected(operator.matmul)
+    __neg__ = _method(operator.neg)
+    __abs__ = _method(abs)
+    __getitem__ = _method(operator.getitem)
+    __lt__ = _method(operator.lt)
+    __le__ = _method(operator.le)
+    __gt__ = _method(operator.gt)
+    __ge__ = _method(operator.ge)
+
+    # Entry by entry, as for arrays, where a module would be compared as a whole.
+    __eq__ = _method(operator.eq)
+    __ne__ = _method(operator.ne)  # pyright: ignore[reportAssignmentType]
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+DataLike = Example | Float[Predicted["X"], "*shape"]
+"""Data, or a prediction of them."""
+
+NoiseLike = Example | Float[Predicted["Epsilon"], "*shape"]
+"""Noise, or a prediction of it."""
 
 
 class AbstractParameterization(eqx.Module):
@@ -30,21 +143,33 @@ class AbstractParameterization(eqx.Module):
     def coefficients(self, level: NoiseLevel) -> tuple[Scalar, Scalar]:
         """The row `(a, b)` at this noise level."""
 
-    def target(self, x: Example, eps: Example, level: NoiseLevel) -> Example:
-        """What a perfect network returns: a x + b eps."""
+    def target(self, x: DataLike, eps: NoiseLike, level: NoiseLevel) -> Example:
+        """What a perfect network returns: a x + b eps.
+
+        **Raises:** `TypeError` if `x` or `eps` is a prediction of something else.
+        """
+        x, eps = as_array(x, X(), "x"), as_array(eps, Epsilon(), "eps")
         a, b = self.coefficients(level)
         return a * x + b * eps
 
-    def solve(self, prediction: Example, z: Example, level: NoiseLevel) -> tuple[Example, Example]:
+    def solve(
+        self: P,
+        prediction: Example | Float[Predicted[P], "*shape"],
+        z: Example,
+        level: NoiseLevel,
+    ) -> tuple[Float[Predicted["X"], "*shape"], Float[Predicted["Epsilon"], "*shape"]]:
         """`(x, eps)` from a prediction of the target and the latent: the 2x2 solve.
 
         **Arguments:** `prediction` and `z` of one shape; `level`, the noise level of `z`.
+
+        **Raises:** `TypeError` if `prediction` is a prediction of something else.
         """
+        prediction = as_array(prediction, self, "prediction")
         a, b = self.coefficients(level)
         det = level.alpha * b - level.sigma * a
         x = (b * z - level.sigma * prediction) / det
         eps = (level.alpha * prediction - a * z) / det
-        return x, eps
+        return Predicted(x, X()), Predicted(eps, Epsilon())
 
     def error_factor(self, level: NoiseLevel) -> Scalar:
         """|target error|^2 = error_factor |eps error|^2 at this noise level."""
@@ -105,3 +230,51 @@ class V(AbstractParameterization):
         # hypot, since sigma^2 overflows long before sigma does.
         norm = jnp.hypot(level.alpha, level.sigma)
         return -level.sigma / norm, level.alpha / norm
+
+
+@register("parameterization", "score")
+class Score(AbstractParameterization):
+    r"""The network predicts the score of the latent, $\nabla_z \log p(z) = -\epsilon / \sigma$.
+
+    Its mean squared error is that of denoising score matching (Vincent 2011), which Song et al. 2021
+    (arXiv 2011.13456, equation 7) minimise with a weight $\lambda(t)$ in front. The score is of the
+    size of $1 / \sigma$: no network can put out 1 and 1000 equally well, and so the published code
+    never asks it to. It divides the output by $\sigma$ (the option `scaled`), which is the
+    parameterization `epsilon` up to a sign. Choose the score itself for low noise levels that are
+    bounded, or for comparisons.
+
+    **Arguments:** `scaled`: the network predicts $\sigma$ times the score, $-\epsilon$.
+    """
+
+    scaled: bool = False
+
+    def coefficients(self, level: NoiseLevel) -> tuple[Scalar, Scalar]:
+        one = jnp.ones_like(level.sigma)
+        return jnp.zeros_like(level.sigma), -one if self.scaled else -one / level.sigma
+
+
+def as_array(given: Example | Predicted[P], meant: P, argument: str) -> Float[Array, "..."]:
+    """The array of a prediction of what is meant; a plain array is taken for that.
+
+    **Arguments:** `given`; `meant`: the target of which a prediction is meant; `argument`: what the
+    caller calls it.
+
+    **Raises:** `TypeError` if `given` is a prediction of something else, naming both and the conversion.
+    """
+    if not isinstance(given, Predicted):
+        return given
+    if given.parameterization == meant:
+        return given.value
+    forms = {"x": X(), "eps": Epsilon(), "v": V(), "score": Score()}
+    form = next((name for name, part in forms.items() if part == meant), f"as_target({meant})")
+    wanted, got = _name(meant), _name(given.parameterization)
+    if wanted == got:  # the same class, with other options
+        wanted, got = repr(meant), repr(given.parameterization)
+    raise TypeError(
+        f"{argument} must be a prediction of {wanted}, got one of {got}. "
+        f"Convert it: dk.Prediction.of(given, z, level).{form}"
+    )
+
+
+def _name(parameterization: AbstractParameterization) -> str:
+    return name_of("parameterization", parameterization) or type(parameterization).__name__

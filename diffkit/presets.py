@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from diffkit.decoders import AbstractDecoder
-from diffkit.denoiser import Denoiser
+from diffkit.denoiser import Denoiser, underlying
 from diffkit.grids import AbstractGrid
-from diffkit.guidance import Guided
 from diffkit.model import DiffusionModel
 from diffkit.networks import AbstractNetwork
 from diffkit.parameterizations import AbstractParameterization, AbstractRangeParameterization
@@ -164,6 +163,23 @@ def build_model(
     return DiffusionModel(denoiser, made["schedule"], made["decoder"], shape)
 
 
+def build_schedule(
+    choice: Any, *, shape: tuple[int, ...], levels: int | None, key: PRNGKey
+) -> AbstractSchedule:
+    """A schedule for data of a shape and a number of levels, made as `build_model` makes it.
+
+    **Arguments:** `choice`: a registered name, `(name, options)`, a constructor or an instance; the rest
+    as `build_model`.
+
+    **Raises:** `diffkit.registry.UnknownPartError`; `ValueError` for an option that it does not have;
+    `TypeError` if it is no schedule.
+    """
+    context: dict[str, Any] = {"shape": shape, "key": key}
+    if levels is not None:
+        context["levels"] = levels
+    return _checked("schedule", complete(resolve("schedule", choice), context))
+
+
 # Networks return numbers of order one. In float32, with its seven digits, an error that counts this many
 # times leaves two of them.
 _LARGEST_AMPLIFICATION = 1e5
@@ -222,12 +238,13 @@ def part(kind: str, choice: Any, *, model: DiffusionModel) -> Any:
     if kind not in TRAINING_KINDS:
         raise ValueError(f"kind must be one of {', '.join(TRAINING_KINDS)}, got {kind!r}.")
     maximum, minimum = model.schedule.endpoints
-    denoiser = model.denoiser.denoiser if isinstance(model.denoiser, Guided) else model.denoiser
+    # A target is meant under the process that the network was trained under.
+    denoiser = underlying(model.denoiser)
     context: dict[str, Any] = {
         "shape": model.shape,
         "logsnr_range": (float(maximum), float(minimum)),
         "schedule": model.schedule,
-        "process": model.process,
+        "process": denoiser.process,
     }
     if model.decoder.levels is not None:
         context["levels"] = model.decoder.levels

@@ -14,31 +14,15 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
+from diffkit.levels import NoiseLevel as NoiseLevel
+from diffkit.parameterizations import DataLike, Epsilon, NoiseLike, X, as_array
 from diffkit.registry import register
 from diffkit.typing import Example, Scalar, ScalarLike, as_float
 
 
-class NoiseLevel(eqx.Module):
-    """One noise level of one process.
-
-    **Attributes:** `logsnr`; `alpha`, the factor of the data; `sigma`, the standard deviation of the
-    noise. All scalars.
-    """
-
-    logsnr: Scalar
-    alpha: Scalar
-    sigma: Scalar
-
-    @property
-    def rho(self) -> Float[Array, "..."]:
-        r"""$\sigma / \alpha$: the standard deviation of the noise in the rescaled latent z / alpha."""
-        return jnp.exp(-self.logsnr / 2)
-
-
 def rescaled_posterior(
-    y_t: Example, x: Example, logsnr_t: ScalarLike, logsnr_s: ScalarLike
+    y_t: Example, x: DataLike, logsnr_t: ScalarLike, logsnr_s: ScalarLike
 ) -> tuple[Example, Scalar]:
     r"""$q(y_s \mid y_t, x)$ of the rescaled latent, for s less noisy than t.
 
@@ -50,7 +34,10 @@ def rescaled_posterior(
     `logsnr_s`, with `logsnr_t <= logsnr_s`.
 
     **Returns:** the mean, of the shape of `x`, and the standard deviation, a scalar.
+
+    **Raises:** `TypeError` if `x` is a prediction of something else.
     """
+    x = as_array(x, X(), "x")
     step = as_float(logsnr_t) - as_float(logsnr_s)
     c = -jnp.expm1(step)
     mean = jnp.exp(step) * y_t + c * x
@@ -86,12 +73,18 @@ class AbstractProcess(eqx.Module):
     def at(self, logsnr: ScalarLike) -> NoiseLevel:
         """The noise level with this `logsnr`."""
 
-    def perturb(self, x: Example, eps: Example, level: NoiseLevel) -> Example:
-        """The latent alpha x + sigma eps: a draw of q(z | x) if `eps` is standard normal."""
+    def perturb(self, x: DataLike, eps: NoiseLike, level: NoiseLevel) -> Example:
+        """The latent alpha x + sigma eps: a draw of q(z | x) if `eps` is standard normal.
+
+        **Arguments:** `x` and `eps` of one shape; `level`, the noise level.
+
+        **Raises:** `TypeError` if `x` or `eps` is a prediction of something else.
+        """
+        x, eps = as_array(x, X(), "x"), as_array(eps, Epsilon(), "eps")
         return level.alpha * x + level.sigma * eps
 
     def posterior(
-        self, z_t: Example, x: Example, level_t: NoiseLevel, level_s: NoiseLevel
+        self, z_t: Example, x: DataLike, level_t: NoiseLevel, level_s: NoiseLevel
     ) -> tuple[Example, Scalar]:
         """q(z_s | z_t, x) for s less noisy than t.
 
@@ -101,6 +94,8 @@ class AbstractProcess(eqx.Module):
         `level_t.logsnr <= level_s.logsnr`.
 
         **Returns:** mean, of the shape of `x`, and standard deviation, a scalar.
+
+        **Raises:** `TypeError` if `x` is a prediction of something else.
         """
         mean, std = rescaled_posterior(z_t / level_t.alpha, x, level_t.logsnr, level_s.logsnr)
         return level_s.alpha * mean, level_s.alpha * std

@@ -1,7 +1,8 @@
 """Run directories: what a training run leaves behind, and how it is read again.
 
     RUN/
-      config.yaml        every choice: parts with their options, data, training settings
+      config.yaml        every choice: parts with their options, data, training settings; and `transport`,
+                         what `diffkit convert` carried the trained model over to
       checkpoints/       the training state, by step (orbax)
       metrics.jsonl      training metrics, a record per line
       tensorboard/       the same for TensorBoard
@@ -13,6 +14,8 @@ read wherever the plugin is installed.
 """
 
 import functools
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +27,11 @@ from jaxtyping import Array, Float
 
 from diffkit.data import AbstractDataset, condition_size, encode_condition
 from diffkit.model import DiffusionModel
-from diffkit.presets import MODEL_KINDS, build_model, part
+from diffkit.presets import MODEL_KINDS, build_model, build_schedule, part
 from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
 from diffkit.training.loop import CHECKPOINTS, METRICS_FILE
 from diffkit.training.metrics import replace_text
+from diffkit.transport import carried, range_losses
 
 CONFIG_FILE: Final = "config.yaml"
 
@@ -116,6 +120,75 @@ def model_from_config(config: Mapping[str, Any], data: AbstractDataset) -> Diffu
     )
 
 
+def transported(model: DiffusionModel, config: Mapping[str, Any]) -> DiffusionModel:
+    """The model under the process and the schedule that `diffkit convert` gave the run, if it did."""
+    moved = config.get("transport") or {}
+    process, schedule = moved.get("process"), moved.get("schedule")
+    if schedule is not None:
+        key = jax.random.key(config["train"]["seed"])
+        schedule = build_schedule(
+            make(schedule), shape=model.shape, levels=model.decoder.levels, key=key
+        )
+    return carried(model, None if process is None else make(process)(), schedule)
+
+
+def convert_run(
+    source: Path,
+    out: Path,
+    *,
+    process: Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
+) -> tuple[Run, tuple[str, ...]]:
+    """A run's model under another process or schedule, as a run of its own; nothing is trained.
+
+    The new run has the newest checkpoint of the old one and its configuration, in which an entry
+    `transport` says what the model was carried over to.
+
+    **Arguments:** `source`: the run's directory; `out`: that of the new one; `process`, `schedule`: nodes
+    of a configuration, as hydra-zen writes them; `None` for what the run has.
+
+    **Returns:** the new run, and a sentence for each end at which its range of `logsnr` is not the one
+    that the old one had (`diffkit.equivalence.range_losses`).
+
+    **Raises:** `ValueError` if neither part is given or does not fit, if the run was started in Python,
+    or if there is something at `out`; `FileNotFoundError` if there is no run at `source`. Then nothing is
+    written.
+    """
+    import yaml
+
+    if process is None and schedule is None:
+        raise ValueError("convert needs process=NAME or schedule=NAME, or both; got neither.")
+    if out.exists():
+        raise ValueError(f"out must be a new directory, there is something at {out}.")
+    if (source / CHECKPOINTS).is_dir() and not (source / CONFIG_FILE).exists():
+        raise ValueError(
+            f"run {source} was started in Python and has no {CONFIG_FILE}: use "
+            "diffkit.equivalence.transport in Python."
+        )
+    run = load_run(source)
+    known = run.config.get("transport") or {}
+    moved = {
+        "process": process or known.get("process"),
+        "schedule": schedule or known.get("schedule"),
+    }
+    config = {**run.config, "transport": moved}
+    # An option that does not fit is refused here, before anything is written.
+    model = transported(run.model, config)
+    before, after = (each.schedule.endpoints for each in (run.model, model))
+    losses = range_losses((float(before[0]), float(before[1])), (float(after[0]), float(after[1])))
+    # Complete or not there at all.
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place:
+        new = Path(place) / out.name
+        step = Path(CHECKPOINTS) / str(run.step)
+        shutil.copytree(source / step, new / step)
+        if (source / METRICS_FILE).exists():
+            shutil.copy(source / METRICS_FILE, new / METRICS_FILE)
+        (new / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False))
+        new.replace(out)
+    return load_run(out), losses
+
+
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """Write a configuration into a run directory, or check that the one there is the same.
 
@@ -194,4 +267,5 @@ def load_run(path: str | Path, *, like: DiffusionModel | None = None) -> Run:
         )
     finally:
         checkpoints.close()
-    return Run(path, step, state.averaged_model, read_metrics(path / METRICS_FILE), config)
+    model = transported(state.averaged_model, config)
+    return Run(path, step, model, read_metrics(path / METRICS_FILE), config)

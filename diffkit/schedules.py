@@ -11,12 +11,14 @@ variance of the estimate and where a sampler that is uniform in $t$ places its s
 
 import abc
 import math
+from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
-from diffkit.registry import register
-from diffkit.typing import Scalar, ScalarLike, as_float
+from diffkit.registry import complete, get, register
+from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
 
 
 class AbstractSchedule(eqx.Module):
@@ -155,3 +157,84 @@ class Cosine(AbstractSchedule):
         start, end, _, _ = self._angles()
         angle = jnp.arctan(jnp.exp((self.shift - as_float(logsnr)) / 2))
         return (angle - start) / (end - start)
+
+
+class Truncated(AbstractSchedule):
+    r"""The part of another schedule between two values of `logsnr`, over all of [0, 1].
+
+    Its time is an affine function of the other's, so that it has the same curve; the ends are exact.
+    Choose it to give schedules of different papers one range, and so one bound (VDM section 5.1).
+
+    **Arguments:** `schedule`: the other schedule; `logsnr_max`, `logsnr_min`: the new endpoints, within
+    those of the other.
+
+    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is outside of the schedule's range.
+
+    ```python
+    schedule = dk.Truncated(dk.Cosine(15.0, -15.0), logsnr_max=13.3, logsnr_min=-5.0)
+    ```
+    """
+
+    schedule: AbstractSchedule
+    logsnr_max: float
+    logsnr_min: float
+
+    def __check_init__(self):
+        maximum, minimum = (float(end) for end in self.schedule.endpoints)
+        if not self.logsnr_max > self.logsnr_min:
+            raise ValueError(
+                "logsnr_max must be greater than logsnr_min, "
+                f"got {self.logsnr_max=}, {self.logsnr_min=}."
+            )
+        # Endpoints come as float32: the same number may differ in the seventh digit.
+        slack = 1e-5 * max(abs(maximum), abs(minimum))
+        if self.logsnr_max > maximum + slack or self.logsnr_min < minimum - slack:
+            raise ValueError(
+                f"logsnr_max={self.logsnr_max:g} and logsnr_min={self.logsnr_min:g} must be within the "
+                f"schedule's endpoints, which are {maximum:g} and {minimum:g}."
+            )
+
+    def _times(self) -> tuple[Scalar, Scalar]:
+        return self.schedule.inverse(self.logsnr_max), self.schedule.inverse(self.logsnr_min)
+
+    def __call__(self, t: ScalarLike) -> Scalar:
+        t = as_float(t)
+        start, end = self._times()
+        logsnr = self.schedule((1 - t) * start + t * end)
+        exact = jnp.clip(logsnr, self.logsnr_min, self.logsnr_max)
+        exact = jnp.where(t == 0, self.logsnr_max, jnp.where(t == 1, self.logsnr_min, exact))
+        # The ends exactly, with the slope of the curve.
+        return logsnr + jax.lax.stop_gradient(exact - logsnr)
+
+    def inverse(self, logsnr: ScalarLike) -> Scalar:
+        start, end = self._times()
+        return (self.schedule.inverse(logsnr) - start) / (end - start)
+
+
+@register("schedule", "truncated")
+def truncated(
+    base: str = "cosine",
+    logsnr_max: float | None = None,
+    logsnr_min: float = -5.0,
+    *,
+    shape: tuple[int, ...],
+    levels: int | None = None,
+    key: PRNGKey,
+) -> Truncated:
+    """The part of another schedule between two endpoints (`Truncated`).
+
+    Choose it to give a schedule that has no such options, as `vp_beta` or `log_normal`, the range of a
+    model that is carried over to it.
+
+    **Arguments:** `base`: the registered name of the other schedule, taken with its defaults; `logsnr_max`,
+    `logsnr_min`: the endpoints, the first by default VDM's for the data's levels (`check_range`). What
+    the base asks for is filled in.
+
+    **Raises:** `diffkit.registry.UnknownPartError` for a name that is no schedule; `ValueError` if the
+    endpoints are not within those of the base.
+    """
+    maximum, minimum = check_range(logsnr_max, logsnr_min, levels)
+    context: dict[str, Any] = {"shape": shape, "key": key}
+    if levels is not None:
+        context["levels"] = levels
+    return Truncated(complete(get("schedule", base), context), maximum, minimum)

@@ -22,10 +22,13 @@ every weighting that a paper states as a loss is derived from it.
 import abc
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from diffkit import registry
@@ -53,6 +56,99 @@ class ELBO(AbstractWeighting):
         return jnp.ones_like(as_float(logsnr))
 
 
+@dataclass(frozen=True)
+class Verdict:
+    r"""What a weighted loss is a bound on.
+
+    **Attributes:**
+
+    - `kind`: `"vlb"` if w is constant, so that the loss is the variational bound up to a factor;
+      `"monotone"` if w never rises with $\lambda$: the bound on the likelihood of data with noise added,
+      averaged over strengths of the noise (Kingma and Gao 2023, arXiv 2303.00848, section 4);
+      `"neither"` if it rises somewhere, and the loss is no bound.
+    - `scale`: the geometric mean of w over the range, where it is not zero: the factor, if it is the VLB.
+    - `rises`: from which to which `logsnr` w rises by the largest factor; `None` if nowhere.
+    """
+
+    kind: Literal["vlb", "monotone", "neither"]
+    scale: float
+    rises: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        if self.rises is None:
+            return "the VLB" if self.kind == "vlb" else "monotone: a VLB of noisy data"
+        low, high = self.rises
+        return f"no bound: w rises between logsnr {low:.1f} and {high:.1f}"
+
+
+TABLE_POINTS: Final = 2001
+"""Of a table of a weighting: 0.01 apart over a range of 20."""
+
+TOLERANCE: Final = 1e-3
+"""Relative. What is constant to a thousandth is constant: less than the noise of any training run."""
+
+
+def tabulate(
+    weighting: AbstractWeighting, logsnr_range: tuple[float, float], points: int
+) -> tuple[Float[np.ndarray, " {points}"], Float[np.ndarray, " {points}"]]:
+    """`logsnr` at even distances over a range (max, min), increasing, and log w there, in float64.
+
+    Where a weighting is zero its logarithm is -inf; beyond the schedule of a published loss, where a
+    formula may give anything, what is not positive counts as zero.
+    """
+    maximum, minimum = logsnr_range
+    logsnr = np.linspace(minimum, maximum, points)
+    with jax.enable_x64(True):
+        values = np.asarray(_values(weighting, jnp.asarray(logsnr)), dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        return logsnr, np.log(np.where(values > 0, values, 0.0))
+
+
+@eqx.filter_jit
+def _values(weighting, logsnr):
+    return jax.vmap(weighting)(logsnr)
+
+
+def classify(
+    weighting: AbstractWeighting, logsnr_range: tuple[float, float], *, points: int = 1001
+) -> Verdict:
+    """Whether a weighted loss is the VLB, a VLB of data with noise added, or neither.
+
+    **Arguments:** `weighting`; `logsnr_range`: (max, min), such as a schedule's endpoints; `points`: at
+    how many values, evenly spaced, w is compared, to a thousandth of itself.
+
+    **Returns:** a `Verdict`.
+
+    **Raises:** `ValueError` if the range is not in this order, for fewer than two points, or if the
+    weighting is zero everywhere.
+
+    ```python
+    assert dk.weightings.classify(dk.ELBO(), (13.3, -5.0)).kind == "vlb"
+    assert dk.weightings.classify(dk.Sigmoid(bias=0.0), (13.3, -5.0)).kind == "monotone"
+    ```
+    """
+    if not logsnr_range[0] > logsnr_range[1]:
+        raise ValueError(f"logsnr_range must be (max, min), got {logsnr_range}.")
+    if points < 2:
+        raise ValueError(f"points must be at least 2, got {points}.")
+    # At the very ends a density of times may be zero or, by rounding, anything; it means nothing there.
+    logsnr, log_values = (values[1:-1] for values in tabulate(weighting, logsnr_range, points + 2))
+    positive = np.isfinite(log_values)
+    if not positive.any():
+        raise ValueError(f"weighting must be positive somewhere, it is 0 from {logsnr_range}.")
+    scale = math.exp(log_values[positive].mean())
+    if positive.all() and np.ptp(log_values) <= 2 * TOLERANCE:
+        return Verdict("vlb", scale, None)
+    # A rise from zero counts as one from the smallest number that there is.
+    log_values = np.maximum(log_values, np.log(np.finfo(np.float64).tiny))
+    rise = log_values - np.minimum.accumulate(log_values)
+    top = int(rise.argmax())
+    if rise[top] <= TOLERANCE:
+        return Verdict("monotone", scale, None)
+    bottom = top - int(log_values[top::-1].argmin())
+    return Verdict("neither", scale, (float(logsnr[bottom]), float(logsnr[top])))
+
+
 class Implied(AbstractWeighting):
     """The weighting that a published loss implies; see `implied_weighting`.
 
@@ -65,8 +161,17 @@ class Implied(AbstractWeighting):
     process: AbstractProcess
     time_sampler: AbstractTimeSampler
     factor: Callable[[Scalar], Scalar] | None
+    weighting: AbstractWeighting | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the loss is a bound on, over the range of its schedule."""
+        maximum, minimum = self.schedule.endpoints
+        return classify(self, (float(maximum), float(minimum)))
 
     def __call__(self, logsnr: ScalarLike) -> Scalar:
+        if self.weighting is not None:
+            return self.weighting(logsnr)
         logsnr = as_float(logsnr)
         t, rate = jax.jvp(self.schedule.inverse, (logsnr,), (jnp.ones_like(logsnr),))
         _, slope = jax.jvp(self.schedule, (t,), (jnp.ones_like(t),))
@@ -80,11 +185,12 @@ class Implied(AbstractWeighting):
 
 def implied_weighting(
     *,
-    parameterization: AbstractParameterization,
+    parameterization: AbstractParameterization = Epsilon(),
     schedule: AbstractSchedule,
     process: AbstractProcess = VariancePreserving(),
     time_sampler: AbstractTimeSampler = Uniform(),
     factor: Callable[[Scalar], Scalar] | None = None,
+    weighting: AbstractWeighting | None = None,
 ) -> Implied:
     r"""The weighting of the loss $\mathbb E_{t \sim p}[f(\lambda) \lVert$ target error $\rVert^2]$.
 
@@ -95,17 +201,28 @@ def implied_weighting(
     - `process`: under which the target is meant; it matters only for targets that depend on it.
     - `time_sampler`: gives the density p of times in the loss.
     - `factor`: f, a function of `logsnr`; 1 if it is not given.
+    - `weighting`: in place of a factor, w itself, for a loss that is stated as a weighted bound. It is
+      what `diffkit.denoising_loss` minimises whatever the target and the times, since it divides by both
+      the factor of the target's error and the density of the times.
 
-    **Returns:** a weighting, to be called with `logsnr`; `schedule.inverse` must be defined there.
+    **Returns:** a weighting, to be called with `logsnr`; `schedule.inverse` must be defined there. Its
+    `verdict` says what the loss is a bound on.
+
+    **Raises:** `ValueError` if both a factor and a weighting are given.
 
     ```python
     w = dk.weightings.implied_weighting(
         parameterization=dk.V(), schedule=dk.Cosine(10.0, -10.0), process=dk.VariancePreserving()
     )
     assert jnp.allclose(w(2.0) / w(0.0), jnp.exp(-1.0), rtol=1e-4)  # exp(-logsnr / 2)
+    assert w.verdict.kind == "monotone"
     ```
     """
-    return Implied(parameterization, schedule, process, time_sampler, factor)
+    if factor is not None and weighting is not None:
+        raise ValueError(
+            "factor and weighting are two ways to say one thing: give only one of them."
+        )
+    return Implied(parameterization, schedule, process, time_sampler, factor, weighting)
 
 
 @register("weighting", "simple")
@@ -209,9 +326,6 @@ def p2(k: float = 1.0, gamma: float = 1.0, *, schedule: AbstractSchedule) -> Imp
     return implied_weighting(parameterization=Epsilon(), schedule=schedule, factor=_Damp(k, gamma))
 
 
-_POINTS = 2001  # of the table, 0.01 apart over a range of 20
-
-
 class Monotone(AbstractWeighting):
     r"""The smallest non-increasing function of $\lambda$ that is nowhere below another weighting.
 
@@ -232,11 +346,12 @@ class Monotone(AbstractWeighting):
         maximum, minimum = logsnr_range
         if not maximum > minimum:
             raise ValueError(f"logsnr_range must be (max, min), got {logsnr_range}.")
-        self.logsnr = jnp.linspace(minimum, maximum, _POINTS)
+        logsnr, log_values = tabulate(base, logsnr_range, TABLE_POINTS)
+        dtype = jnp.result_type(float)
+        self.logsnr = jnp.asarray(logsnr, dtype)
         # A weighting may be zero: as little as a float can hold, whose logarithm is finite.
-        values = jax.vmap(base)(self.logsnr)
-        log_values = jnp.log(jnp.maximum(values, jnp.finfo(values.dtype).tiny))
-        self.log_values = jax.lax.cummax(log_values, reverse=True)
+        log_values = np.maximum(log_values, np.log(np.finfo(np.float32).tiny))
+        self.log_values = jnp.asarray(np.maximum.accumulate(log_values[::-1])[::-1], dtype)
 
     def __call__(self, logsnr: ScalarLike) -> Scalar:
         return jnp.exp(jnp.interp(as_float(logsnr), self.logsnr, self.log_values))

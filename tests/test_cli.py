@@ -1,15 +1,21 @@
 """The command line, as a user types it."""
 
+import contextlib
+import dataclasses
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
@@ -30,15 +36,45 @@ SMALL = [
 ]
 
 
+@contextlib.contextmanager
+def hydra_put_back():
+    state = ConfigStore.get_state()
+    yield
+    ConfigStore.set_state(state)
+    GlobalHydra.instance().clear()
+
+
 @pytest.fixture(autouse=True)
 def workplace(tmp_path, monkeypatch):
     """An empty directory to work in; Hydra's global state is put back."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["diffkit"])
-    state = ConfigStore.get_state()
-    yield tmp_path
-    ConfigStore.set_state(state)
-    GlobalHydra.instance().clear()
+    with hydra_put_back():
+        yield tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The directories of two runs, trained for a few steps: `flow` and `vdm`."""
+    path = tmp_path_factory.mktemp("trained")
+    arguments = [*(a for a in SMALL if "schedule=" not in a), "samples=0"]
+    with hydra_put_back(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["diffkit"])
+        main(["train", "preset=flow_matching", f"run={path / 'flow'}", *arguments])
+        main(["train", "preset=vdm", f"run={path / 'vdm'}", "schedule=learned_linear", *arguments])
+    return path
+
+
+@pytest.fixture
+def runs(trained, workplace):
+    """Copies of the two runs in the working directory."""
+    shutil.copytree(trained, workplace, dirs_exist_ok=True)
+    return workplace
+
+
+def contents(path):
+    """Every file below a directory, with what is in it."""
+    return {file: file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def fails(arguments, capfd):
@@ -145,6 +181,15 @@ def test_naming_the_presets_own_part_changes_nothing(workplace, capfd):
         (["trian"], "there is no command 'trian'"),
         (["train", "run=${nope}"], "nope"),
         (["new-plugin", "fine", "--path", "/proc/nope/fine"], "cannot be written"),
+        (["convert"], "convert needs two directories: diffkit convert RUN OUT"),
+        (["convert", "nowhere", "process=straight"], "convert needs two directories"),
+        (["convert", "nowhere", "out", "process=straight"], "path must be a run directory"),
+        (["convert", "nowhere", "out"], "convert needs process=NAME or schedule=NAME, or both"),
+        (["convert", "a", "b", "process=strait"], "Could not find 'process/strait'"),
+        (["convert", "a", "b", "sampler=ddim"], "Could not override 'sampler'"),
+        (["equivalence", "vdm"], "equivalence compares two presets, run directories or config"),
+        (["equivalence", "vdm", "edn"], "there is no preset 'edn'. Did you mean 'edm'?"),
+        (["equivalence", "vdm", "edm", "levels=1"], "levels must be at least 2, got 1"),
     ],
 )
 def test_mistakes_are_named_without_a_stack_trace(workplace, capfd, arguments, message):
@@ -180,6 +225,254 @@ def test_plugins_lists_what_is_installed(capfd):
     out = capfd.readouterr().out
     assert "learned_monotone" in out
     assert "ok" in out
+
+
+def bits_per_dim(out):
+    return float(re.search(r"test bits/dim: (\d+\.\d{4}) \+- \d", out)[1])
+
+
+def drawn(path, model, sampler, grid, *, steps, count):
+    """The samples that a command wrote, which are those that Python draws."""
+    samples = np.load(path)
+    assert samples.dtype == np.uint8
+    assert samples.shape == (count, 1, 8, 8)
+    assert samples.max() < 17
+    expected = dk.sample(model, sampler, count, key=jax.random.key(0), steps=steps, grid=grid)
+    np.testing.assert_array_equal(samples, expected)
+    return samples
+
+
+def test_a_trained_model_is_evaluated_and_sampled_as_others_are(runs, capfd):
+    # No retraining: not a file of the runs changes.
+    before = contents(runs)
+    flow, vdm = dk.load_run("flow"), dk.load_run("vdm")
+    assert dk.registry.name_of("process", flow.model.process) == "straight"
+    main(["evaluate", "flow", "passes=2"])
+    found = bits_per_dim(capfd.readouterr().out)
+    result = dk.evaluate(flow.model, flow.data().test, key=jax.random.key(0), passes=2)
+    assert found == pytest.approx(result.total[0], abs=6e-5)
+    assert 1 < found < 50
+
+    edm_heun, euler = (dk.part("sampler", n, model=flow.model) for n in ("edm_heun", "euler"))
+    rho, even = (dk.part("grid", n, model=flow.model) for n in ("rho", "uniform_t"))
+    main(["sample", "flow", "sampler=ancestral", "steps=4", "count=3"])
+    drawn(
+        "flow/samples_ancestral_4.npy", flow.model, dk.samplers.Ancestral(), even, steps=4, count=3
+    )
+    main(["sample", "flow", "sampler=edm_heun", "grid=rho", "steps=5", "count=3"])
+    drawn("flow/samples_edm_heun_5.npy", flow.model, edm_heun, rho, steps=5, count=3)
+    main(["sample", "vdm", "sampler=euler", "steps=4", "count=3"])
+    drawn("vdm/samples_euler_4.npy", vdm.model, euler, even, steps=4, count=3)
+    lines = capfd.readouterr().out.split()
+    assert lines == [
+        "flow/samples_ancestral_4.png",
+        "flow/samples_edm_heun_5.png",
+        "vdm/samples_euler_4.png",
+    ]
+    assert {file: text for file, text in contents(runs).items() if file in before} == before
+
+
+def test_convert(runs, capfd):
+    before = contents(runs / "flow")
+    arguments = ["process=variance_preserving", "schedule=cosine", "schedule.logsnr_min=-10.0"]
+    main(["convert", "flow", "deep/as-vp", *arguments])
+    # The same range: nothing is lost, and so nothing is said.
+    assert capfd.readouterr().out == "run: deep/as-vp\n"
+    assert contents(runs / "flow") == before
+    out = runs / "deep" / "as-vp"
+    assert set(os.listdir(out.parent)) == {"as-vp"}
+    assert set(os.listdir(out)) == {"config.yaml", "metrics.jsonl", "checkpoints"}
+    assert (out / "metrics.jsonl").read_bytes() == before[runs / "flow" / "metrics.jsonl"]
+
+    # It is what `transport` gives, to the last bit.
+    source, converted = dk.load_run("flow"), dk.load_run(out)
+    assert converted.step == source.step
+    assert converted.metrics == source.metrics
+    schedule = dk.Cosine(logsnr_min=-10.0, levels=17)
+    expected = dk.equivalence.transport(source.model, to=dk.VariancePreserving(), schedule=schedule)
+    assert eqx.tree_equal(converted.model, expected)
+    assert isinstance(converted.model.denoiser, dk.equivalence.Transported)
+    z = jax.random.normal(jax.random.key(0), (1, 8, 8))
+    found, same = (model.denoiser(z, -1.0) for model in (converted.model, expected))
+    np.testing.assert_array_equal(found.x, same.x)
+    rescaled = z / converted.model.process.at(-1.0).alpha * source.model.process.at(-1.0).alpha
+    np.testing.assert_allclose(found.x, source.model.denoiser(rescaled, -1.0).x, rtol=1e-4)
+
+    # The bound is the same, noise for noise, at the same noise levels.
+    test = source.data().test
+    x = test.gather(np.arange(32))
+    bounds = [
+        eqx.filter_jit(dk.vlb)(
+            model,
+            x,
+            key=jax.random.key(1),
+            time_sampler=dk.equivalence.canonical_time_sampling(dk.ELBO(), model.schedule),
+        )
+        for model in (source.model, converted.model)
+    ]
+    np.testing.assert_allclose(bounds[0].total, bounds[1].total, rtol=1e-3)
+
+    main(["evaluate", "deep/as-vp", "passes=4"])
+    after = bits_per_dim(capfd.readouterr().out)
+    main(["evaluate", "flow", "passes=4"])
+    assert after == pytest.approx(bits_per_dim(capfd.readouterr().out), rel=0.05)
+    main(["sample", "deep/as-vp", "sampler=ddim", "steps=3", "count=2"])
+    even = dk.UniformT()
+    drawn(out / "samples_ddim_3.npy", converted.model, dk.samplers.DDIM(), even, steps=3, count=2)
+
+
+def test_convert_a_converted_run(runs, capfd):
+    main(["convert", "flow", "a", "schedule=linear_logsnr", "schedule.logsnr_min=-10.0"])
+    main(["convert", "a", "b", "process=sub_vp"])
+    main(["convert", "b", "c", "process=straight"])
+    assert capfd.readouterr().out == "run: a\nrun: b\nrun: c\n"
+    source, *converted = (dk.load_run(n).model for n in ("flow", "a", "b", "c"))
+    names = [dk.registry.name_of("process", model.process) for model in converted]
+    assert names == ["straight", "sub_vp", "straight"]
+    for model in converted:
+        assert isinstance(model.schedule, dk.LinearLogSNR)
+        np.testing.assert_allclose(model.schedule.endpoints, source.schedule.endpoints, rtol=1e-6)
+    # Back under its own process it is the denoiser that was trained, with nothing around it.
+    assert eqx.tree_equal(converted[2].denoiser, source.denoiser)
+    # Another schedule replaces the one before.
+    main(["convert", "b", "d", "schedule=straight_line", "schedule.logsnr_min=-10.0"])
+    last = dk.load_run("d").model
+    assert eqx.tree_equal(last.schedule, source.schedule)
+    assert dk.registry.name_of("process", last.process) == "sub_vp"
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ((15.0, -10.0), ["data end: the schedule begins at logsnr 15, "]),
+        ((5.0, -10.0), ["data end: the schedule begins at logsnr 5, and what the model knows"]),
+        ((None, -12.0), ["noise end: the schedule ends at logsnr -12, "]),
+        ((15.0, -3.0), ["data end", "noise end: the schedule ends at logsnr -3, and what"]),
+    ],
+)
+def test_convert_names_what_a_range_loses(runs, capfd, ends, said):
+    options = [f"schedule.logsnr_{n}={end}" for n, end in zip(("max", "min"), ends, strict=True)]
+    main(["convert", "flow", "out", "schedule=cosine", *(o for o in options if "None" not in o)])
+    *lines, last = capfd.readouterr().out.splitlines()
+    assert last == "run: out"
+    assert len(lines) == len(said)
+    for line, begin in zip(lines, said, strict=True):
+        assert line.startswith(begin)
+    # Loading is silent: it was said once.
+    assert isinstance(dk.load_run("out").model.schedule, dk.Cosine)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["flow", "vdm", "process=straight"], "out must be a new directory, there is something at"),
+        (["flow", "flow", "process=straight"], "out must be a new directory"),
+        (["flow", "out"], "convert needs process=NAME or schedule=NAME, or both; got neither"),
+        (
+            ["flow", "out", "schedule=cosine", "schedule.bend=1"],
+            "Could not override 'schedule.bend'",
+        ),
+        (
+            ["flow", "out", "schedule=cosine", "schedule.logsnr_max=-20.0"],
+            "logsnr_max must be finite and greater than logsnr_min",
+        ),
+        (["flow", "out", "process=cosine"], "Could not find 'process/cosine'"),
+        (["nowhere", "out", "process=straight"], "path must be a run directory"),
+        (["python", "out", "process=straight"], "use diffkit.equivalence.transport in Python"),
+    ],
+)
+def test_what_cannot_be_converted_leaves_nothing(runs, capfd, arguments, message):
+    shutil.copytree("flow/checkpoints", "python/checkpoints")  # as `fit` in Python leaves it
+    before = contents(runs)
+    assert message in fails(["convert", *arguments], capfd)
+    assert contents(runs) == before
+    assert set(os.listdir()) == {"flow", "vdm", "python"}
+
+
+def test_a_converted_run_is_complete_or_absent(runs, capfd, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(yaml, "safe_dump", full)  # after the checkpoint was copied
+        message = fails(["convert", "flow", "out", "process=sub_vp"], capfd)
+    assert "no space left on device" in message
+    assert not (runs / "out").exists()
+    main(["convert", "flow", "out", "process=sub_vp"])
+    assert set(os.listdir()) == {"flow", "vdm", "out"}
+    assert set(os.listdir("out")) == {"config.yaml", "metrics.jsonl", "checkpoints"}
+
+
+def test_equivalence(workplace, capfd):
+    main(["equivalence", "vdm", "edm", "out=figures/two.png"])
+    out = capfd.readouterr().out
+    comparison = dk.equivalence.compare("vdm", "edm")
+    assert out.splitlines()[-3:] == [
+        "generative model: same within the common range",
+        "objective: different",
+        "figures/two.png",
+    ]
+    words = out.split()
+    for row in comparison.rows:
+        assert all(word in words for word in f"{row.what} {row.a} {row.b}".split())
+    for reason in comparison.reasons:
+        assert reason in out
+    assert (workplace / "figures" / "two.png").read_bytes().startswith(b"\x89PNG")
+    assert set(os.listdir()) == {"figures"}
+
+
+def test_equivalence_of_runs(runs, capfd):
+    main(["convert", "flow", "moved", "process=sub_vp", "schedule=cosine"])
+    capfd.readouterr()
+    # A run and its preset, which is taken for the data of the run.
+    main(["equivalence", "flow", "flow_matching"])
+    out = capfd.readouterr().out.splitlines()
+    assert out[-3:] == [
+        "generative model: same",
+        "objective: same",
+        "equivalence_flow_flow-matching.png",
+    ]
+    assert (runs / out[-1]).read_bytes().startswith(b"\x89PNG")
+
+    compare = dk.equivalence.compare
+    run, config = dk.load_run("flow"), yaml.safe_load((runs / "flow/config.yaml").read_text())
+    for other in (run, config, runs / "flow" / "config.yaml", "flow/config.yaml", runs / "flow"):
+        comparison = compare("flow", other)
+        assert all(row.same for row in comparison.rows)
+        assert comparison.same_model
+        assert comparison.same_objective
+    assert compare(run, config).b.name == "configuration"
+
+    # Converted: under another process and schedule, with the loss that it was trained with.
+    moved = compare("flow", "moved")
+    assert moved.b.labels["process"] == "sub_vp"
+    assert moved.b.labels["schedule"] == "cosine"
+    assert moved.model == "same within the common range"  # the cosine ends at -5
+    assert moved.objective == "same within the common range"
+    differing = {row.what for row in moved.rows if not row.same}
+    assert differing == {"logsnr", "schedule", "process"}
+
+    # With the endpoints that it learned, which differ from those that it started with.
+    trained = compare(dk.load_run("vdm"), yaml.safe_load((runs / "vdm/config.yaml").read_text()))
+    assert trained.a.range == pytest.approx(
+        [float(end) for end in dk.load_run("vdm").model.schedule.endpoints]
+    )
+    assert trained.b.range == pytest.approx((13.3 + 2 * np.log(17 / 256), -5.0))
+    assert trained.objective in ("same", "same within the common range")
+
+    # Another number of levels, or data of another shape, is another model.
+    many = compare("flow", "flow_matching", levels=256)
+    assert many.model == "different"
+    large = dataclasses.replace(dk.equivalence.composition(run), data=((3, 32, 32), 0))
+    assert compare(run, large).model == compare(run, large).objective == "different"
+    assert "They are models of data of other shapes or conditions." in compare(run, large).reasons
+
+    shutil.copytree("flow/checkpoints", "python/checkpoints")
+    with pytest.raises(ValueError, match="run python was started in Python"):
+        compare("vdm", "python")
+    python = dk.load_run("python", like=run.model)
+    with pytest.raises(ValueError, match="run python was started in Python, so its loss is not"):
+        compare("vdm", python)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import yaml
 import diffkit as dk
 from diffkit import registry
 from diffkit.cli import main
+from diffkit.cli.settings import POSITIONAL
 from diffkit.presets import CONTEXT
 from diffkit.runs import make
 
@@ -172,11 +173,12 @@ def test_commands_compose(
         capsys.readouterr()
         main([command, *single, "--cfg=job"])
         config = yaml.safe_load(capsys.readouterr().out)
+        positional = iter(POSITIONAL[command])
         for argument in single:
             key, equals, value = argument.partition("=")
             node: Any = config
             if not equals:
-                assert config["run"] == argument
+                assert config[next(positional)] == argument
             elif key == "preset":
                 assert value in dk.available("preset")
             elif key in registry.KINDS:
@@ -190,9 +192,16 @@ def test_commands_compose(
 
 
 def test_composition_would_notice(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for wrong in ("schedule=cosin", "network.widht=3", "train.step=5"):
+    for wrong in (
+        ["train", "schedule=cosin"],
+        ["train", "network.widht=3"],
+        ["train", "train.step=5"],
+        ["convert", "RUN", "OUT", "sampler=ddim"],
+        ["convert", "RUN", "OUT", "TOO_MUCH"],
+        ["equivalence", "vdm", "edm", "process=straight"],
+    ):
         with pytest.raises(SystemExit) as exit_:
-            main(["train", wrong, "--cfg=job"])
+            main([*wrong, "--cfg=job"])
         assert exit_.value.code != 0, wrong
 
 

@@ -59,6 +59,41 @@ def test_against_the_formulas_of_the_literature(logsnr):
     assert float(dk.V().error_factor(level)) == pytest.approx(1 + 1 / snr, rel=1e-5)
 
 
+@under
+@pytest.mark.parametrize("logsnr", [13.3, 1.0, -10.0])
+def test_score_is_the_gradient_of_the_log_density(process, logsnr):
+    with jax.enable_x64(True):
+        denoiser = dk.analytic.mixture(
+            [0.3, 0.7],
+            np.array([[0.5, -1.0], [-0.2, 0.4]]),
+            np.array([[[0.2, 0.0], [0.0, 0.2]], [[0.5, 0.3], [0.3, 0.6]]]),
+            process=process,
+        )
+        level = process.at(logsnr)
+        z = level.alpha * jnp.array([0.3, 0.1]) + level.sigma * jnp.array([-1.2, 0.8])
+        expected = jax.jit(jax.grad(denoiser.log_density))(z, logsnr)
+        prediction = denoiser(z, logsnr)
+        np.testing.assert_allclose(prediction.score, expected, rtol=1e-8)
+        np.testing.assert_allclose(prediction.as_target(dk.Score()), expected, rtol=1e-8)
+        scaled = prediction.as_target(dk.Score(scaled=True))
+        np.testing.assert_allclose(scaled, level.sigma * expected, rtol=1e-8)
+
+
+@under
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("logsnr", [18.2, 13.3, 0.0, -10.0])
+def test_solve_of_a_score_keeps_its_digits_in_float32(process, scaled, logsnr):
+    level = process.at(logsnr)
+    x, eps = jnp.array([0.8, -0.05]), jnp.array([-1.3, 0.002])
+    sigma = float(level.sigma)
+    target = -np.asarray(eps, np.float64) / (1 if scaled else sigma)
+    z = level.alpha * x + level.sigma * eps
+    found_x, found_eps = dk.Score(scaled=scaled).solve(jnp.asarray(target, jnp.float32), z, level)
+    np.testing.assert_allclose(found_eps, eps, rtol=1e-6)
+    # z holds x next to noise of the size of rho.
+    np.testing.assert_allclose(found_x, x, atol=5e-7 * (1 + float(level.rho)))
+
+
 def test_v_is_the_same_target_under_every_process():
     x, eps = jnp.asarray([0.5]), jnp.asarray([1.5])
     targets = [dk.V().target(x, eps, process.at(1.7)) for process in PROCESSES]

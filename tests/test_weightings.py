@@ -1,12 +1,16 @@
 """Weightings against the closed forms of the papers, which none of them has typed in."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 
 import diffkit as dk
 from diffkit.registry import UnknownPartError
+from diffkit.weightings import Verdict, classify
 
 ENDS = (12.0, -12.0)
 LOGSNR = np.linspace(-9.0, 9.0, 37)
@@ -176,3 +180,96 @@ def test_names_in_options_are_looked_up():
         dk.part("weighting", ("monotone", {"base": "edn"}), model=model())
     with pytest.raises(ValueError, match=r"logsnr_range must be \(max, min\)"):
         dk.Monotone(dk.ELBO(), (-5.0, 5.0))
+
+
+# What a loss is a bound on.
+
+RANGE = (12.0, -6.0)
+
+
+class Curve(dk.AbstractWeighting):
+    """exp of a function of `logsnr`."""
+
+    log: Callable[[Array], Array]
+
+    def __call__(self, logsnr):
+        return jnp.exp(self.log(logsnr))
+
+
+def bump(u, top, width):
+    return jnp.exp(-(((u - top) / width) ** 2))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25, 3e7, 1e-40])
+def test_a_constant_is_the_vlb_with_its_scale(scale):
+    found = classify(Curve(lambda u: jnp.full_like(u, np.log(scale))), RANGE)
+    assert found.kind == "vlb"
+    assert found.scale == pytest.approx(scale, rel=1e-9)
+    assert found.rises is None
+    # A ripple that no training run would notice, and one of 2 per cent.
+    assert classify(Curve(lambda u: 9e-4 * jnp.sin(3 * u)), RANGE).kind == "vlb"
+    assert classify(Curve(lambda u: 2e-2 * jnp.sin(3 * u)), RANGE).kind == "neither"
+
+
+def test_a_falling_curve_is_monotone():
+    found = classify(Curve(lambda u: -u / 2), RANGE)
+    assert found == Verdict("monotone", found.scale, None)
+    assert found.scale == pytest.approx(np.exp(-1.5), rel=1e-9)  # at the middle of the range
+    # A step, and a rise that is less than a thousandth.
+    assert classify(Curve(lambda u: jnp.where(u < 1, 0.0, -3.0)), RANGE).kind == "monotone"
+    assert classify(Curve(lambda u: -u / 2 + 5e-4 * (u > 3)), RANGE).kind == "monotone"
+    # The other way round it is no bound.
+    assert classify(Curve(lambda u: u / 2), RANGE).kind == "neither"
+
+
+def test_a_rise_is_found_where_it_is():
+    # -u / 2 falls; the bump, whose slope is 1.7 at 2.3, rises against it around there.
+    found = classify(Curve(lambda u: -u / 2 + 2 * bump(u, 3.0, 1.0)), RANGE, points=4001)
+    assert found.kind == "neither"
+    fine = np.linspace(1.0, 4.0, 300_001)
+    up = fine[np.gradient(-fine / 2 + 2 * np.exp(-((fine - 3) ** 2)), fine) > 0]
+    assert found.rises == pytest.approx((up[0], up[-1]), abs=0.01)
+    assert str(found) == f"no bound: w rises between logsnr {up[0]:.1f} and {up[-1]:.1f}"
+    # Of two rises the one by the larger factor.
+    two = classify(Curve(lambda u: bump(u, 8.0, 0.5) + 2 * bump(u, -2.0, 0.5)), RANGE)
+    assert two.rises[1] == pytest.approx(-2.0, abs=0.02)
+    # A narrow one is seen with enough points only.
+    narrow = Curve(lambda u: 0.1 * bump(u, 3.003, 0.002))
+    assert classify(narrow, RANGE, points=10).kind == "vlb"
+    assert classify(narrow, RANGE, points=18_001).rises[1] == pytest.approx(3.003, abs=1e-3)
+
+
+def test_a_weighting_may_be_zero():
+    # Zero towards data is monotone; zero towards noise is a rise where it ends.
+    assert classify(Curve(lambda u: jnp.where(u < 2, 0.0, -jnp.inf)), RANGE).kind == "monotone"
+    found = classify(Curve(lambda u: jnp.where(u < 2, -jnp.inf, 0.0)), RANGE)
+    assert found.kind == "neither"
+    assert found.rises == pytest.approx((2.0, 2.0), abs=0.02)
+    assert found.scale == 1.0  # where it is not zero
+    # What a formula gives beyond its range is no weight.
+    assert classify(Curve(lambda u: jnp.log(2.0 - u)), RANGE).kind == "monotone"
+
+
+def test_what_cannot_be_classified():
+    with pytest.raises(ValueError, match=r"logsnr_range must be \(max, min\), got \(-6.0, 12.0\)"):
+        classify(dk.ELBO(), RANGE[::-1])
+    with pytest.raises(ValueError, match="points must be at least 2, got 1"):
+        classify(dk.ELBO(), RANGE, points=1)
+    with pytest.raises(ValueError, match="weighting must be positive somewhere"):
+        classify(Curve(lambda u: jnp.full_like(u, -jnp.inf)), RANGE)
+
+
+def test_a_loss_that_is_stated_as_a_weighted_bound():
+    schedule = dk.Cosine(*ENDS)
+    stated = dk.Sigmoid(1.0)
+    # Target and times have no part in it: `denoising_loss` divides by both.
+    for target in (dk.V(), dk.X()):
+        w = dk.weightings.implied_weighting(
+            parameterization=target, schedule=schedule, weighting=stated
+        )
+        np.testing.assert_array_equal(values(w), values(stated))
+        assert w.verdict.kind == "monotone"
+        assert w.verdict.scale == pytest.approx(classify(stated, ENDS).scale, rel=1e-5)
+    assert dk.weightings.implied_weighting(schedule=schedule).verdict.kind == "neither"
+    with pytest.raises(ValueError, match="factor and weighting are two ways to say one thing"):
+        dk.weightings.implied_weighting(schedule=schedule, factor=jnp.exp, weighting=stated)

@@ -1,7 +1,9 @@
-"""The command line: `diffkit train | evaluate | sample | plugins | check | new-plugin`."""
+"""The command line: `diffkit train | evaluate | sample | convert | equivalence | ...`."""
 
 import sys
 from collections.abc import Sequence
+
+from diffkit.cli.settings import POSITIONAL
 
 _USAGE = """usage: diffkit COMMAND [ARGUMENTS]
 
@@ -9,6 +11,8 @@ commands:
   train       train a model          diffkit train preset=vdm data=digits schedule=cosine
   evaluate    its test likelihood    diffkit evaluate RUN [steps=250]
   sample      draw samples           diffkit sample RUN [sampler=ddim] [steps=50]
+  convert     to another process     diffkit convert RUN OUT [process=straight] [schedule=cosine]
+  equivalence compare two models     diffkit equivalence vdm edm
   plugins     what is installed      diffkit plugins
   check       the laws of its parts  diffkit check PLUGIN
   new-plugin  begin a plugin         diffkit new-plugin NAME
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from diffkit.cli.new_plugin import new_plugin
 
         raise SystemExit(new_plugin(given[1:]))
-    if command not in ("train", "evaluate", "sample"):
+    if command not in POSITIONAL:
         print(f"diffkit: there is no command {command!r}.\n\n{_USAGE}", file=sys.stderr)
         raise SystemExit(2)
     if "--help" in given or "-h" in given:

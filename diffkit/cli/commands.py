@@ -1,6 +1,8 @@
 """What the commands do, given their composed configuration as plain containers."""
 
 import json
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from diffkit.data import baselines, condition_size, conditions_in_turn
+from diffkit.equivalence import compare, save_comparison
 from diffkit.guidance import guide
 from diffkit.presets import TRAINING_KINDS, part
 from diffkit.registry import name_of
-from diffkit.runs import Run, load_run, make, model_from_config, write_config
+from diffkit.runs import Run, convert_run, load_run, make, model_from_config, write_config
 from diffkit.samplers import sample
 from diffkit.training import (
     Evaluation,
@@ -130,6 +133,46 @@ def sample_command(config: Mapping[str, Any]) -> None:
     name = f"{name_of('sampler', made['sampler'].func)}_{config['steps']}{suffix}"
     out = Path(config["out"] or run.path / f"samples_{name}.png")
     print(_save_samples(drawn, out, run.model.decoder.levels), flush=True)
+
+
+def convert_command(config: Mapping[str, Any]) -> None:
+    """A run's model under another process or schedule: `diffkit convert RUN OUT`."""
+    if config["run"] is None or config["out"] is None:
+        raise ValueError("convert needs two directories: diffkit convert RUN OUT process=NAME.")
+    run, losses = convert_run(
+        Path(config["run"]),
+        Path(config["out"]),
+        process=config.get("process"),
+        schedule=config.get("schedule"),
+    )
+    for sentence in losses:
+        print(sentence)
+    print(f"run: {run.path}", flush=True)
+
+
+def equivalence_command(config: Mapping[str, Any]) -> None:
+    """Two presets, configurations or runs side by side: `diffkit equivalence A B`."""
+    if config["a"] is None or config["b"] is None:
+        raise ValueError(
+            "equivalence compares two presets, run directories or configuration files: diffkit "
+            "equivalence vdm edm."
+        )
+    comparison = compare(config["a"], config["b"], levels=config["levels"])
+    names = (comparison.a.name, comparison.b.name)
+    table = Table("", *names, "", "what a difference changes", show_lines=False)
+    for row in comparison.rows:
+        table.add_row(row.what, row.a, row.b, "same" if row.same else "differs", row.means)
+    # As wide as it takes where there is no terminal to fit: a file, a pipe, a log.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table, markup=False)
+    for reason in comparison.reasons:
+        print(reason)
+    print(f"generative model: {comparison.model}")
+    print(f"objective: {comparison.objective}")
+    stem = "_".join(["equivalence", *(re.sub(r"[^A-Za-z0-9.-]+", "-", n) for n in names)])
+    out = Path(config["out"] or f"{stem}.png")
+    save_comparison(comparison, out)
+    print(out, flush=True)
 
 
 def _save_samples(drawn: jax.Array, path: Path, levels: int | None) -> Path:

@@ -4,7 +4,14 @@ import dataclasses
 import inspect
 
 from diffkit import registry
-from diffkit.cli.settings import EvaluateSettings, SampleSettings, TrainSettings
+from diffkit.cli.settings import (
+    RUN_CHOICES,
+    ConvertSettings,
+    EquivalenceSettings,
+    EvaluateSettings,
+    SampleSettings,
+    TrainSettings,
+)
 from diffkit.presets import CONTEXT
 
 _COMMANDS = {
@@ -15,6 +22,11 @@ _COMMANDS = {
     ),
     "evaluate": ("usage: diffkit evaluate RUN [SETTING=VALUE ...]", EvaluateSettings),
     "sample": ("usage: diffkit sample RUN [SETTING=VALUE ...]", SampleSettings),
+    "convert": (
+        "usage: diffkit convert RUN OUT [process=NAME] [schedule=NAME] [KIND.OPTION=VALUE ...]",
+        ConvertSettings,
+    ),
+    "equivalence": ("usage: diffkit equivalence A B [SETTING=VALUE ...]", EquivalenceSettings),
 }
 
 
@@ -51,7 +63,7 @@ def command_help(command: str) -> str:
         lines += _fields(TrainConfig, "train.")
         kinds = registry.KINDS
     else:
-        kinds = ("sampler", "grid") if command == "sample" else ()
+        kinds = RUN_CHOICES.get(command, ())
     for kind in kinds:
         lines += ["", f"{kind}:"]
         lines += [f"  {name}  {_options(kind, name)}".rstrip() for name in registry.available(kind)]

@@ -23,8 +23,22 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffkit import registry
-from diffkit.cli.commands import evaluate_command, sample_command, train_command
-from diffkit.cli.settings import EvaluateSettings, SampleSettings, TrainSettings
+from diffkit.cli.commands import (
+    convert_command,
+    equivalence_command,
+    evaluate_command,
+    sample_command,
+    train_command,
+)
+from diffkit.cli.settings import (
+    POSITIONAL,
+    RUN_CHOICES,
+    ConvertSettings,
+    EquivalenceSettings,
+    EvaluateSettings,
+    SampleSettings,
+    TrainSettings,
+)
 from diffkit.presets import CONTEXT, MODEL_KINDS, TRAINING_KINDS, Preset
 from diffkit.runs import MAY_CHANGE
 from diffkit.training import TrainConfig
@@ -33,6 +47,8 @@ _COMMANDS: Mapping[str, tuple[Callable[..., None], type]] = {
     "train": (train_command, TrainSettings),
     "evaluate": (evaluate_command, EvaluateSettings),
     "sample": (sample_command, SampleSettings),
+    "convert": (convert_command, ConvertSettings),
+    "equivalence": (equivalence_command, EquivalenceSettings),
 }
 _DEFAULT_PRESET = "vdm"
 _QUIET = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
@@ -95,9 +111,9 @@ def _fill_store(command: str, given: Sequence[str]) -> None:
         defaults = [{kind: name} for kind, name in chosen.items()]
         defaults += [{"data": "digits"}, "_self_"]
         defaults += [{"preset": _DEFAULT_PRESET if _DEFAULT_PRESET in presets else "???"}]
-    elif command == "sample":
+    else:
         # By default those of the run.
-        defaults += [{"sampler": None}, {"grid": None}]
+        defaults += [{kind: None} for kind in RUN_CHOICES.get(command, ())]
     main["defaults"] = defaults + _QUIET
     main["hydra"] = {
         "run": {"dir": "."},
@@ -108,25 +124,28 @@ def _fill_store(command: str, given: Sequence[str]) -> None:
 
 
 def _arguments(command: str, given: Sequence[str]) -> list[str]:
-    """Hydra's arguments: the positional RUN, which comes first, becomes an override."""
+    """Hydra's arguments: the positional ones, which come first, become overrides."""
 
     def quoted(value: str) -> str:
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{escaped}'"
 
     # A leading ~ means something else in Hydra's grammar.
-    arguments = [
+    rest = [
         f"{name}={quoted(value)}" if value.startswith("~") else argument
         for argument in given
         for name, _, value in [argument.partition("=")]
     ]
-    if command != "train" and given and "=" not in given[0] and not given[0].startswith("-"):
-        # Beside the other overrides: argparse wants all of them in one place among Hydra's flags.
-        rest = arguments[1:]
-        overrides = [i for i, word in enumerate(rest) if "=" in word and not word.startswith("-")]
-        place = overrides[0] if overrides else len(rest)
-        return [*rest[:place], f"run={quoted(given[0])}", *rest[place:]]
-    return arguments
+    named = []
+    for name in POSITIONAL[command]:
+        if not given or "=" in given[0] or given[0].startswith("-"):
+            break
+        named.append(f"{name}={quoted(given[0])}")
+        given, rest = given[1:], rest[1:]
+    # Beside the other overrides: argparse wants all of them in one place among Hydra's flags.
+    overrides = [i for i, word in enumerate(rest) if "=" in word and not word.startswith("-")]
+    place = overrides[0] if overrides else len(rest)
+    return [*rest[:place], *named, *rest[place:]]
 
 
 def _run_name() -> str:

@@ -1,8 +1,9 @@
 """The settings of the commands, apart from parts, data and the training loop."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 
 def _at_least(settings: object, **least: int) -> None:
@@ -101,5 +102,50 @@ class SampleSettings:
             )
 
 
+@dataclass(frozen=True)
+class ConvertSettings:
+    """`diffkit convert RUN OUT`.
+
+    **Arguments:** `run`: the run directory; `out`: the new one. Give process=NAME, schedule=NAME or both.
+    """
+
+    run: str | None = None
+    out: str | None = None
+
+
+@dataclass(frozen=True)
+class EquivalenceSettings:
+    """`diffkit equivalence A B`.
+
+    **Arguments:** `a`, `b`: presets, run directories or configuration files; `levels`: of the data that
+    presets are meant for, by default those of the other's run, or 256; `out`: the PNG to write, by default
+    named after the two.
+    """
+
+    a: str | None = None
+    b: str | None = None
+    levels: int | None = None
+    out: str | None = None
+
+    def __post_init__(self):
+        _at_least(self, levels=2)
+
+
 def _is_number(value: Any, *types: type) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
+
+
+POSITIONAL: Final[Mapping[str, tuple[str, ...]]] = {
+    "train": (),
+    "evaluate": ("run",),
+    "sample": ("run",),
+    "convert": ("run", "out"),
+    "equivalence": ("a", "b"),
+}
+"""The settings of each command that may come first, without their names."""
+
+RUN_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "sample": ("sampler", "grid"),
+    "convert": ("process", "schedule"),
+}
+"""The kinds that a command on a run may choose anew."""

@@ -98,7 +98,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             logsnr=lambda kappa: -2 * jnp.log(kappa),
             slope=lambda logsnr: -0.5 * _rho(logsnr),
             offset=_offset_eps,
-            quantity=lambda prediction: prediction.eps,
+            quantity=lambda prediction: prediction.eps.value,
         ),
         "x": Form(
             scale=_inverse_rho,
@@ -106,7 +106,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             logsnr=lambda kappa: 2 * jnp.log(kappa),
             slope=lambda logsnr: 0.5 * _inverse_rho(logsnr),
             offset=_offset_x,
-            quantity=lambda prediction: prediction.x,
+            quantity=lambda prediction: prediction.x.value,
         ),
         "v": Form(
             scale=_cosine,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffkit.data import AbstractDataset, batches, condition_size
-from diffkit.denoiser import Denoiser
+from diffkit.denoiser import Denoiser, underlying
 from diffkit.model import DiffusionModel
 from diffkit.networks.base import network_condition_size
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
@@ -64,7 +64,8 @@ def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
             f"levels={model.decoder.levels}."
         )
     size = condition_size(data)
-    network = model.denoiser.network if isinstance(model.denoiser, Denoiser) else None
+    denoiser = underlying(model.denoiser)
+    network = denoiser.network if isinstance(denoiser, Denoiser) else None
     known = network_condition_size(network)
     if size > 0 and known is not None and known != size:
         raise ValueError(

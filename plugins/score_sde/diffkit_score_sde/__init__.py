@@ -4,7 +4,6 @@ from diffkit.typing import check_types
 
 check_types("diffkit_score_sde")
 
-from diffkit_score_sde.parameterizations import Score as Score
 from diffkit_score_sde.presets import SUBVP_SDE as SUBVP_SDE
 from diffkit_score_sde.presets import VE_SDE as VE_SDE
 from diffkit_score_sde.presets import VP_SDE as VP_SDE

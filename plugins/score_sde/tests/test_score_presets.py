@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import diffkit as dk
-from diffkit_score_sde import SUBVP_SDE, VE_SDE, VP_SDE, Score
+from diffkit_score_sde import SUBVP_SDE, VE_SDE, VP_SDE
 
 PRESETS = {"vp_sde": VP_SDE, "subvp_sde": SUBVP_SDE, "ve_sde": VE_SDE}
 each_preset = pytest.mark.parametrize("name", PRESETS)
@@ -62,7 +62,7 @@ def test_sigma_squared_is_in_front_of_the_error_of_the_score(name):
     model = small(name)
     weighting = dk.part("weighting", PRESETS[name].weighting, model=model)
     spelled_out = dk.weightings.implied_weighting(
-        parameterization=Score(),
+        parameterization=dk.Score(),
         schedule=model.schedule,
         process=model.process,
         factor=lambda logsnr: model.process.at(logsnr).sigma ** 2,

@@ -167,8 +167,9 @@ class LearnedMonotone(dk.AbstractSchedule):
         return (1 - s) * maximum + s * minimum
 
     def inverse(self, logsnr: ScalarLike) -> Scalar:
-        """The time of a `logsnr`, by bisection to the last digit of float32."""
+        """The time of a `logsnr`, by bisection to the last digit."""
         logsnr = as_float(logsnr)
+        halvings = jnp.finfo(logsnr.dtype).nmant + 7
 
         def halve(_, bounds):
             low, high = bounds
@@ -176,5 +177,11 @@ class LearnedMonotone(dk.AbstractSchedule):
             later = self(middle) > logsnr
             return jnp.where(later, middle, low), jnp.where(later, high, middle)
 
-        low, high = jax.lax.fori_loop(0, 30, halve, (jnp.zeros_like(logsnr), jnp.ones_like(logsnr)))
-        return 0.5 * (low + high)
+        low, high = jax.lax.fori_loop(
+            0, halvings, halve, (jnp.zeros_like(logsnr), jnp.ones_like(logsnr))
+        )
+        t = jax.lax.stop_gradient(0.5 * (low + high))
+        # A bisection has no derivative. One step of Newton's method from its result has the right one, by
+        # logsnr and by the parameters, and no other effect.
+        reached, slope = jax.jvp(self, (t,), (jnp.ones_like(t),))
+        return t - (reached - logsnr) / jax.lax.stop_gradient(slope)

@@ -117,3 +117,49 @@ def test_wrong_arguments_are_refused():
         diffkit_vdm.LearnedLinear(-5.0, 13.3)
     with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
         diffkit_vdm.LearnedMonotone(hidden=0, key=jax.random.key(0))
+
+
+def test_inverse_has_the_derivatives_of_the_inverse():
+    # A bisection has none; these are by finite differences in float64.
+    with jax.enable_x64(True):
+        schedule = diffkit_vdm.LearnedMonotone(6.0, -5.0, hidden=8, key=jax.random.key(0))
+
+        def time(start, height, logsnr):
+            where = lambda s: (s.ends.start, s.interior.height)  # noqa: E731
+            return eqx.tree_at(where, schedule, (start, height)).inverse(logsnr)
+
+        arguments = (schedule.ends.start, schedule.interior.height, jnp.asarray(1.5))
+        by_start, by_height, by_logsnr = jax.grad(time, argnums=(0, 1, 2))(*arguments)
+        step = 1e-6
+
+        def difference(index, change):
+            moved = [list(arguments), list(arguments)]
+            moved[0][index], moved[1][index] = (
+                arguments[index] + change,
+                arguments[index] - change,
+            )
+            return (time(*moved[0]) - time(*moved[1])) / (2 * step)
+
+        assert jnp.allclose(by_start, difference(0, step), rtol=1e-6)
+        assert jnp.allclose(by_logsnr, difference(2, step), rtol=1e-6)
+        for i in range(3):
+            change = step * jnp.eye(8)[i]
+            assert jnp.allclose(by_height[i], difference(1, change), rtol=1e-5, atol=1e-9)
+
+
+def test_truncated_learned_schedule_has_fixed_ends():
+    # The ends are given numbers, whatever the parameters: no gradient; in between as finite differences.
+    with jax.enable_x64(True):
+        learned = diffkit_vdm.LearnedMonotone(8.0, -7.0, hidden=8, key=jax.random.key(0))
+        truncated = dk.Truncated(learned, 6.0, -5.0)
+
+        def logsnr(start, t):
+            return eqx.tree_at(lambda s: s.schedule.ends.start, truncated, start)(t)
+
+        slope = jax.grad(logsnr)
+        assert abs(slope(learned.ends.start, 0.0)) < 1e-9
+        assert abs(slope(learned.ends.start, 1.0)) < 1e-9
+        up, down = (logsnr(learned.ends.start + d, 0.3) for d in (1e-6, -1e-6))
+        assert jnp.allclose(
+            slope(learned.ends.start, 0.3), (up - down) / 2e-6, rtol=1e-5, atol=1e-9
+        )
