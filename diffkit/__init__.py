@@ -61,6 +61,7 @@ from diffkit.samplers import AbstractSampler as AbstractSampler
 from diffkit.samplers import sample as sample
 from diffkit.samplers import sample_trajectory as sample_trajectory
 from diffkit.schedules import AbstractSchedule as AbstractSchedule
+from diffkit.schedules import AbstractVarianceMinimising as AbstractVarianceMinimising
 from diffkit.schedules import Cosine as Cosine
 from diffkit.schedules import LinearLogSNR as LinearLogSNR
 from diffkit.schedules import Truncated as Truncated
@@ -79,13 +80,17 @@ from diffkit.weightings import Sigmoid as Sigmoid
 if TYPE_CHECKING:
     from diffkit.runs import Run as Run
     from diffkit.runs import load_run as load_run
+    from diffkit.training import EstimatorStatistics as EstimatorStatistics
     from diffkit.training import Fit as Fit
     from diffkit.training import TrainConfig as TrainConfig
+    from diffkit.training import estimator_statistics as estimator_statistics
     from diffkit.training import evaluate as evaluate
     from diffkit.training import fit as fit
 
 # What needs optax and grain is imported when it is first asked for.
 _LAZY = {
+    "EstimatorStatistics": "training",
+    "estimator_statistics": "training",
     "Fit": "training",
     "TrainConfig": "training",
     "evaluate": "training",

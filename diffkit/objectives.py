@@ -20,12 +20,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from diffkit.denoiser import Denoiser, underlying
+from diffkit.denoiser import AbstractDenoiser, Denoiser, underlying
 from diffkit.model import DiffusionModel
 from diffkit.parameterizations import AbstractRangeParameterization
 from diffkit.processes import log_spread, rescaled_prior_std
+from diffkit.schedules import AbstractSchedule, AbstractVarianceMinimising
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.typing import BatchScalar, DataBatch, Example, PRNGKey, Scalar, ScalarLike
 from diffkit.weightings import ELBO, AbstractWeighting
@@ -104,25 +105,65 @@ def diffusion_term(
     - `hybrid`: where a model predicts variances, leave them out of the loss and add the bound from which
       they are learnt.
     """
+    part = _range_parameterization(model) if hybrid else None
+    levels = _visit(model.schedule, t, steps, part)
+    return _integrand(model.denoiser, x, eps, levels, steps, weighting, condition, key, part)
+
+
+class _Levels(eqx.Module):
+    """All that the loss of one example asks of the schedule.
+
+    **Attributes:** `logsnr` and its derivative `slope` at the time; `before`: the logsnr one step earlier,
+    in discrete time; `learnt`: the same for the steps whose variances are learnt.
+    """
+
+    logsnr: Scalar
+    slope: Scalar
+    before: Scalar | None
+    learnt: Scalar | None
+
+
+def _visit(
+    schedule: AbstractSchedule,
+    t: ScalarLike,
+    steps: int | None,
+    part: AbstractRangeParameterization | None,
+) -> _Levels:
     t = jnp.asarray(t)
     if steps is not None:
         t = (jnp.floor(t * steps) + 1) / steps
-    logsnr, slope = jax.jvp(model.schedule, (t,), (jnp.ones_like(t),))
-    z = model.process.perturb(x, eps, model.process.at(logsnr))
-    prediction = model.denoiser(z, logsnr, condition, key=key)
+    logsnr, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
+    before = None if steps is None else schedule(t - 1 / steps)
+    # The step of length 1 / T that starts here, cut short at the data end.
+    learnt = None if part is None else schedule(jnp.maximum(t - 1 / part.steps, 0.0))
+    return _Levels(logsnr, slope, before, learnt)
+
+
+def _integrand(
+    denoiser: AbstractDenoiser,
+    x: Example,
+    eps: Example,
+    levels: _Levels,
+    steps: int | None,
+    weighting: AbstractWeighting,
+    condition: Float[Array, " condition"] | None,
+    key: PRNGKey | None,
+    part: AbstractRangeParameterization | None,
+) -> Scalar:
+    logsnr = levels.logsnr
+    z = denoiser.process.perturb(x, eps, denoiser.process.at(logsnr))
+    prediction = denoiser(z, logsnr, condition, key=key)
     squares = jnp.square(eps - prediction.eps)
-    part = _range_parameterization(model) if hybrid else None
     if steps is None or not isinstance(weighting, ELBO):
-        loss = -0.5 * weighting(logsnr) * slope * jnp.sum(squares)
+        loss = -0.5 * weighting(logsnr) * levels.slope * jnp.sum(squares)
     else:
-        logsnr_s = model.schedule(t - 1 / steps)
+        assert levels.before is not None
         spread = None if part is not None else prediction.spread
-        loss = steps * _step_divergence(squares, logsnr, logsnr_s, spread)
+        loss = steps * _step_divergence(squares, logsnr, levels.before, spread)
     if part is not None:
-        # The step of length 1 / T that starts here, cut short at the data end.
-        before = model.schedule(jnp.maximum(t - 1 / part.steps, 0.0))
+        assert levels.learnt is not None
         divergence = part.steps * _step_divergence(
-            jax.lax.stop_gradient(squares), logsnr, before, prediction.spread
+            jax.lax.stop_gradient(squares), logsnr, levels.learnt, prediction.spread
         )
         loss = loss + part.vlb_weight / math.log(2) * divergence
     return loss
@@ -172,7 +213,10 @@ def denoising_loss(
 
     With the weighting `ELBO` it is the diffusion term of the VLB. For a model that predicts the
     variances of its reverse steps too (`AbstractRangeParameterization`) the bound from which it learns
-    them is added.
+    them is added. The interior of a schedule that minimises the variance
+    (`diffkit.AbstractVarianceMinimising`) has another gradient than its value: where a mean of the numbers
+    returned is differentiated, that of the mean of their squares (VDM appendix I.2), at the cost of no
+    further pass through the network.
 
     **Arguments:**
 
@@ -205,10 +249,11 @@ def diffusion_with_times(
     time_sampler: AbstractTimeSampler,
     steps: int | None,
     condition: ConditionBatch | None,
+    inference: bool = False,
 ) -> tuple[BatchScalar, BatchScalar, BatchScalar]:
     """`denoising_loss`, the times that were drawn and their importances, for a loss that adapts."""
     return _diffusion(
-        model, x, key, weighting, time_sampler, steps, condition, inference=False, hybrid=True
+        model, x, key, weighting, time_sampler, steps, condition, inference=inference, hybrid=True
     )
 
 
@@ -231,20 +276,80 @@ def _diffusion(
     eps = jax.random.normal(eps_key, encoded.shape, encoded.dtype)
     keys = None if inference else jax.random.split(dropout_key, batch)
 
-    def one(x, t, eps, condition, key):
-        return diffusion_term(
-            model,
-            x,
-            t,
-            eps,
-            steps=steps,
-            weighting=weighting,
-            condition=condition,
-            key=key,
-            hybrid=hybrid,
-        )
+    part = _range_parameterization(model) if hybrid else None
 
-    return importance * jax.vmap(one)(encoded, t, eps, condition, keys), t, importance
+    def visit(schedule: AbstractSchedule) -> _Levels:
+        return jax.vmap(lambda t: _visit(schedule, t, steps, part))(t)
+
+    losses = _Losses(encoded, eps, condition, keys, importance, weighting, part, steps)
+    schedule = model.schedule
+    if isinstance(schedule, AbstractVarianceMinimising) and schedule.minimise_variance:
+        outer, inner = (visit(part) for part in _parts(schedule))
+        values = _with_second_moment((model.denoiser, outer, inner), losses)
+    else:
+        values = losses(model.denoiser, visit(schedule))
+    return values, t, importance
+
+
+class _Losses(eqx.Module):
+    """The losses of a batch whose times and noises are drawn."""
+
+    x: Float[Array, "batch *shape"]
+    eps: Float[Array, "batch *shape"]
+    condition: ConditionBatch | None
+    keys: Key[Array, " batch"] | None
+    importance: BatchScalar
+    weighting: AbstractWeighting
+    part: AbstractRangeParameterization | None
+    steps: int | None = eqx.field(static=True)
+
+    def __call__(self, denoiser: AbstractDenoiser, levels: _Levels) -> BatchScalar:
+        def one(x, eps, levels, condition, key):
+            return _integrand(
+                denoiser, x, eps, levels, self.steps, self.weighting, condition, key, self.part
+            )
+
+        return self.importance * jax.vmap(one)(self.x, self.eps, levels, self.condition, self.keys)
+
+
+def _parts(
+    schedule: AbstractVarianceMinimising,
+) -> tuple[AbstractVarianceMinimising, AbstractVarianceMinimising]:
+    """The schedule with a gradient by all but its interior, and with one by its interior alone."""
+    inner, outer = eqx.partition(schedule, schedule.interior_parameters())
+
+    def fixed(tree: AbstractVarianceMinimising) -> AbstractVarianceMinimising:
+        return jax.tree.map(lambda v: jax.lax.stop_gradient(v) if eqx.is_array(v) else v, tree)
+
+    return eqx.combine(outer, fixed(inner)), eqx.combine(fixed(outer), inner)
+
+
+@eqx.filter_custom_vjp
+def _with_second_moment(arguments, losses):
+    """The losses of a batch: by `outer` with their gradient, by `inner` with that of their squares.
+
+    `outer` and `inner` are one and the same values of the schedule. One pass through the network gives
+    both: the square of a loss has 2 loss times its gradient (VDM appendix I.2).
+    """
+    denoiser, outer, _ = arguments
+    return losses(denoiser, outer)
+
+
+@_with_second_moment.def_fwd
+def _forward(perturbed, arguments, losses):
+    denoiser, outer, _ = arguments
+    moved, fixed = eqx.partition(denoiser, perturbed[0])
+    values, pullback = jax.vjp(
+        lambda moved, levels: losses(eqx.combine(moved, fixed), levels), moved, outer
+    )
+    return values, (values, pullback)
+
+
+@_with_second_moment.def_bwd
+def _backward(residuals, grad, perturbed, arguments, losses):
+    values, pullback = residuals
+    by_denoiser, by_levels = pullback(grad)
+    return by_denoiser, by_levels, jax.tree.map(lambda leaf: 2 * values * leaf, by_levels)
 
 
 def end_terms(

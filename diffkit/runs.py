@@ -132,6 +132,12 @@ def transported(model: DiffusionModel, config: Mapping[str, Any]) -> DiffusionMo
     return carried(model, None if process is None else make(process)(), schedule)
 
 
+def endpoints(model: DiffusionModel) -> tuple[float, float]:
+    """The endpoints of a model's schedule, (max, min)."""
+    maximum, minimum = model.schedule.endpoints
+    return float(maximum), float(minimum)
+
+
 def convert_run(
     source: Path,
     out: Path,
@@ -174,8 +180,7 @@ def convert_run(
     config = {**run.config, "transport": moved}
     # An option that does not fit is refused here, before anything is written.
     model = transported(run.model, config)
-    before, after = (each.schedule.endpoints for each in (run.model, model))
-    losses = range_losses((float(before[0]), float(before[1])), (float(after[0]), float(after[1])))
+    losses = range_losses(endpoints(run.model), endpoints(model))
     # Complete or not there at all.
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place:

@@ -11,7 +11,7 @@ variance of the estimate and where a sampler that is uniform in $t$ places its s
 
 import abc
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -19,6 +19,8 @@ import jax.numpy as jnp
 
 from diffkit.registry import complete, get, register
 from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
+
+S = TypeVar("S", bound="AbstractVarianceMinimising")
 
 
 class AbstractSchedule(eqx.Module):
@@ -37,6 +39,22 @@ class AbstractSchedule(eqx.Module):
         """`(max, min)`: `logsnr` at t = 0 and at t = 1."""
         # Arrays, so that a schedule of plain arithmetic returns arrays too.
         return self(jnp.asarray(0.0)), self(jnp.asarray(1.0))
+
+
+class AbstractVarianceMinimising(AbstractSchedule):
+    r"""A schedule whose interior may follow the variance of the estimate in place of its mean.
+
+    In continuous time the bound does not depend on a schedule between its endpoints (VDM section 5.1), so
+    that the interior is free to minimise the variance of the Monte Carlo estimate (section 5.3 and appendix
+    I.2). With `minimise_variance` the gradient of the diffusion loss by the interior parameters is that of
+    its second moment over examples; the value, and every other gradient, stay as they are.
+    """
+
+    minimise_variance: eqx.AbstractVar[bool]
+
+    @abc.abstractmethod
+    def interior_parameters(self: S) -> S:
+        """A tree like the schedule: `True` for each array that moves the interior and no endpoint."""
 
 
 def check_range(
@@ -217,7 +235,7 @@ def truncated(
     logsnr_max: float | None = None,
     logsnr_min: float = -5.0,
     *,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] = (),
     levels: int | None = None,
     key: PRNGKey,
 ) -> Truncated:

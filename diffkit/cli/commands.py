@@ -18,18 +18,31 @@ from diffkit.equivalence import compare, save_comparison
 from diffkit.guidance import guide
 from diffkit.presets import TRAINING_KINDS, part
 from diffkit.registry import name_of
-from diffkit.runs import Run, convert_run, load_run, make, model_from_config, write_config
+from diffkit.runs import (
+    Run,
+    convert_run,
+    endpoints,
+    load_run,
+    make,
+    model_from_config,
+    transported,
+    write_config,
+)
 from diffkit.samplers import sample
 from diffkit.training import (
+    EstimatorStatistics,
     Evaluation,
     TrainConfig,
     check_data,
+    estimator_statistics,
     evaluate,
     fit,
     save_curves,
     save_samples,
     save_schedule,
+    save_statistics,
 )
+from diffkit.transport import range_losses
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -94,10 +107,20 @@ def _require_run(config: Mapping[str, Any], command: str) -> Run:
 def evaluate_command(config: Mapping[str, Any]) -> None:
     """The likelihood of a run's model on its data: `diffkit evaluate RUN`."""
     run = _require_run(config, "evaluate")
+    schedule, time_sampler = config.get("schedule"), config.get("time_sampler")
+    if time_sampler is not None and not config["variance"]:
+        raise ValueError(
+            "time_sampler changes nothing but the variance: give variance=true as well."
+        )
+    moved = {**run.config, "transport": {"schedule": schedule}} if schedule else {}
+    model = transported(run.model, moved)
+    for sentence in range_losses(endpoints(run.model), endpoints(model)):
+        print(sentence)
     data = run.data()
+    source = data.test if config["split"] == "test" else data.train
     result = evaluate(
-        run.model,
-        data.test if config["split"] == "test" else data.train,
+        model,
+        source,
         key=jax.random.key(config["seed"]),
         steps=config["steps"],
         passes=config["passes"],
@@ -106,6 +129,29 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
     time = "continuous time" if result.steps is None else f"T = {result.steps}"
     _show(result, {}, title=f"{config['split']}, {result.examples} examples, {time}")
     print("{} bits/dim: {:.4f} +- {:.4f}".format(config["split"], *result.total), flush=True)
+    if config["variance"]:
+        statistics = estimator_statistics(
+            model,
+            source,
+            key=jax.random.key(config["seed"]),
+            time_sampler=part(
+                "time_sampler", make(time_sampler or run.config["time_sampler"]), model=model
+            ),
+            steps=config["steps"],
+            batch_size=run.config["train"]["batch_size"],
+        )
+        _show_statistics(statistics)
+        (run.path / "variance.json").write_text(json.dumps(statistics.as_dict(), indent=1) + "\n")
+        print(save_statistics(statistics, run.path / "variance.png"), flush=True)
+
+
+def _show_statistics(result: EstimatorStatistics) -> None:
+    table = Table("", "nats^2", title="diffusion loss, in nats per example")
+    table.add_row("variance of one draw", f"{result.variance:.4g}")
+    table.add_row("the same under the best schedule", f"{result.best_variance:.4g}")
+    table.add_row(f"variance of a batch of {result.batch_size}", f"{result.batch_variance:.4g}")
+    Console().print(table)
+    print(f"mean: {result.mean:.4f} +- {result.mean_error:.4f} nats")
 
 
 def sample_command(config: Mapping[str, Any]) -> None:

@@ -40,7 +40,9 @@ class EvaluateSettings:
 
     **Arguments:** `run`: the run directory; `steps`: T of the discrete-time bound, by default
     continuous time; `passes`: draws per example; `batch_size`: latents per call of the network;
-    `seed`: of the draws; `split`: `test` or `train`.
+    `seed`: of the draws; `split`: `test` or `train`; `variance`: also measure how noisy the estimate is
+    that training works with, in batches of the run's size. With schedule=NAME the model is carried over
+    to another schedule first; time_sampler=NAME is for `variance` alone.
     """
 
     run: str | None = None
@@ -49,6 +51,7 @@ class EvaluateSettings:
     batch_size: int = 512
     seed: int = 0
     split: str = "test"
+    variance: bool = False
 
     def __post_init__(self):
         _at_least(self, steps=1, passes=1, batch_size=1, seed=0)
@@ -145,6 +148,7 @@ POSITIONAL: Final[Mapping[str, tuple[str, ...]]] = {
 """The settings of each command that may come first, without their names."""
 
 RUN_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "evaluate": ("schedule", "time_sampler"),
     "sample": ("sampler", "grid"),
     "convert": ("process", "schedule"),
 }

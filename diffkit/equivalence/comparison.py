@@ -25,7 +25,14 @@ from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, Preset, build_model, pa
 from diffkit.samplers import AbstractSampler
 from diffkit.schedules import AbstractSchedule
 from diffkit.time_samplers import AbstractTimeSampler
-from diffkit.weightings import TOLERANCE, AbstractWeighting, Verdict, classify, tabulate
+from diffkit.weightings import (
+    TOLERANCE,
+    AbstractWeighting,
+    Implied,
+    Verdict,
+    classify,
+    tabulate,
+)
 
 _POINTS = 1001
 
@@ -68,7 +75,9 @@ class Composition:
 
     @property
     def verdict(self) -> Verdict:
-        """What its loss is a bound on."""
+        """What its loss is a bound on, over the range that it was trained on."""
+        if isinstance(self.weighting, Implied):
+            return self.weighting.verdict
         return classify(self.weighting, self.range)
 
 

@@ -8,6 +8,7 @@ from diffkit.training.evaluation import evaluate as evaluate
 from diffkit.training.figures import save_curves as save_curves
 from diffkit.training.figures import save_samples as save_samples
 from diffkit.training.figures import save_schedule as save_schedule
+from diffkit.training.figures import save_statistics as save_statistics
 from diffkit.training.loop import Fit as Fit
 from diffkit.training.loop import check_data as check_data
 from diffkit.training.loop import fit as fit
@@ -17,3 +18,6 @@ from diffkit.training.state import Objective as Objective
 from diffkit.training.state import TrainState as TrainState
 from diffkit.training.state import init_state as init_state
 from diffkit.training.state import train_steps as train_steps
+from diffkit.training.statistics import EstimatorStatistics as EstimatorStatistics
+from diffkit.training.statistics import Profile as Profile
+from diffkit.training.statistics import estimator_statistics as estimator_statistics

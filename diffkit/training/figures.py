@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Real
 
 from diffkit.model import DiffusionModel
+from diffkit.training.statistics import EstimatorStatistics
 
 
 def _figure(width: float, height: float):
@@ -110,3 +111,30 @@ def save_schedule(model: DiffusionModel, path: Path) -> None:
     right.set(xlabel="t")
     right.legend()
     figure.savefig(path)
+
+
+def save_statistics(statistics: EstimatorStatistics, path: Path) -> Path:
+    """Write the profile of a loss, over time and over logsnr: its mean and the root of its second moment.
+
+    The loss of a draw is flat over time under the schedule of least variance.
+    """
+    figure = _figure(9, 3.8)
+    axes = figure.subplots(1, 2)
+    for where, profile, name in (
+        (axes[0], statistics.by_t, "t (0 data, 1 noise)"),
+        (axes[1], statistics.by_logsnr, "logsnr"),
+    ):
+        where.stairs(profile.mean, profile.edges, label="mean")
+        where.stairs(
+            np.sqrt(profile.second_moment), profile.edges, label="root of the second moment"
+        )
+        where.set(xlabel=name, ylabel="loss of a draw, nats", yscale="log")
+        where.grid(alpha=0.3, which="both")
+        where.legend(fontsize="small")
+    figure.suptitle(
+        f"variance of one draw {statistics.variance:.4g}, at best {statistics.best_variance:.4g}; of a "
+        f"batch of {statistics.batch_size}: {statistics.batch_variance:.4g}",
+        fontsize="medium",
+    )
+    figure.savefig(path)
+    return path

@@ -1,6 +1,7 @@
 """The training state, and the compiled function that takes it many steps further."""
 
 import math
+import operator
 from typing import Any, Final
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, PyTree, Real
 from diffkit.buffers import trainable
 from diffkit.model import DiffusionModel
 from diffkit.objectives import diffusion_with_times, end_terms
+from diffkit.schedules import AbstractVarianceMinimising
 from diffkit.time_samplers import (
     AbstractAdaptiveTimeSampler,
     AbstractTimeSampler,
@@ -77,8 +79,27 @@ def _optimiser(config: TrainConfig) -> optax.GradientTransformation:
         mask=decayed,
     )
     # The state has one structure, whether gradients are clipped or not.
-    clip = optax.clip_by_global_norm(config.clip) if config.clip > 0 else optax.identity()
+    if config.clip == 0:
+        return optax.chain(optax.identity(), adamw)
+    # Apart, since the second moment that an interior follows is of another size than the loss.
+    clip = optax.chain(
+        optax.masked(optax.clip_by_global_norm(config.clip), follows_loss),
+        optax.masked(
+            optax.clip_by_global_norm(config.clip),
+            lambda tree: jax.tree.map(operator.not_, follows_loss(tree)),
+        ),
+    )
     return optax.chain(clip, adamw)
+
+
+def follows_loss(tree: PyTree) -> PyTree:
+    """`True` for each leaf of a model but those of a schedule's interior that minimises the variance."""
+    everything = jax.tree.map(lambda _: True, tree)
+    schedule = tree.schedule
+    if not (isinstance(schedule, AbstractVarianceMinimising) and schedule.minimise_variance):
+        return everything
+    apart = jax.tree.map(operator.not_, schedule.interior_parameters())
+    return eqx.tree_at(lambda tree: tree.schedule, everything, apart)
 
 
 def init_state(
@@ -208,7 +229,8 @@ def train_step(
     # The average forgets the initial parameters faster at first, by the usual warm-up.
     decay = jnp.minimum(config.ema, step / (step + 10))
     average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.average, params)
-    metrics = jnp.concatenate([value[None], terms, optax.tree.norm(gradient)[None]])
+    norm = optax.tree.norm(eqx.filter(gradient, follows_loss(gradient)))
+    metrics = jnp.concatenate([value[None], terms, norm[None]])
     model = eqx.combine(params, rest)
     return TrainState(model, average, optimiser, time_sampler, step), metrics
 

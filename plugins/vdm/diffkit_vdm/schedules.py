@@ -111,7 +111,7 @@ class MonotoneNetwork(eqx.Module):
 
 
 @dk.register("schedule", "learned_monotone")
-class LearnedMonotone(dk.AbstractSchedule):
+class LearnedMonotone(dk.AbstractVarianceMinimising):
     r"""A monotone neural network between two exact endpoints.
 
     $s(t) = (h(t) - h(0)) / (h(1) - h(0))$ with h a `MonotoneNetwork`: s(0) = 0 and s(1) = 1 whatever
@@ -124,16 +124,20 @@ class LearnedMonotone(dk.AbstractSchedule):
     - `levels`: how many values a dimension of the data takes, `None` for continuous data.
     - `learn_endpoints`: `False` keeps them as they are.
     - `hidden`: the number of hidden units.
+    - `minimise_variance`: `True` trains the interior to minimise the variance of the estimate of the
+      diffusion loss (VDM section 5.3 and appendix I.2), and the endpoints by its mean.
     - `normalize`: `False` takes s = h as it is, like the reference implementation, whose schedule then
       drifts off its endpoints; for its checkpoints only.
     - `key`: for the initial weights.
 
-    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, one is not finite, or `hidden < 1`.
+    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, one is not finite, `hidden < 1`, or with
+    `minimise_variance` and not `normalize`.
     """
 
     ends: Endpoints | dk.Buffer
     interior: MonotoneNetwork
     normalize: bool = eqx.field(static=True)
+    minimise_variance: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -143,14 +147,26 @@ class LearnedMonotone(dk.AbstractSchedule):
         levels: int | None = None,
         learn_endpoints: bool = True,
         hidden: int = 1024,
+        minimise_variance: bool = False,
         normalize: bool = True,
         key: PRNGKey,
     ):
         if hidden < 1:
             raise ValueError(f"hidden must be at least 1, got {hidden}.")
+        if minimise_variance and not normalize:
+            raise ValueError(
+                "minimise_variance=True needs normalize=True: without it the interior moves the endpoints."
+            )
         self.ends = _endpoints(logsnr_max, logsnr_min, levels, learn_endpoints)
         self.interior = MonotoneNetwork(hidden, key=key)
         self.normalize = normalize
+        self.minimise_variance = minimise_variance
+
+    def interior_parameters(self) -> "LearnedMonotone":
+        nothing = jax.tree.map(lambda _: False, self)
+        return eqx.tree_at(
+            lambda s: s.interior, nothing, jax.tree.map(lambda _: True, self.interior)
+        )
 
     def _position(self, t: Scalar) -> Scalar:
         if not self.normalize:

@@ -1,0 +1,202 @@
+"""How noisy the Monte Carlo estimate of a loss is, and what the best schedule could make of it."""
+
+import math
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, Real
+
+from diffkit.data import AbstractSource
+from diffkit.data import batches as read
+from diffkit.model import DiffusionModel
+from diffkit.objectives import diffusion_with_times
+from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
+from diffkit.typing import PRNGKey
+from diffkit.weightings import ELBO, AbstractWeighting
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Mean and second moment of the loss of a draw, by where the draw fell.
+
+    **Attributes:** `edges` of the bins, increasing; `share` of the draws in each; `mean` and
+    `second_moment` of their losses, in nats per example and its square; NaN where there are none.
+    """
+
+    edges: Float[np.ndarray, " edges"]
+    share: Float[np.ndarray, " bins"]
+    mean: Float[np.ndarray, " bins"]
+    second_moment: Float[np.ndarray, " bins"]
+
+
+@dataclass(frozen=True)
+class EstimatorStatistics:
+    r"""The distribution of the estimate of a diffusion loss.
+
+    **Attributes:**
+
+    - `mean`: of the loss, in nats per example, and its standard error `mean_error`.
+    - `variance`: of the loss of one draw (one example, time and noise).
+    - `batch_variance`: of the mean of a batch, in the same unit: with independent times it is
+      `variance / batch_size`, and less with times that cover [0, 1] evenly.
+    - `best_variance`: what `variance` would be under the best schedule or, which is the same, the best
+      times. For draws with the density $p(\lambda)$ the second moment is
+      $\tfrac14 \int w^2\, \mathbb E \lVert \epsilon - \hat\epsilon \rVert^4 / p\; d\lambda$, least where p
+      is as the root of the numerator. Estimated over the bins of `by_logsnr`.
+    - `by_t`, `by_logsnr`: a `Profile` over time, and over the logsnr.
+    - `batch_size`, `batches`: how many draws at a time, and how often.
+    """
+
+    mean: float
+    mean_error: float
+    variance: float
+    batch_variance: float
+    best_variance: float
+    by_t: Profile
+    by_logsnr: Profile
+    batch_size: int
+    batches: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        """Plain numbers, for a JSON file."""
+        names = ("mean", "mean_error", "variance", "batch_variance", "best_variance")
+        record: dict[str, float | int] = {name: getattr(self, name) for name in names}
+        return record | {"batch_size": self.batch_size, "batches": self.batches}
+
+
+def estimator_statistics(
+    model: DiffusionModel,
+    source: AbstractSource,
+    *,
+    key: PRNGKey,
+    weighting: AbstractWeighting = ELBO(),
+    time_sampler: AbstractTimeSampler = LowDiscrepancy(),
+    steps: int | None = None,
+    batch_size: int = 128,
+    batches: int = 256,
+    bins: int = 50,
+) -> EstimatorStatistics:
+    """Draw the diffusion loss many times, as training does, and say how it is distributed.
+
+    **Arguments:**
+
+    - `model`: the model; its schedule decides the variance.
+    - `source`: the examples, such as `dataset.test`, in a new order for each pass through them.
+    - `key`: from `jax.random.key`.
+    - `weighting`, `time_sampler`, `steps`: the loss and how its times are drawn, as in
+      `diffkit.denoising_loss`.
+    - `batch_size`, `batches`: draws in one estimate, and estimates.
+    - `bins`: of the profiles.
+
+    **Returns:** an `EstimatorStatistics`.
+
+    **Raises:** `ValueError` for fewer than two batches, or another number below 1; or examples that do not
+    have the model's shape.
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("batches", batches, 2),
+        ("bins", bins, 1),
+        ("steps", steps, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+    loss, t, logsnr = _draws(
+        model, source, key, weighting, time_sampler, steps, batch_size, batches
+    )
+    mean, variance = loss.mean(), loss.var(ddof=1)
+    maximum, minimum = (float(end) for end in model.schedule.endpoints)
+    by_logsnr = _profile(logsnr, loss, minimum, maximum, bins)
+    seen = by_logsnr.share > 0
+    root = np.sum(by_logsnr.share[seen] * np.sqrt(by_logsnr.second_moment[seen]))
+    means = loss.mean(axis=1)
+    return EstimatorStatistics(
+        mean=float(mean),
+        mean_error=float(means.std(ddof=1) / math.sqrt(batches)),
+        variance=float(variance),
+        batch_variance=float(means.var(ddof=1)),
+        best_variance=float(root**2 - mean**2),
+        by_t=_profile(t, loss, 0.0, 1.0, bins),
+        by_logsnr=by_logsnr,
+        batch_size=batch_size,
+        batches=batches,
+    )
+
+
+def _draws(
+    model: DiffusionModel,
+    source: AbstractSource,
+    key: PRNGKey,
+    weighting: AbstractWeighting,
+    time_sampler: AbstractTimeSampler,
+    steps: int | None,
+    batch_size: int,
+    count: int,
+) -> tuple[Float[np.ndarray, "count batch"], ...]:
+    """Losses, times and logsnr, a row for each batch."""
+    chunk = min(_CHUNK, count)
+    iterator = read(source, batch_size=batch_size, seed=0, chunk=chunk)
+    collected = []
+    try:
+        for first in range(0, count, chunk):
+            stacked = jax.tree.map(jnp.asarray, next(iterator))
+            x, condition = stacked if isinstance(stacked, tuple) else (stacked, None)
+            keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(chunk))
+            rows = _draw(model, x, condition, keys, weighting, time_sampler, steps)
+            collected.append([np.asarray(row, np.float64)[: count - first] for row in rows])
+    finally:
+        iterator.close()
+    return tuple(np.concatenate(rows) for rows in zip(*collected, strict=True))
+
+
+_CHUNK = 16
+"""Batches in one call of the compiled function."""
+
+
+@eqx.filter_jit
+def _draw(
+    model: DiffusionModel,
+    x: Real[Array, "chunk batch *shape"],
+    condition: Float[Array, "chunk batch condition"] | None,
+    keys: Key[Array, " chunk"],
+    weighting: AbstractWeighting,
+    time_sampler: AbstractTimeSampler,
+    steps: int | None,
+) -> tuple[Float[Array, "chunk batch"], ...]:
+    def one(inputs):
+        x, condition, key = inputs
+        loss, t, _ = diffusion_with_times(
+            model,
+            x,
+            key,
+            weighting=weighting,
+            time_sampler=time_sampler,
+            steps=steps,
+            condition=condition,
+            inference=True,
+        )
+        return loss, t, jax.vmap(model.schedule)(t)
+
+    return jax.lax.map(one, (x, condition, keys))
+
+
+def _profile(
+    at: Float[np.ndarray, "*draws"],
+    loss: Float[np.ndarray, "*draws"],
+    low: float,
+    high: float,
+    bins: int,
+) -> Profile:
+    edges = np.linspace(low, high, bins + 1)
+    index = np.clip(np.searchsorted(edges, at.ravel(), side="right") - 1, 0, bins - 1)
+    count = np.bincount(index, minlength=bins)
+
+    def average(values: Float[np.ndarray, " draws"]) -> Float[np.ndarray, " bins"]:
+        with np.errstate(invalid="ignore"):
+            return np.bincount(index, values, minlength=bins) / count
+
+    flat = loss.ravel()
+    return Profile(edges, count / flat.size, average(flat), average(flat**2))
