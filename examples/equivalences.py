@@ -1,17 +1,23 @@
 """Two published losses that are one objective, and a third that is another, on the digits.
 
     python examples/equivalences.py                 # trains six small models, writes a figure
-    python examples/equivalences.py --steps 100     # a short look
+    python examples/equivalences.py --steps 300     # a short look
 
 `v_cosine` predicts v under the cosine schedule (Salimans and Ho 2022, arXiv 2202.00512), `flow` the
 velocity along the straight line (Lipman et al. 2023, arXiv 2210.02747). Path, time and target are not
 the same, and each paper minimises the plain squared error of its own target over its own uniform
 times. Yet both losses weigh log SNR by exp(-logsnr / 2), and so they are one objective (Kingma and Gao
-2023, arXiv 2303.00848). `bound` is that of VDM (arXiv 2107.00630), for a network that predicts v as the
-first does: another objective.
+2023, arXiv 2303.00848). `bound` is the bound of VDM (arXiv 2107.00630), for a network that predicts v
+as the first does: another objective.
 
 What is shown: what `diffkit.equivalence.compare` says; the three published losses of one network,
-carried from paper to paper; and which losses networks reach that are trained with each of them.
+carried from paper to paper: the first two have a ratio that is known beforehand, and the third has one
+that depends on the network; and which losses networks reach that are trained with each of the three.
+
+One objective has one minimum, but the target still decides how a network gets there, and early on that
+is most of what one sees: after 100 steps the loss that the two share differs by 8 %, after 300 by less
+than 1 %. Under the weighting of the bound, which looks where their own loss hardly does, they are 5 %
+apart after 300 steps and agree as well after 1,000.
 """
 
 import argparse
@@ -247,9 +253,9 @@ def show_trained(
     for (name, seed), one, other in zip(models, *table, strict=True):
         print(f"{name:12s}{seed:5d}", f"{one:>29s}", f"{other:>29s}")
     same, different, spread = zip(*summary, strict=True)
-    print(f"{SAME} against {FIRST}, one objective: {same[0]:+.2f} % and {same[1]:+.2f} %")
-    print(f"{OTHER} against {FIRST}, two: {different[0]:+.2f} % and {different[1]:+.2f} %")
-    print(f"between seeds of one preset: up to {spread[0]:.2f} % and {spread[1]:.2f} %")
+    print(f"one objective, {SAME} against {FIRST}: {same[0]:+.2f} % and {same[1]:+.2f} %")
+    print(f"another, {OTHER} against {FIRST}: {different[0]:+.2f} % and {different[1]:+.2f} %")
+    print(f"one preset, between its seeds: up to {spread[0]:.2f} % and {spread[1]:.2f} %")
 
 
 def save_figure(
@@ -290,7 +296,7 @@ def save_figure(
     )
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
