@@ -216,7 +216,7 @@ def denoising_loss(
     them is added. The interior of a schedule that minimises the variance
     (`diffkit.AbstractVarianceMinimising`) has another gradient than its value: where a mean of the numbers
     returned is differentiated, that of the mean of their squares (VDM appendix I.2), at the cost of no
-    further pass through the network.
+    further pass through the network. Such a model has derivatives by its parameters alone, in reverse mode.
 
     **Arguments:**
 
@@ -284,7 +284,7 @@ def _diffusion(
     losses = _Losses(encoded, eps, condition, keys, importance, weighting, part, steps)
     schedule = model.schedule
     if isinstance(schedule, AbstractVarianceMinimising) and schedule.minimise_variance:
-        outer, inner = (visit(part) for part in _parts(schedule))
+        outer, inner = (visit(each) for each in _parts(schedule))
         values = _with_second_moment((model.denoiser, outer, inner), losses)
     else:
         values = losses(model.denoiser, visit(schedule))

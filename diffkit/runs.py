@@ -14,6 +14,7 @@ read wherever the plugin is installed.
 """
 
 import functools
+import inspect
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -209,7 +210,9 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
         differ = [
             f"{name} ({known.get(name)!r} there, {new.get(name)!r} now)"
             for name in sorted(known.keys() | new.keys())
-            if name not in MAY_CHANGE and known.get(name) != new.get(name)
+            if name not in MAY_CHANGE
+            and known.get(name) != new.get(name)
+            and not (name not in known and _is_default(config, name))
         ]
         if differ:
             raise ValueError(
@@ -218,6 +221,18 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
             )
     path.mkdir(parents=True, exist_ok=True)
     replace_text(file, yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def _is_default(config: Mapping[str, Any], name: str) -> bool:
+    """Whether an option has its default, so that a run that is older than the option had it too."""
+    from hydra.utils import get_object
+
+    kind, _, option = name.rpartition(".")
+    node = config.get(kind)
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return False
+    known = inspect.signature(get_object(node["_target_"])).parameters
+    return option in known and known[option].default == node.get(option)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -47,7 +47,10 @@ class AbstractVarianceMinimising(AbstractSchedule):
     In continuous time the bound does not depend on a schedule between its endpoints (VDM section 5.1), so
     that the interior is free to minimise the variance of the Monte Carlo estimate (section 5.3 and appendix
     I.2). With `minimise_variance` the gradient of the diffusion loss by the interior parameters is that of
-    its second moment over examples; the value, and every other gradient, stay as they are.
+    its second moment over draws; the value, and every other gradient, stay as they are. In discrete time
+    the bound depends on the interior as well, and no longer decides it.
+
+    `Truncated` around such a schedule has the gradients of any other schedule.
     """
 
     minimise_variance: eqx.AbstractVar[bool]

@@ -136,6 +136,15 @@ def test_train_evaluate_sample(workplace, capfd):
     assert "step" not in capfd.readouterr().out.split("test,")[0].replace("run: r", "")
     assert (run / "metrics.jsonl").read_text() == records
 
+    # A run that is older than an option had what is now its default.
+    older = yaml.safe_load(config)
+    del older["train"]["condition_dropout"]
+    (run / "config.yaml").write_text(yaml.safe_dump(older))
+    message = fails(["train", "preset=vdm", "run=r", *SMALL, "train.condition_dropout=0.2"], capfd)
+    assert "train.condition_dropout (None there, 0.2 now)" in message
+    main(["train", "preset=vdm", "run=r", *SMALL, "samples=0"])
+    assert (run / "metrics.jsonl").read_text() == records
+
 
 def test_choices_and_multirun(workplace, capfd):
     main(

@@ -130,14 +130,15 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
     _show(result, {}, title=f"{config['split']}, {result.examples} examples, {time}")
     print("{} bits/dim: {:.4f} +- {:.4f}".format(config["split"], *result.total), flush=True)
     if config["variance"]:
+        chosen = time_sampler or run.config["time_sampler"]
+        before = model_from_config(run.config, data)
         statistics = estimator_statistics(
             model,
             source,
             key=jax.random.key(config["seed"]),
-            time_sampler=part(
-                "time_sampler", make(time_sampler or run.config["time_sampler"]), model=model
-            ),
-            steps=config["steps"],
+            weighting=part("weighting", make(run.config["weighting"]), model=before),
+            time_sampler=part("time_sampler", make(chosen), model=model),
+            steps=run.config["train"]["timesteps"],
             batch_size=run.config["train"]["batch_size"],
         )
         _show_statistics(statistics)

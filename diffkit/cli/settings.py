@@ -40,9 +40,10 @@ class EvaluateSettings:
 
     **Arguments:** `run`: the run directory; `steps`: T of the discrete-time bound, by default
     continuous time; `passes`: draws per example; `batch_size`: latents per call of the network;
-    `seed`: of the draws; `split`: `test` or `train`; `variance`: also measure how noisy the estimate is
-    that training works with, in batches of the run's size. With schedule=NAME the model is carried over
-    to another schedule first; time_sampler=NAME is for `variance` alone.
+    `seed`: of the draws; `split`: `test` or `train`; `variance`: also measure how noisy the estimate of the
+    diffusion loss is, with the weighting, the T and the batch size of the run. With schedule=NAME the model
+    is carried over to another schedule first; time_sampler=NAME is for `variance` alone (one that adapts
+    starts anew).
     """
 
     run: str | None = None

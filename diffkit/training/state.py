@@ -24,7 +24,8 @@ from diffkit.typing import Index, PRNGKey
 from diffkit.weightings import AbstractWeighting
 
 METRICS: Final = ("loss", "prior", "reconstruction", "diffusion", "gradient_norm")
-"""What each step reports; all but the last in bits per dimension."""
+"""What each step reports; all but the last in bits per dimension. The norm is that of the gradient of the
+loss, without an interior that follows the variance instead."""
 
 
 class TrainState(eqx.Module):
@@ -79,17 +80,13 @@ def _optimiser(config: TrainConfig) -> optax.GradientTransformation:
         mask=decayed,
     )
     # The state has one structure, whether gradients are clipped or not.
-    if config.clip == 0:
-        return optax.chain(optax.identity(), adamw)
+    clip = optax.clip_by_global_norm(config.clip) if config.clip > 0 else optax.identity()
     # Apart, since the second moment that an interior follows is of another size than the loss.
-    clip = optax.chain(
-        optax.masked(optax.clip_by_global_norm(config.clip), follows_loss),
-        optax.masked(
-            optax.clip_by_global_norm(config.clip),
-            lambda tree: jax.tree.map(operator.not_, follows_loss(tree)),
-        ),
+    apart = optax.chain(
+        optax.masked(clip, follows_loss),
+        optax.masked(clip, lambda tree: jax.tree.map(operator.not_, follows_loss(tree))),
     )
-    return optax.chain(clip, adamw)
+    return optax.chain(apart, adamw)
 
 
 def follows_loss(tree: PyTree) -> PyTree:

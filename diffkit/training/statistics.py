@@ -41,11 +41,12 @@ class EstimatorStatistics:
     - `mean`: of the loss, in nats per example, and its standard error `mean_error`.
     - `variance`: of the loss of one draw (one example, time and noise).
     - `batch_variance`: of the mean of a batch, in the same unit: with independent times it is
-      `variance / batch_size`, and less with times that cover [0, 1] evenly.
+      `variance / batch_size` for a large source, and less with times that cover [0, 1] evenly.
     - `best_variance`: what `variance` would be under the best schedule or, which is the same, the best
       times. For draws with the density $p(\lambda)$ the second moment is
       $\tfrac14 \int w^2\, \mathbb E \lVert \epsilon - \hat\epsilon \rVert^4 / p\; d\lambda$, least where p
-      is as the root of the numerator. Estimated over the bins of `by_logsnr`.
+      is as the root of the numerator. Estimated over the bins of `by_logsnr`; NaN in discrete time, where
+      the loss itself depends on the schedule.
     - `by_t`, `by_logsnr`: a `Profile` over time, and over the logsnr.
     - `batch_size`, `batches`: how many draws at a time, and how often.
     """
@@ -118,7 +119,7 @@ def estimator_statistics(
         mean_error=float(means.std(ddof=1) / math.sqrt(batches)),
         variance=float(variance),
         batch_variance=float(means.var(ddof=1)),
-        best_variance=float(root**2 - mean**2),
+        best_variance=float(root**2 - mean**2) if steps is None else math.nan,
         by_t=_profile(t, loss, 0.0, 1.0, bins),
         by_logsnr=by_logsnr,
         batch_size=batch_size,
@@ -178,6 +179,8 @@ def _draw(
             condition=condition,
             inference=True,
         )
+        if steps is not None:  # the time that is visited
+            t = (jnp.floor(t * steps) + 1) / steps
         return loss, t, jax.vmap(model.schedule)(t)
 
     return jax.lax.map(one, (x, condition, keys))
