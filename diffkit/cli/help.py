@@ -4,29 +4,15 @@ import dataclasses
 import inspect
 
 from diffkit import registry
-from diffkit.cli.settings import (
-    RUN_CHOICES,
-    ConvertSettings,
-    EquivalenceSettings,
-    EvaluateSettings,
-    SampleSettings,
-    TrainSettings,
-)
+from diffkit.cli.settings import RUN_CHOICES, SETTINGS
 from diffkit.presets import CONTEXT
 
-_COMMANDS = {
-    "train": (
-        "usage: diffkit train [--multirun] [KIND=NAME ...] [KIND.OPTION=VALUE ...] "
-        "[train.SETTING=VALUE ...]",
-        TrainSettings,
-    ),
-    "evaluate": ("usage: diffkit evaluate RUN [SETTING=VALUE ...]", EvaluateSettings),
-    "sample": ("usage: diffkit sample RUN [SETTING=VALUE ...]", SampleSettings),
-    "convert": (
-        "usage: diffkit convert RUN OUT [process=NAME] [schedule=NAME] [KIND.OPTION=VALUE ...]",
-        ConvertSettings,
-    ),
-    "equivalence": ("usage: diffkit equivalence A B [SETTING=VALUE ...]", EquivalenceSettings),
+_USAGE = {
+    "train": "[--multirun] [KIND=NAME ...] [KIND.OPTION=VALUE ...] [train.SETTING=VALUE ...]",
+    "evaluate": "RUN [KIND=NAME ...] [SETTING=VALUE ...]",
+    "sample": "RUN [KIND=NAME ...] [SETTING=VALUE ...]",
+    "convert": "RUN OUT [process=NAME] [schedule=NAME] [KIND.OPTION=VALUE ...]",
+    "equivalence": "A B [SETTING=VALUE ...]",
 }
 
 
@@ -55,8 +41,8 @@ def _fields(settings: type, prefix: str = "") -> list[str]:
 
 def command_help(command: str) -> str:
     """The help of one command."""
-    usage, settings = _COMMANDS[command]
-    lines = [usage, "", "settings:", *_fields(settings)]
+    usage = f"usage: diffkit {command} {_USAGE[command]}"
+    lines = [usage, "", "settings:", *_fields(SETTINGS[command])]
     if command == "train":
         from diffkit.training.config import TrainConfig
 

@@ -30,25 +30,17 @@ from diffkit.cli.commands import (
     sample_command,
     train_command,
 )
-from diffkit.cli.settings import (
-    POSITIONAL,
-    RUN_CHOICES,
-    ConvertSettings,
-    EquivalenceSettings,
-    EvaluateSettings,
-    SampleSettings,
-    TrainSettings,
-)
+from diffkit.cli.settings import POSITIONAL, RUN_CHOICES, SETTINGS
 from diffkit.presets import CONTEXT, MODEL_KINDS, TRAINING_KINDS, Preset
 from diffkit.runs import MAY_CHANGE
 from diffkit.training import TrainConfig
 
-_COMMANDS: Mapping[str, tuple[Callable[..., None], type]] = {
-    "train": (train_command, TrainSettings),
-    "evaluate": (evaluate_command, EvaluateSettings),
-    "sample": (sample_command, SampleSettings),
-    "convert": (convert_command, ConvertSettings),
-    "equivalence": (equivalence_command, EquivalenceSettings),
+_COMMANDS: Mapping[str, Callable[..., None]] = {
+    "train": train_command,
+    "evaluate": evaluate_command,
+    "sample": sample_command,
+    "convert": convert_command,
+    "equivalence": equivalence_command,
 }
 _DEFAULT_PRESET = "vdm"
 _QUIET = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
@@ -101,7 +93,7 @@ def _fill_store(command: str, given: Sequence[str]) -> None:
         }
         store.store(preset_name, node, group="preset", package="_global_")
 
-    settings = _COMMANDS[command][1]
+    settings = SETTINGS[command]
     main: dict[str, Any] = asdict(settings())
     defaults = ["_self_"]
     if command == "train":
@@ -166,7 +158,7 @@ def launch(command: str, given: Sequence[str]) -> None:
     **Raises:** `SystemExit` with status 1 if the command fails. Errors in what was asked for are
     printed without a stack trace, unless the environment has `HYDRA_FULL_ERROR=1`.
     """
-    task, settings = _COMMANDS[command]
+    task, settings = _COMMANDS[command], SETTINGS[command]
 
     def run(config: Any) -> None:
         try:

@@ -139,6 +139,15 @@ def _is_number(value: Any, *types: type) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
 
 
+SETTINGS: Final[Mapping[str, type]] = {
+    "train": TrainSettings,
+    "evaluate": EvaluateSettings,
+    "sample": SampleSettings,
+    "convert": ConvertSettings,
+    "equivalence": EquivalenceSettings,
+}
+"""The settings of each command that Hydra composes."""
+
 POSITIONAL: Final[Mapping[str, tuple[str, ...]]] = {
     "train": (),
     "evaluate": ("run",),
