@@ -12,11 +12,13 @@ class TrainConfig:
     - `steps`: optimiser steps.
     - `batch_size`: examples per step.
     - `learning_rate`: of AdamW, after warm-up.
+    - `interior_learning_rate`: the same for the interior of a schedule that minimises the variance, which
+      follows another objective (`diffkit.AbstractVarianceMinimising`).
     - `warmup`: steps over which the learning rate rises linearly from 0.
     - `decay`: `"constant"`, or `"cosine"`: down to 0 at the last step.
     - `weight_decay`: of AdamW, for the denoiser only: a schedule is not pulled towards zero.
     - `b1`, `b2`: of AdamW.
-    - `clip`: the largest global norm of a gradient; 0 does not clip.
+    - `clip`: the largest global norm of a gradient, apart from such an interior's; 0 does not clip.
     - `ema`: the decay per step of the exponential moving average of the parameters; 0 follows them.
     - `condition_dropout`: how often a condition is left out (replaced by zeros), example by example, so
       that the model learns the distribution without it as well, as guidance needs (`diffkit.Guided`;
@@ -35,6 +37,7 @@ class TrainConfig:
     steps: int = 2000
     batch_size: int = 128
     learning_rate: float = 1e-3
+    interior_learning_rate: float = 1e-2
     warmup: int = 100
     decay: str = "cosine"
     weight_decay: float = 0.01
@@ -67,8 +70,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"train.{name} must be at least {least}, got {value}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"train.learning_rate must be positive, got {self.learning_rate}.")
+        for name in ("learning_rate", "interior_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}.")
         if self.timesteps is not None and self.timesteps < 1:
             raise ValueError(f"train.timesteps must be at least 1 or None, got {self.timesteps}.")
         if not 0 <= self.condition_dropout <= 1:

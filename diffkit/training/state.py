@@ -81,12 +81,15 @@ def _optimiser(config: TrainConfig) -> optax.GradientTransformation:
     )
     # The state has one structure, whether gradients are clipped or not.
     clip = optax.clip_by_global_norm(config.clip) if config.clip > 0 else optax.identity()
-    # Apart, since the second moment that an interior follows is of another size than the loss.
-    apart = optax.chain(
+    # The second moment that an interior follows is of another size than the loss: it has no part in the
+    # norm. Nor is it clipped: its draws are so uneven that the mean of their clipped gradients is far from
+    # the gradient of the mean.
+    rate = optax.scale(config.interior_learning_rate / config.learning_rate)
+    return optax.chain(
         optax.masked(clip, follows_loss),
-        optax.masked(clip, lambda tree: jax.tree.map(operator.not_, follows_loss(tree))),
+        adamw,
+        optax.masked(rate, lambda tree: jax.tree.map(operator.not_, follows_loss(tree))),
     )
-    return optax.chain(apart, adamw)
 
 
 def follows_loss(tree: PyTree) -> PyTree:

@@ -4,7 +4,7 @@ import diffkit as dk
 
 VDM = dk.register("preset", "vdm")(
     dk.Preset(
-        schedule="learned_monotone",
+        schedule=("learned_monotone", {"minimise_variance": True}),
         process="variance_preserving",
         parameterization="epsilon",
         weighting="elbo",

@@ -97,22 +97,29 @@ def _schedule(config: Mapping[str, Any], params: Mapping[str, Any]) -> dk.Abstra
             key=jax.random.key(0),
         )
         gap = scalar(gamma["l1"]["kernel"])
+
+        def vector(value: Any) -> jax.Array:
+            return jnp.asarray(value, jnp.float32).reshape(-1)
+
+        # A weight of zero has no logarithm; this one leaves the same function.
+        slope = jnp.maximum(jnp.abs(vector(gamma["l2"]["kernel"])), 1e-30)
+        # diffkit's network has slope 1 where the reference's has |w1|.
+        height = jnp.maximum(jnp.abs(vector(gamma["l3"]["kernel"]) / gap), 1e-30)
         return eqx.tree_at(
             lambda s: (
                 s.ends.start,
                 s.ends.gap,
-                s.interior.slope,
-                s.interior.bias,
-                s.interior.height,
+                s.interior.log_slope,
+                s.interior.centre,
+                s.interior.log_height,
             ),
             schedule,
             (
                 -scalar(gamma["l1"]["bias"]),
                 gap,
-                jnp.asarray(gamma["l2"]["kernel"]).reshape(-1),
-                jnp.asarray(gamma["l2"]["bias"]).reshape(-1),
-                # diffkit's network has slope 1 where the reference's has |w1|.
-                jnp.asarray(gamma["l3"]["kernel"]).reshape(-1) / jnp.abs(gap),
+                jnp.log(slope),
+                -vector(gamma["l2"]["bias"]) / slope,
+                jnp.log(height),
             ),
         )
     raise ValueError(

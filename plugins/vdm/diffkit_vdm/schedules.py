@@ -6,6 +6,8 @@ two follow different objectives: the VLB depends on the endpoints; in continuous
 depend on the interior, which is free to minimise the variance of the estimate.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -82,40 +84,49 @@ class LearnedLinear(dk.AbstractSchedule):
         return (maximum - as_float(logsnr)) / (maximum - minimum)
 
 
+# A tenth of logsnr's range may be worth a thousandth of the time, and the schedule must cross it in that.
+_SHARPEST = 200.0
+_FLOOR = 0.01
+
+
 class MonotoneNetwork(eqx.Module):
     r"""An increasing function of t.
 
-    $$h(t) = t + \tfrac1n \sum_i |w_{3i}| \tanh(\tfrac12 (|w_{2i}| (2t - 1) + b_i))$$
+    $$h(t) = t + \tfrac1n \sum_i e^{a_i} \tanh(\tfrac12\, e^{b_i} (2t - 1 - c_i))$$
 
     The three linear layers of VDM appendix H: the first, which goes straight to the output, has the
-    weight 1, since only the shape of h matters. That bounds the slope of h from below by 1, so that
-    the schedule is strictly monotone in float32 too.
+    weight 1, since only the shape of h matters. The positive weights are parameters by their
+    logarithms: the best density of logsnr spans orders of magnitude, and so must they.
     """
 
-    slope: Float[Array, " hidden"]
-    bias: Float[Array, " hidden"]
-    height: Float[Array, " hidden"]
+    log_slope: Float[Array, " hidden"]
+    centre: Float[Array, " hidden"]
+    log_height: Float[Array, " hidden"]
 
     def __init__(self, hidden: int, *, key: PRNGKey):
         # Centres spread over [0, 1] at all sharpnesses, each with a small height: nearly the straight
         # line at the start, yet every part of the curve has units that can bend it.
         centre_key, slope_key = jax.random.split(key)
-        centre = jax.random.uniform(centre_key, (hidden,), minval=-1.0, maxval=1.0)
-        self.slope = jnp.exp(jax.random.uniform(slope_key, (hidden,), maxval=jnp.log(20.0)))
-        self.bias = -centre * self.slope
-        self.height = jnp.full((hidden,), 0.1)
+        self.centre = jax.random.uniform(centre_key, (hidden,), minval=-1.0, maxval=1.0)
+        self.log_slope = jax.random.uniform(slope_key, (hidden,), maxval=math.log(_SHARPEST))
+        self.log_height = jnp.full((hidden,), math.log(0.1))
 
     def __call__(self, t: Scalar) -> Scalar:
-        activation = jnp.tanh(0.5 * (jnp.abs(self.slope) * (2 * t - 1) + self.bias))
-        return t + jnp.mean(jnp.abs(self.height) * activation)
+        slope, height = (
+            # Far from overflow, however long it is trained.
+            jnp.exp(jnp.minimum(log, 20.0))
+            for log in (self.log_slope, self.log_height)
+        )
+        return t + jnp.mean(height * jnp.tanh(0.5 * slope * (2 * t - 1 - self.centre)))
 
 
 @dk.register("schedule", "learned_monotone")
 class LearnedMonotone(dk.AbstractVarianceMinimising):
     r"""A monotone neural network between two exact endpoints.
 
-    $s(t) = (h(t) - h(0)) / (h(1) - h(0))$ with h a `MonotoneNetwork`: s(0) = 0 and s(1) = 1 whatever
-    the weights, so that the endpoints are exact at every training step.
+    $s(t) = (1 - f) (h(t) - h(0)) / (h(1) - h(0)) + f t$ with h a `MonotoneNetwork` and f = 0.01: s(0) = 0
+    and s(1) = 1 whatever the weights, so that the endpoints are exact at every training step; and no slope
+    is less than a hundredth of the mean one, so that s is strictly monotone in float32 too.
 
     **Arguments:**
 
@@ -175,7 +186,9 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
         start, here, end = jax.vmap(self.interior)(
             jnp.stack([jnp.zeros_like(t), t, jnp.ones_like(t)])
         )
-        return (here - start) / (end - start)
+        position = (here - start) / (end - start)
+        # In this form exact at both ends.
+        return position + _FLOOR * (t - position)
 
     def __call__(self, t: ScalarLike) -> Scalar:
         maximum, minimum = _values(self.ends)

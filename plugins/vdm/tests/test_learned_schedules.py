@@ -53,7 +53,7 @@ def _ends(schedule):
 @pytest.mark.parametrize("learn_endpoints", [True, False])
 def test_endpoints_are_exact_at_every_step_and_the_curve_is_strictly_monotone(learn_endpoints):
     schedule = diffkit_vdm.LearnedMonotone(learn_endpoints=learn_endpoints, key=jax.random.key(2))
-    assert schedule.interior.slope.shape == (1024,)
+    assert schedule.interior.log_slope.shape == (1024,)
     trained, ends = train(model_with(schedule), 200)
     # The schedule at 0 and 1 against the parameters of the endpoints, after each of 200 steps.
     np.testing.assert_allclose(ends[:, :2], ends[:, 2:], rtol=2e-7)
@@ -87,10 +87,11 @@ def test_gradients_of_endpoints_and_interior_are_separate():
 def test_network_is_the_formula_of_appendix_h():
     # Three linear layers with positive weights, in float64: h = t + w3 . tanh((w2 u + b) / 2) / n.
     network = diffkit_vdm.MonotoneNetwork(8, key=jax.random.key(4))
-    w2, b, w3 = (np.asarray(v, np.float64) for v in (network.slope, network.bias, network.height))
+    logs, centre = (network.log_slope, network.log_height), np.asarray(network.centre, np.float64)
+    w2, w3 = (np.exp(np.asarray(log, np.float64)) for log in logs)
     for t in (0.0, 0.3, 1.0):
-        sigmoid = 1 / (1 + np.exp(-(np.abs(w2) * (2 * t - 1) + b)))
-        expected = t + (np.abs(w3) * (2 * sigmoid - 1)).mean()
+        sigmoid = 1 / (1 + np.exp(-(w2 * (2 * t - 1) - w2 * centre)))
+        expected = t + (w3 * (2 * sigmoid - 1)).mean()
         assert float(network(jnp.asarray(t))) == pytest.approx(expected, rel=1e-5)
 
 
@@ -125,10 +126,10 @@ def test_inverse_has_the_derivatives_of_the_inverse():
         schedule = diffkit_vdm.LearnedMonotone(6.0, -5.0, hidden=8, key=jax.random.key(0))
 
         def time(start, height, logsnr):
-            where = lambda s: (s.ends.start, s.interior.height)  # noqa: E731
+            where = lambda s: (s.ends.start, s.interior.log_height)  # noqa: E731
             return eqx.tree_at(where, schedule, (start, height)).inverse(logsnr)
 
-        arguments = (schedule.ends.start, schedule.interior.height, jnp.asarray(1.5))
+        arguments = (schedule.ends.start, schedule.interior.log_height, jnp.asarray(1.5))
         by_start, by_height, by_logsnr = jax.grad(time, argnums=(0, 1, 2))(*arguments)
         step = 1e-6
 
