@@ -78,6 +78,7 @@ from diffkit.weightings import Monotone as Monotone
 from diffkit.weightings import Sigmoid as Sigmoid
 
 if TYPE_CHECKING:
+    from diffkit.reports import report as report
     from diffkit.runs import Run as Run
     from diffkit.runs import load_run as load_run
     from diffkit.training import EstimatorStatistics as EstimatorStatistics
@@ -97,6 +98,7 @@ _LAZY = {
     "fit": "training",
     "Run": "runs",
     "load_run": "runs",
+    "report": "reports",
 }
 
 

@@ -6,7 +6,7 @@
       checkpoints/       the training state, by step (orbax)
       metrics.jsonl      training metrics, a record per line
       tensorboard/       the same for TensorBoard
-      evaluation.json    the test likelihood
+      evaluation.json    the test likelihood; written last, so that it marks a run that is complete
       *.png              samples, training curves, the schedule
 
 The configuration names parts by their import paths, as Hydra does, so that a run of a plugin's parts is
@@ -35,6 +35,8 @@ from diffkit.training.metrics import replace_text
 from diffkit.transport import carried, range_losses
 
 CONFIG_FILE: Final = "config.yaml"
+EVALUATION_FILE: Final = "evaluation.json"
+VARIANCE_FILE: Final = "variance.json"
 
 MAY_CHANGE: Final = (
     "train.steps",
@@ -42,6 +44,8 @@ MAY_CHANGE: Final = (
     "train.evaluate_every",
     "train.evaluate_passes",
     "passes",
+    "evaluate_steps",
+    "variance",
     "samples",
     "sample_steps",
 )
@@ -199,28 +203,48 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """Write a configuration into a run directory, or check that the one there is the same.
 
     **Raises:** `ValueError` if the directory belongs to a run with other choices, naming them. The
-    settings in `MAY_CHANGE` may differ.
+    settings in `MAY_CHANGE` may differ; what was evaluated under others is removed.
     """
     import yaml
 
     file = path / CONFIG_FILE
     if file.exists():
-        known = _flat(yaml.safe_load(file.read_text()))
-        new = _flat(config)
+        changes = _changes(yaml.safe_load(file.read_text()), config)
         differ = [
-            f"{name} ({known.get(name)!r} there, {new.get(name)!r} now)"
-            for name in sorted(known.keys() | new.keys())
+            f"{name} ({there!r} there, {now!r} now)"
+            for name, (there, now) in changes.items()
             if name not in MAY_CHANGE
-            and known.get(name) != new.get(name)
-            and not (name not in known and _is_default(config, name))
         ]
         if differ:
             raise ValueError(
                 f"run={str(path)!r} holds a run with other choices: {'; '.join(differ[:5])}. "
                 "Name another directory, or remove this one."
             )
+        if changes:
+            (path / EVALUATION_FILE).unlink(missing_ok=True)
     path.mkdir(parents=True, exist_ok=True)
     replace_text(file, yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a directory holds a run of this very configuration that was trained and evaluated."""
+    import yaml
+
+    file = path / CONFIG_FILE
+    if not (file.exists() and (path / EVALUATION_FILE).exists()):
+        return False
+    return not _changes(yaml.safe_load(file.read_text()), config)
+
+
+def _changes(known: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between a configuration that was stored and a new one: name to (there, now)."""
+    there, now = flat(known), flat(config)
+    return {
+        name: (there.get(name), now.get(name))
+        for name in sorted(there.keys() | now.keys())
+        if there.get(name) != now.get(name)
+        and not (name not in there and _is_default(config, name))
+    }
 
 
 def _is_default(config: Mapping[str, Any], name: str) -> bool:
@@ -235,13 +259,14 @@ def _is_default(config: Mapping[str, Any], name: str) -> bool:
     return option in known and known[option].default == node.get(option)
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, Mapping):
-        flat = {}
-        for key, value in tree.items():
-            flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-        return flat
-    return {prefix: tree}
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A configuration with a dotted name for each value."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def load_run(path: str | Path, *, like: DiffusionModel | None = None) -> Run:

@@ -72,6 +72,7 @@ PUBLIC = [
     "plugins",
     "preset",
     "register",
+    "report",
     "sample",
     "sample_trajectory",
     "trainable",

@@ -173,13 +173,20 @@ def test_commands_compose(
         capsys.readouterr()
         main([command, *single, "--cfg=job"])
         config = yaml.safe_load(capsys.readouterr().out)
-        positional = iter(POSITIONAL[command])
+        positional = [argument for argument in single if "=" not in argument]
+        for setting in POSITIONAL[command]:
+            if setting.endswith("..."):
+                assert config[setting[:-3]] == positional
+                positional = []
+            elif positional:
+                assert config[setting] == positional.pop(0)
+        assert not positional
         for argument in single:
             key, equals, value = argument.partition("=")
             node: Any = config
             if not equals:
-                assert config[next(positional)] == argument
-            elif key == "preset":
+                continue
+            if key == "preset":
                 assert value in dk.available("preset")
             elif key in registry.KINDS:
                 assert node[key]["_target_"].endswith(dk.get(key, value).__qualname__)

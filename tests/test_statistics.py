@@ -119,10 +119,12 @@ def test_command_and_figure(tmp_path, capsys, monkeypatch):
     options = ["passes=1", "variance=true", "schedule=cosine", "time_sampler=uniform"]
     main(["evaluate", str(run), *options])
     shown = capsys.readouterr().out
-    record = json.loads((run / "variance.json").read_text())
+    # Not in the place of what the run itself would have.
+    record = json.loads((run / "variance_cosine_uniform.json").read_text())
+    assert (record["schedule"], record["time_sampler"]) == ("cosine", "uniform")
     assert f"{record['variance']:.4g}" in shown
     assert record["batch_size"] == 64
-    assert (run / "variance.png").stat().st_size > 10_000
+    assert (run / "variance_cosine_uniform.png").stat().st_size > 10_000
     # Under the cosine schedule, and not under the run's own, which is nearly straight.
     loaded = dk.load_run(run)
     source, key = loaded.data().test, jax.random.key(0)

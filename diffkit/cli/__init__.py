@@ -1,4 +1,4 @@
-"""The command line: `diffkit train | evaluate | sample | convert | equivalence | ...`."""
+"""The command line: `diffkit train | evaluate | sample | convert | equivalence | report | ...`."""
 
 import sys
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ commands:
   sample      draw samples           diffkit sample RUN [sampler=ddim] [steps=50]
   convert     to another process     diffkit convert RUN OUT [process=straight] [schedule=cosine]
   equivalence compare two models     diffkit equivalence vdm edm
+  report      a page about runs      diffkit report RUN RUN [out=report.md]
   plugins     what is installed      diffkit plugins
   check       the laws of its parts  diffkit check PLUGIN
   new-plugin  begin a plugin         diffkit new-plugin NAME

@@ -13,15 +13,25 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from diffkit.data import baselines, condition_size, conditions_in_turn
+from diffkit.data import (
+    AbstractDataset,
+    AbstractSource,
+    baselines,
+    condition_size,
+    conditions_in_turn,
+)
 from diffkit.equivalence import compare, save_comparison
 from diffkit.guidance import guide
+from diffkit.model import DiffusionModel
 from diffkit.presets import TRAINING_KINDS, part
 from diffkit.registry import name_of
 from diffkit.runs import (
+    EVALUATION_FILE,
+    VARIANCE_FILE,
     Run,
     convert_run,
     endpoints,
+    is_finished,
     load_run,
     make,
     model_from_config,
@@ -29,9 +39,9 @@ from diffkit.runs import (
     write_config,
 )
 from diffkit.samplers import sample
+from diffkit.time_samplers import AbstractTimeSampler
 from diffkit.training import (
     EstimatorStatistics,
-    Evaluation,
     TrainConfig,
     check_data,
     estimator_statistics,
@@ -42,30 +52,48 @@ from diffkit.training import (
     save_schedule,
     save_statistics,
 )
+from diffkit.training.figures import has_picture
+from diffkit.training.metrics import replace_text
 from diffkit.transport import range_losses
+from diffkit.typing import PRNGKey
+from diffkit.weightings import AbstractWeighting
 
-EVALUATION_FILE = "evaluation.json"
 
-
-def _show(result: Evaluation, others: Mapping[str, float], *, title: str) -> None:
+def _show(result: Mapping[str, Any], others: Mapping[str, float], *, title: str) -> None:
+    """Print an evaluation, as `Evaluation.as_dict` gives it."""
     table = Table("", "bits/dim", "standard error", title=title)
     for name in ("prior", "reconstruction", "diffusion", "total"):
-        mean, error = getattr(result, name)
+        mean, error = result[f"{name}_bits_per_dim"], result[f"{name}_standard_error"]
         table.add_row(name, f"{mean:.4f}", f"{error:.4f}", end_section=name == "total")
     for name, value in others.items():
         table.add_row(name, f"{value:.4f}", "")
     Console().print(table)
 
 
+def _show_trained(result: Mapping[str, Any], data: AbstractDataset) -> None:
+    others = baselines(data) if data.levels is not None else {}
+    _show(result, others, title=f"test, {result['examples']} examples")
+    mean, error = result["total_bits_per_dim"], result["total_standard_error"]
+    print(f"test bits/dim: {mean:.2f} +- {error:.2f}", flush=True)
+
+
 def train_command(config: Mapping[str, Any]) -> None:
-    """Train, evaluate on the test data, draw samples: `diffkit train`."""
+    """Train, evaluate on the test data, draw samples: `diffkit train`.
+
+    A run of the same configuration that is complete is not run again: what it found is shown.
+    """
     path = Path(config["run"])
+    choices = {k: v for k, v in config.items() if k not in ("run", "root")}
     settings: TrainConfig = make(config["train"])
     data = make(config["data"])
+    if is_finished(path, choices):
+        print(f"run: {path}, which is finished; to train it anew remove the directory", flush=True)
+        _show_trained(json.loads((path / EVALUATION_FILE).read_text()), data)
+        return
     model = model_from_config(config, data)
     check_data(model, data)
     parts = {kind: part(kind, make(config[kind]), model=model) for kind in TRAINING_KINDS}
-    write_config(path, {k: v for k, v in config.items() if k != "run"})
+    write_config(path, choices)
     print(f"run: {path}", flush=True)
     fitted = fit(
         model,
@@ -89,13 +117,21 @@ def train_command(config: Mapping[str, Any]) -> None:
             condition=conditions_in_turn(data, config["samples"]) if condition_size(data) else None,
         )
         _save_samples(drawn, path / "samples.png", data.levels)
-    result = evaluate(
-        fitted.model, data.test, key=key, steps=settings.timesteps, passes=config["passes"]
-    )
-    (path / EVALUATION_FILE).write_text(json.dumps(result.as_dict(), indent=1) + "\n")
-    others = baselines(data) if data.levels is not None else {}
-    _show(result, others, title=f"test, {result.examples} examples")
-    print("test bits/dim: {:.2f} +- {:.2f}".format(*result.total), flush=True)
+    if config["variance"]:
+        # Times of one that adapts, as it has become.
+        times = fitted.state.time_sampler
+        _measure_variance(fitted.model, data.test, path, key, settings, parts["weighting"], times)
+
+    def at(steps: int | None) -> dict[str, Any]:
+        return evaluate(
+            fitted.model, data.test, key=key, steps=steps, passes=config["passes"]
+        ).as_dict()
+
+    result = at(settings.timesteps)
+    if config["evaluate_steps"]:
+        result["at_steps"] = [at(steps) for steps in config["evaluate_steps"]]
+    replace_text(path / EVALUATION_FILE, json.dumps(result, indent=1) + "\n")
+    _show_trained(result, data)
 
 
 def _require_run(config: Mapping[str, Any], command: str) -> Run:
@@ -127,23 +163,58 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
         batch_size=config["batch_size"],
     )
     time = "continuous time" if result.steps is None else f"T = {result.steps}"
-    _show(result, {}, title=f"{config['split']}, {result.examples} examples, {time}")
+    _show(result.as_dict(), {}, title=f"{config['split']}, {result.examples} examples, {time}")
     print("{} bits/dim: {:.4f} +- {:.4f}".format(config["split"], *result.total), flush=True)
     if config["variance"]:
         chosen = time_sampler or run.config["time_sampler"]
         before = model_from_config(run.config, data)
-        statistics = estimator_statistics(
+        _measure_variance(
             model,
             source,
-            key=jax.random.key(config["seed"]),
-            weighting=part("weighting", make(run.config["weighting"]), model=before),
-            time_sampler=part("time_sampler", make(chosen), model=model),
-            steps=run.config["train"]["timesteps"],
-            batch_size=run.config["train"]["batch_size"],
+            run.path,
+            jax.random.key(config["seed"]),
+            make(run.config["train"]),
+            part("weighting", make(run.config["weighting"]), model=before),
+            part("time_sampler", make(chosen), model=model),
+            # Those of the run itself keep their place.
+            suffix="".join(
+                f"_{name_of(kind, make(node).func)}"
+                for kind, node in (("schedule", schedule), ("time_sampler", time_sampler))
+                if node
+            ),
         )
-        _show_statistics(statistics)
-        (run.path / "variance.json").write_text(json.dumps(statistics.as_dict(), indent=1) + "\n")
-        print(save_statistics(statistics, run.path / "variance.png"), flush=True)
+
+
+def _measure_variance(
+    model: DiffusionModel,
+    source: AbstractSource,
+    path: Path,
+    key: PRNGKey,
+    settings: TrainConfig,
+    weighting: AbstractWeighting,
+    time_sampler: AbstractTimeSampler,
+    suffix: str = "",
+) -> None:
+    """How noisy the estimate of the loss is that training uses: shown, and written into the run."""
+    statistics = estimator_statistics(
+        model,
+        source,
+        key=key,
+        weighting=weighting,
+        time_sampler=time_sampler,
+        steps=settings.timesteps,
+        batch_size=settings.batch_size,
+    )
+    _show_statistics(statistics)
+    file = (path / VARIANCE_FILE).with_stem(f"{Path(VARIANCE_FILE).stem}{suffix}")
+    record = statistics.as_dict() | {
+        "schedule": name_of("schedule", model.schedule),
+        "time_sampler": name_of("time_sampler", time_sampler),
+        "weighting": name_of("weighting", weighting),
+        "steps": settings.timesteps,
+    }
+    replace_text(file, json.dumps(record, indent=1) + "\n")
+    print(save_statistics(statistics, file.with_suffix(".png")), flush=True)
 
 
 def _show_statistics(result: EstimatorStatistics) -> None:
@@ -222,12 +293,23 @@ def equivalence_command(config: Mapping[str, Any]) -> None:
     print(out, flush=True)
 
 
+def report_command(config: Mapping[str, Any]) -> None:
+    """A page about a set of runs: `diffkit report RUN ...`."""
+    from diffkit.reports import report
+
+    if not config["runs"]:
+        raise ValueError("RUN is missing: diffkit report RUN ..., run directories.")
+    made = report(config["runs"], out=config["out"], baseline=config["baseline"])
+    made.show()
+    print(made.path, flush=True)
+
+
 def _save_samples(drawn: jax.Array, path: Path, levels: int | None) -> Path:
     """Write the samples as stored, and a picture where their shape allows one; return the best."""
     path.parent.mkdir(parents=True, exist_ok=True)
     width = np.float32 if levels is None else np.min_scalar_type(levels - 1)
     np.save(path.with_suffix(".npy"), np.asarray(jnp.asarray(drawn), dtype=width))
-    if drawn.ndim == 2 or (drawn.ndim == 4 and drawn.shape[1] in (1, 3)):
+    if has_picture(drawn):
         save_samples(drawn, path, levels=levels)
         return path
     return path.with_suffix(".npy")

@@ -13,6 +13,7 @@ _USAGE = {
     "sample": "RUN [KIND=NAME ...] [SETTING=VALUE ...]",
     "convert": "RUN OUT [process=NAME] [schedule=NAME] [KIND.OPTION=VALUE ...]",
     "equivalence": "A B [SETTING=VALUE ...]",
+    "report": "RUN [RUN ...] [SETTING=VALUE ...]",
 }
 
 
@@ -36,7 +37,8 @@ def _options(kind: str, name: str) -> str:
 
 
 def _fields(settings: type, prefix: str = "") -> list[str]:
-    return [f"  {prefix}{f.name}={f.default}" for f in dataclasses.fields(settings)]
+    values = settings()
+    return [f"  {prefix}{f.name}={getattr(values, f.name)}" for f in dataclasses.fields(settings)]
 
 
 def command_help(command: str) -> str:

@@ -6,6 +6,7 @@ groups' choices.
 """
 
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -17,7 +18,8 @@ from typing import Any, cast
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, HydraException
+from hydra.types import RunMode
 from hydra_zen import builds
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +29,7 @@ from diffkit.cli.commands import (
     convert_command,
     equivalence_command,
     evaluate_command,
+    report_command,
     sample_command,
     train_command,
 )
@@ -41,8 +44,10 @@ _COMMANDS: Mapping[str, Callable[..., None]] = {
     "sample": sample_command,
     "convert": convert_command,
     "equivalence": equivalence_command,
+    "report": report_command,
 }
 _DEFAULT_PRESET = "vdm"
+_PREFIX = "diffkit_"  # of the name of a command's configuration
 _QUIET = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
 
 
@@ -112,7 +117,7 @@ def _fill_store(command: str, given: Sequence[str]) -> None:
         "output_subdir": None,
         "sweep": {"dir": "runs", "subdir": "."},
     }
-    store.store(f"diffkit_{command}", main)
+    store.store(f"{_PREFIX}{command}", main)
 
 
 def _arguments(command: str, given: Sequence[str]) -> list[str]:
@@ -128,22 +133,30 @@ def _arguments(command: str, given: Sequence[str]) -> list[str]:
         for argument in given
         for name, _, value in [argument.partition("=")]
     ]
+
+    def is_positional(word: str) -> bool:
+        return "=" not in word and not word.startswith("-")
+
     named = []
     for name in POSITIONAL[command]:
-        if not given or "=" in given[0] or given[0].startswith("-"):
-            break
-        named.append(f"{name}={quoted(given[0])}")
-        given, rest = given[1:], rest[1:]
+        taken = list(itertools.takewhile(is_positional, given))
+        if name.endswith("..."):
+            if taken:
+                named.append(f"{name[:-3]}=[{','.join(map(quoted, taken))}]")
+        else:
+            taken = taken[:1]
+            named += [f"{name}={quoted(word)}" for word in taken]
+        given, rest = given[len(taken) :], rest[len(taken) :]
     # Beside the other overrides: argparse wants all of them in one place among Hydra's flags.
     overrides = [i for i, word in enumerate(rest) if "=" in word and not word.startswith("-")]
     place = overrides[0] if overrides else len(rest)
     return [*rest[:place], *named, *rest[place:]]
 
 
-def _run_name() -> str:
+def run_name(overrides: Sequence[str]) -> str:
     """A directory name made of the overrides, so that the same command finds its run again."""
-    ignored = tuple(f"{name}=" for name in MAY_CHANGE)
-    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith(ignored)]
+    ignored = tuple(f"{name}=" for name in (*MAY_CHANGE, "root"))
+    overrides = [o for o in overrides if not o.startswith(ignored)]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(sorted(overrides)) or "default")
     if len(name) > 200:  # file systems take about 255
         name = f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
@@ -158,35 +171,40 @@ def launch(command: str, given: Sequence[str]) -> None:
     **Raises:** `SystemExit` with status 1 if the command fails. Errors in what was asked for are
     printed without a stack trace, unless the environment has `HYDRA_FULL_ERROR=1`.
     """
-    task, settings = _COMMANDS[command], SETTINGS[command]
-
-    def run(config: Any) -> None:
-        try:
-            plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-            if command == "train" and plain["run"] is None:
-                plain["run"] = os.path.join("runs", _run_name())
-            plain |= _checked(settings, plain)
-            task(plain)
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            OSError,
-            ImportError,
-            FloatingPointError,
-            HydraException,
-            OmegaConfBaseException,
-            RuntimeError,  # of a part, inside compiled code
-        ) as error:
-            if os.environ.get("HYDRA_FULL_ERROR") == "1":
-                traceback.print_exc()
-            print(f"diffkit {command}: {_reason(error)}", file=sys.stderr)
-            raise SystemExit(1) from error
-
     _fill_store(command, given)
     # Hydra reads its arguments from here; its own messages name the program by the first entry.
     sys.argv = [f"diffkit {command}", *_arguments(command, given)]
-    hydra.main(config_path=None, config_name=f"diffkit_{command}", version_base="1.3")(run)()
+    hydra.main(config_path=None, config_name=f"{_PREFIX}{command}", version_base="1.3")(_run)()
+
+
+def _run(config: Any) -> None:
+    """The task that Hydra runs. A function of the module, so that launchers can send it to a process."""
+    job = HydraConfig.get()
+    command = str(job.job.config_name).removeprefix(_PREFIX)
+    try:
+        plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        if command == "train" and plain["run"] is None:
+            plain["run"] = os.path.join(plain["root"], run_name(job.overrides.task))
+        plain |= _checked(SETTINGS[command], plain)
+        _COMMANDS[command](plain)
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        OSError,
+        ImportError,
+        FloatingPointError,
+        HydraException,
+        OmegaConfBaseException,
+        RuntimeError,  # of a part, inside compiled code
+    ) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        print(f"diffkit {command}: {_reason(error)}", file=sys.stderr)
+        if job.mode is RunMode.MULTIRUN:
+            # Hydra runs the others before it fails; SystemExit would end them all.
+            raise CompactHydraException("a run of the sweep failed.") from error
+        raise SystemExit(1) from error
 
 
 def compose(command: str, given: Sequence[str]) -> dict[str, Any]:
@@ -198,7 +216,7 @@ def compose(command: str, given: Sequence[str]) -> dict[str, Any]:
     """
     _fill_store(command, given)
     with hydra.initialize(config_path=None, version_base="1.3"):
-        config = hydra.compose(f"diffkit_{command}", overrides=_arguments(command, given))
+        config = hydra.compose(f"{_PREFIX}{command}", overrides=_arguments(command, given))
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 

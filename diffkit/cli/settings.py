@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 
@@ -17,21 +17,32 @@ def _at_least(settings: object, **least: int) -> None:
 class TrainSettings:
     """`diffkit train`.
 
-    **Arguments:** `run`: the run directory, by default one under `runs/` named after the overrides, so
+    **Arguments:** `run`: the run directory, by default one under `root` named after the overrides, so
     that the same command goes on with the same run; `passes`: draws per test example in the evaluation
-    at the end; `samples`, `sample_steps`: how many samples to draw then, in how many steps (0 samples:
-    none); `data_std`: the standard deviation of the encoded data that the model assumes, by default the
-    preset's.
+    at the end; `evaluate_steps`: numbers T of steps at which to evaluate then besides, as
+    `evaluate_steps=[10,100,null]` (null: continuous time); `variance`: also measure how noisy the estimate
+    of the loss is, as `diffkit evaluate` does; `samples`, `sample_steps`: how many samples to draw, in how
+    many steps (0 samples: none); `data_std`: the standard deviation of the encoded data that the model
+    assumes, by default the preset's.
     """
 
     run: str | None = None
+    root: str = "runs"
     data_std: float = 1.0
     passes: int = 16
+    evaluate_steps: list[int | None] = field(default_factory=list)
+    variance: bool = False
     samples: int = 64
     sample_steps: int = 250
 
     def __post_init__(self):
         _at_least(self, passes=1, samples=0, sample_steps=1)
+        for steps in self.evaluate_steps:
+            if steps is not None and steps < 1:
+                raise ValueError(
+                    "evaluate_steps must be a list of numbers of at least 1, or null for continuous "
+                    f"time, got {self.evaluate_steps}."
+                )
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,20 @@ class EquivalenceSettings:
         _at_least(self, levels=2)
 
 
+@dataclass(frozen=True)
+class ReportSettings:
+    """`diffkit report RUN ...`.
+
+    **Arguments:** `runs`: run directories, or directories of them; `out`: the Markdown page to write, its
+    pictures go beside it; `baseline`: the run, or a run of the variant, that the others are compared with,
+    by default the first.
+    """
+
+    runs: list[str] = field(default_factory=list)
+    out: str = "report.md"
+    baseline: str | None = None
+
+
 def _is_number(value: Any, *types: type) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
 
@@ -145,6 +170,7 @@ SETTINGS: Final[Mapping[str, type]] = {
     "sample": SampleSettings,
     "convert": ConvertSettings,
     "equivalence": EquivalenceSettings,
+    "report": ReportSettings,
 }
 """The settings of each command that Hydra composes."""
 
@@ -154,8 +180,9 @@ POSITIONAL: Final[Mapping[str, tuple[str, ...]]] = {
     "sample": ("run",),
     "convert": ("run", "out"),
     "equivalence": ("a", "b"),
+    "report": ("runs...",),
 }
-"""The settings of each command that may come first, without their names."""
+"""The settings of each command that may come first, without their names; with dots one that takes all."""
 
 RUN_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "evaluate": ("schedule", "time_sampler"),

@@ -1,13 +1,15 @@
 """Pictures of a run: samples, training curves, the schedule. All are written as PNG."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Real
+from jaxtyping import Array, Float, Real, UInt8
 
 from diffkit.model import DiffusionModel
 from diffkit.training.statistics import EstimatorStatistics
@@ -23,6 +25,36 @@ def _figure(width: float, height: float):
     return figure
 
 
+def has_picture(samples: Real[Array | np.ndarray, "*shape"]) -> bool:
+    """Whether samples are images of 1 or 3 channels, or vectors, of which a picture can be made."""
+    return samples.ndim == 2 or (samples.ndim == 4 and samples.shape[1] in (1, 3))
+
+
+def _grid(
+    images: Real[np.ndarray, "count channels height width"], low: float, high: float
+) -> UInt8[np.ndarray, "rows columns channels"]:
+    """Images side by side, about as many below one another, on white."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    channels, height, width = images.shape[1:]
+    scaled = np.clip((images - low) / max(high - low, 1e-9), 0, 1)
+    # A margin of one pixel between images.
+    grid = np.ones((channels, rows * (height + 1) + 1, columns * (width + 1) + 1))
+    for index, image in enumerate(scaled):
+        top, left = divmod(index, columns)
+        top, left = top * (height + 1) + 1, left * (width + 1) + 1
+        grid[:, top : top + height, left : left + width] = image
+    return (255 * grid).round().astype(np.uint8).transpose(1, 2, 0)
+
+
+def _scatter(axes: Any, points: Real[np.ndarray, "count n"], low: float, high: float) -> None:
+    second = points[:, 1] if points.shape[1] > 1 else np.zeros(len(points))
+    axes.scatter(points[:, 0], second, s=4, alpha=0.5)
+    if low < high:
+        axes.set(xlim=(low, high), ylim=(low, high))
+    axes.set(xlabel="x[0]", ylabel="x[1]")
+
+
 def save_samples(
     samples: Real[Array | np.ndarray, "count *shape"], path: Path, *, levels: int | None
 ) -> None:
@@ -34,60 +66,147 @@ def save_samples(
     **Raises:** `ValueError` for examples that are neither images of 1 or 3 channels nor vectors.
     """
     values = np.asarray(samples)
-    low, high = (0, levels - 1) if levels is not None else (values.min(), values.max())
-    if values.ndim == 4 and values.shape[1] in (1, 3):
-        from PIL import Image
-
-        columns = math.ceil(math.sqrt(len(values)))
-        rows = math.ceil(len(values) / columns)
-        channels, height, width = values.shape[1:]
-        scaled = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
-        # A margin of one pixel between images.
-        grid = np.ones((channels, rows * (height + 1) + 1, columns * (width + 1) + 1))
-        for index, image in enumerate(scaled):
-            top, left = divmod(index, columns)
-            top, left = top * (height + 1) + 1, left * (width + 1) + 1
-            grid[:, top : top + height, left : left + width] = image
-        pixels = (255 * grid).round().astype(np.uint8).transpose(1, 2, 0)
-        enlarge = max(1, 640 // pixels.shape[1])
-        picture = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
-        picture.resize(
-            (picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST
-        ).save(path)
-    elif values.ndim == 2:
-        figure = _figure(5, 5)
-        axes = figure.subplots()
-        second = values[:, 1] if values.shape[1] > 1 else np.zeros(len(values))
-        axes.scatter(values[:, 0], second, s=4, alpha=0.5)
-        axes.set(xlim=(low, high), ylim=(low, high), xlabel="x[0]", ylabel="x[1]")
-        figure.savefig(path)
-    else:
+    if not has_picture(values):
         raise ValueError(
             "samples must be images (count, 1 or 3, height, width) or vectors (count, n), got "
             f"shape {values.shape}."
         )
+    low, high = (0, levels - 1) if levels is not None else (values.min(), values.max())
+    if values.ndim == 4:
+        from PIL import Image
+
+        pixels = _grid(values, low, high)
+        enlarge = max(1, 640 // pixels.shape[1])
+        picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels)
+        picture.resize(
+            (picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST
+        ).save(path)
+    else:
+        figure = _figure(5, 5)
+        _scatter(figure.subplots(), values, low, high)
+        figure.savefig(path)
+
+
+def _plain(label: str) -> str:
+    """A label in lines of a moderate length, of which no part is taken for a formula."""
+    return textwrap.fill(label, 44).replace("$", r"\$")
+
+
+def save_variant_samples(
+    samples: Mapping[str, Real[np.ndarray, "count *shape"]], path: Path
+) -> None:
+    """Write samples of several models side by side, those of one shape in one range of values.
+
+    **Arguments:** `samples`: by the name of the model, data as stored, of which there is a picture
+    (`has_picture`); of images the first 36 are shown; `path`: of the PNG.
+    """
+    columns = min(len(samples), 4)
+    rows = math.ceil(len(samples) / columns)
+    figure = _figure(3.6 * columns, 4 * rows)
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in places[len(samples) :]:
+        axes.set_axis_off()
+    for axes, (name, values) in zip(places, samples.items(), strict=False):
+        axes.set_title(_plain(name), fontsize="small")
+        # Levels begin at 0. How many there are is not known here: the largest drawn stands for them.
+        alike = [
+            s
+            for s in samples.values()
+            if (s.shape[1:], s.dtype) == (values.shape[1:], values.dtype)
+        ]
+        discrete = np.issubdtype(values.dtype, np.integer)
+        low = 0.0 if discrete else float(min(s.min() for s in alike))
+        high = float(max(s.max() for s in alike))
+        if values.ndim == 4:
+            pixels = _grid(values[:36], low, high)
+            # Grey as three equal channels.
+            axes.imshow(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), interpolation="nearest")
+            axes.set_axis_off()
+        else:
+            _scatter(axes, values, low, high)
+            axes.set_aspect("equal")
+    figure.savefig(path)
+
+
+Curve = tuple[Float[np.ndarray, " _points"], Float[np.ndarray, " _points"]]
+"""Steps, increasing, and a value at each."""
+
+
+def recorded(metrics: Sequence[Mapping[str, float]], name: str) -> Curve:
+    """A metric over the steps at which it was recorded."""
+    found = [(record["step"], record[name]) for record in metrics if name in record]
+    steps, values = np.array(found, dtype=np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def running_mean(curve: Curve) -> Curve:
+    """A running mean over about a hundredth of the run, which shows the trend under the noise."""
+    steps, values = curve
+    if not len(values):
+        return curve
+    width = max(1, len(values) // 100)
+    return steps[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid")
+
+
+def band(
+    curves: Sequence[Curve],
+) -> tuple[
+    Float[np.ndarray, " points"],
+    Float[np.ndarray, " points"],
+    Float[np.ndarray, " points"],
+    Float[np.ndarray, " points"],
+]:
+    """Steps, and there mean, least and largest of several curves.
+
+    The steps are those of the first curve that all the others reach; a curve without a value there is
+    taken to be straight between its neighbours.
+    """
+    curves = [curve for curve in curves if len(curve[0])]
+    if not curves:
+        nothing = np.zeros(0)
+        return nothing, nothing, nothing, nothing
+    first = max(steps[0] for steps, _ in curves)
+    last = min(steps[-1] for steps, _ in curves)
+    steps = curves[0][0]
+    steps = steps[(steps >= first) & (steps <= last)]
+    rows = np.stack([np.interp(steps, *curve) for curve in curves])
+    return steps, rows.mean(axis=0), rows.min(axis=0), rows.max(axis=0)
+
+
+def save_variant_curves(
+    variants: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], path: Path
+) -> None:
+    """Write the training curves of several variants: means over seeds, in a band from least to largest.
+
+    **Arguments:** `variants`: by name, the records of each seed's run; `path`: of the PNG.
+    """
+    figure = _figure(9, 4.5 + 0.25 * len(variants))
+    axes = figure.subplots()
+    positive = True
+    for index, (name, runs) in enumerate(variants.items()):
+        colour = f"C{index % 10}"
+        steps, mean, least, largest = band([running_mean(recorded(run, "loss")) for run in runs])
+        axes.plot(steps, mean, color=colour, label=_plain(name))
+        axes.fill_between(steps, least, largest, color=colour, alpha=0.25, linewidth=0)
+        steps, test, _, _ = band([recorded(run, "test_bits_per_dim") for run in runs])
+        axes.plot(steps, test, ".--", color=colour, linewidth=1)
+        positive = positive and all((values > 0).all() for values in (least, test))
+    axes.set(xlabel="step", ylabel="bits per dimension", yscale="log" if positive else "linear")
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside lower center", fontsize="small")
+    figure.savefig(path)
 
 
 def save_curves(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
     """Write the training curve: total and its terms over steps, in bits per dimension."""
     figure = _figure(7, 4.5)
     axes = figure.subplots()
-    training = [record for record in metrics if "loss" in record]
     for name in ("loss", "reconstruction", "diffusion", "prior"):
-        # A running mean over about a hundredth of the run shows the trend under the noise.
-        values = np.array([record[name] for record in training])
-        width = max(1, len(values) // 100)
-        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-        steps = [record["step"] for record in training][width - 1 :]
+        steps, smooth = running_mean(recorded(metrics, name))
         axes.plot(steps, smooth, label=name, linewidth=2 if name == "loss" else 1)
-    tests = [record for record in metrics if "test_bits_per_dim" in record]
-    if tests:
-        axes.plot(
-            [record["step"] for record in tests],
-            [record["test_bits_per_dim"] for record in tests],
-            "k.--",
-            label="test",
-        )
+    steps, tests = recorded(metrics, "test_bits_per_dim")
+    if len(tests):
+        axes.plot(steps, tests, "k.--", label="test")
     axes.set(xlabel="step", ylabel="bits per dimension", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()

@@ -1,6 +1,7 @@
 """`fit`: the training loop."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,6 +133,8 @@ def fit(
 
     chunk = config.steps_per_dispatch
     key = jax.random.key(config.seed)
+    # The key has the seed: runs that differ in it alone share what is compiled.
+    settings = dataclasses.replace(config, seed=0)
     objective = Objective(weighting, config.timesteps)
     iterator = batches(
         data.train, batch_size=config.batch_size, seed=config.seed, start=step, chunk=chunk
@@ -168,7 +171,7 @@ def fit(
         while step < config.steps:
             count = min(chunk, config.steps - step)
             stacked = jax.tree.map(jnp.asarray, next(iterator))
-            inputs = (stacked, jnp.asarray(count), key, objective, config)
+            inputs = (stacked, jnp.asarray(count), key, objective, settings)
             state, rows = train_steps(inputs, state)
             step += count
             if pending is not None:

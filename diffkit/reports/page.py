@@ -1,0 +1,234 @@
+"""Tables of variants, and the Markdown page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from diffkit.reports.variants import TERMS, Estimate, Variant
+
+DASH: Final = "–"
+"""Where there is no number."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """As a Markdown table, with the first column as code."""
+        cells = [
+            [f"`{first}`", *rest] for first, *rest in (map(_escaped, row) for row in self.rows)
+        ]
+        lines = [self.header, ["---"] * len(self.header), *cells]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _number(value: float | None, *, sign: bool = False) -> str:
+    """Four decimals, or where these would not do two digits."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    text = f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.2g}"
+    return f"+{text}" if sign and value > 0 else text
+
+
+def _short(value: float | None) -> str:
+    """Four digits."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:.4g}"
+
+
+def time_name(steps: int | None) -> str:
+    """T, as it heads a column."""
+    return "continuous" if steps is None else f"T = {steps}"
+
+
+def main_table(variants: Sequence[Variant]) -> Table:
+    """A row for each variant."""
+    mixed = len({variant.steps for variant in variants}) > 1
+    measured = any(variant.variance is not None for variant in variants)
+    header = [
+        *("variant", "seeds", *(["time"] if mixed else []), "test bits/dim", "s.e.", *TERMS),
+        *("difference", "s.e. of difference", "compared", "seconds"),
+        *(["variance of a draw", "of a batch x size"] if measured else []),
+    ]
+    rows = []
+    for index, variant in enumerate(variants):
+        rows.append(
+            (
+                variant.name,
+                str(len(variant.seeds)),
+                *([time_name(variant.steps)] if mixed else []),
+                _number(variant.mean),
+                _number(variant.standard_error),
+                *(_number(variant.terms[term]) for term in TERMS),
+                "baseline" if index == 0 else _number(variant.difference, sign=True),
+                _number(variant.difference_error),
+                variant.compared or DASH,
+                _short(variant.seconds),
+                *([_short(variant.variance), _short(variant.batch_variance)] if measured else []),
+            )
+        )
+    return Table(tuple(header), tuple(rows))
+
+
+def at_steps_table(variants: Sequence[Variant]) -> Table | None:
+    """The bound by the number of steps, if any run was evaluated so."""
+    every = {steps for variant in variants for steps in variant.at_steps}
+    if not every:
+        return None
+    columns = sorted(every, key=lambda steps: math.inf if steps is None else steps)
+
+    def cell(variant: Variant, found: Estimate | None) -> str:
+        if found is None:
+            return DASH
+        text = f"{_number(found.mean)} ± {_number(found.standard_error)}"
+        return text if found.count == len(variant.seeds) else f"{text} (n = {found.count})"
+
+    return Table(
+        ("variant", *map(time_name, columns)),
+        tuple((v.name, *(cell(v, v.at_steps.get(steps)) for steps in columns)) for v in variants),
+    )
+
+
+def footnotes(variants: Sequence[Variant]) -> list[str]:
+    """What is known of the errors of variants with one seed, and what cannot be compared."""
+    notes = [
+        f"{variant.name}: one seed, so nothing is known of the spread over seeds, and no difference to it "
+        f"has an error; the standard error over the {variant.examples} examples of the test set is "
+        f"{_number(variant.test_errors[0])}."
+        for variant in variants
+        if len(variant.seeds) == 1
+    ]
+    if any(name.split(".")[0] == "data" for name in variants[0].settings):
+        notes.append("The variants have other data: their bits per dimension are not of one thing.")
+    return notes
+
+
+def _how(variants: Sequence[Variant]) -> list[str]:
+    """How the numbers of the main table are computed."""
+    lines = [
+        "**test bits/dim**: `total_bits_per_dim` in `evaluation.json`, mean over seeds; the sum of prior, "
+        "reconstruction and diffusion.",
+        "**s.e.**: the standard error of that mean, the standard deviation over seeds (n - 1) over the "
+        "root of n. The test set is the same for all seeds: how well it stands for other data is left out.",
+    ]
+    if len(variants) > 1:
+        lines.append("**difference**: variant minus baseline, less than 0 is better.")
+    ways = {
+        "paired": "the two have the same seeds; the differences are taken seed by seed, and the standard "
+        "error is that of their mean.",
+        "independent": "the two have other seeds; the standard error is the root of the sum of the squares "
+        "of both standard errors.",
+    }
+    used = {variant.compared for variant in variants}
+    lines += [f"**{way}**: {meaning}" for way, meaning in ways.items() if way in used]
+    lines.append(
+        "**seconds**: on the clock from the first step to the last, with compilation and evaluations in "
+        "between, mean over seeds. Of runs made by one process the first compiles."
+    )
+    if any(variant.variance is not None for variant in variants):
+        lines.append(
+            "**variance of a draw**: of the diffusion loss of one example, time and noise, nats squared. "
+            "**of a batch x size**: of the mean over a batch, times the batch size; for independent times "
+            "the two are equal, and what is less in the second is the gain of spreading the times. From "
+            "`variance.json`, mean over the seeds that have one."
+        )
+    return lines
+
+
+def markdown(
+    variants: Sequence[Variant],
+    unfinished: Sequence[Path],
+    common: Mapping[str, str],
+    pictures: Mapping[str, str],
+    command: str,
+) -> str:
+    """The page.
+
+    **Arguments:** `variants`, the baseline first; `unfinished`: runs that have no numbers; `common`: the
+    settings that all variants have; `pictures`: file names of `curves` and `samples`, where there are such;
+    `command`: that makes the page again.
+    """
+    runs = sum(len(variant.seeds) for variant in variants)
+    times = {variant.steps for variant in variants}
+    time = f" ({_time_phrase(variants[0].steps)})" if len(times) == 1 else ""
+    parts = [
+        "# Report\n",
+        f"Test bits per dimension{time}, less is better: {_count(runs, 'run')}, "
+        f"{_count(len(variants), 'variant')}. A variant is the runs that differ in nothing but the seed; "
+        "its name is made of the settings in which the variants differ, and the dots after some stand for "
+        "more of them, listed below.\n",
+        f"```bash\n{command}\n```\n",
+        main_table(variants).markdown(),
+        _bullets(_how(variants)),
+    ]
+    if notes := footnotes(variants):
+        parts.append(_bullets(notes))
+    if (table := at_steps_table(variants)) is not None:
+        parts += [
+            "## By the number of steps\n",
+            "Test bits per dimension of the discrete-time model of T steps, mean over seeds ± standard "
+            "error over seeds.\n",
+            table.markdown(),
+        ]
+    if "curves" in pictures:
+        parts += [
+            "## Curves\n",
+            f"![Training curves]({quote(pictures['curves'])})\n",
+            "The training loss in bits per dimension, for each seed a running mean over about a hundredth "
+            "of the run: the mean over seeds, in a band from the least to the largest of them. Where "
+            "variants have other weightings it is not one quantity. Dashed: the bound on test data while "
+            "training, where it was recorded.\n",
+        ]
+    if "samples" in pictures:
+        parts += [
+            "## Samples\n",
+            f"![Samples]({quote(pictures['samples'])})\n",
+            "Of the first seed of each variant that has some.\n",
+        ]
+    differing = list(variants[0].settings)
+    if differing:
+        rows = [
+            (name, *(DASH if (t := v.settings[name]) is None else f"`{t}`" for v in variants))
+            for name in differing
+        ]
+        header = ("setting", *(f"`{_escaped(variant.name)}`" for variant in variants))
+        parts += ["## Settings that differ\n", Table(header, tuple(rows)).markdown()]
+    if common:
+        listed = "".join(f"{name}={text}\n" for name, text in common.items())
+        parts += [
+            "## Settings that all have\n",
+            f"<details><summary>{_count(len(common), 'setting')}</summary>\n\n```text\n{listed}```\n\n"
+            "</details>\n",
+        ]
+    rows = [
+        (str(path), f"`{v.name}`", str(seed), _number(total), _number(error))
+        for v in variants
+        for path, seed, total, error in zip(v.runs, v.seeds, v.totals, v.test_errors, strict=True)
+    ]
+    header = ("run", "variant", "seed", "test bits/dim", "s.e. over the test set")
+    parts += ["## Runs\n", Table(header, tuple(rows)).markdown()]
+    if unfinished:
+        parts += ["## Not finished\n", _bullets([f"`{path}`" for path in unfinished])]
+    return "\n".join(parts)
+
+
+def _time_phrase(steps: int | None) -> str:
+    return "in continuous time" if steps is None else f"of T = {steps} steps"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "".join(f"* {line}\n" for line in lines)

@@ -1,0 +1,204 @@
+"""What the ablations share: their two scales, how a sweep is launched, and the table at its end.
+
+An ablation is `diffkit train --multirun` with its settings filled in. Each setting that is given on the
+command line replaces the one of the same name here.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NoReturn
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+
+import diffkit as dk
+from diffkit.cli import main as diffkit
+from diffkit.cli.launch import run_name
+from diffkit.runs import EVALUATION_FILE
+
+VDM: Final = dk.get("preset", "vdm")
+LEARNED: Final = ("learned_monotone", {"minimise_variance": True})
+
+dk.register("preset", "vdm_tiny")(
+    dataclasses.replace(
+        VDM,
+        schedule=LEARNED,
+        network=("vdm_unet", {"width": 16, "depth": 2, "dropout": 0.0, "groups": 2}),
+        train={
+            "steps": 500,
+            "batch_size": 64,
+            "learning_rate": 4e-3,
+            "ema": 0.99,
+            "steps_per_dispatch": 50,
+            "checkpoint_every": 250,
+        },
+    )
+)
+
+SCALES: Final[Mapping[str, Mapping[str, str]]] = {
+    "tiny": {
+        "preset": "vdm_tiny",
+        "passes": "16",
+        "samples": "16",
+        "sample_steps": "50",
+        "train.seed": "0,1",
+    },
+    # Data without a path to them are refused: data.path=DIR.
+    "paper": {
+        "preset": "vdm_cifar10",
+        "data": "cifar10",
+        "sample_steps": "1000",
+        "train.seed": "0,1,2",
+    },
+}
+"""The settings of each scale: two CPU cores for minutes, and the paper's CIFAR-10 without augmentation."""
+
+LAUNCHERS: Final[Mapping[str, Mapping[str, str]]] = {
+    "basic": {},
+    "joblib": {"hydra/launcher": "joblib", "hydra.launcher.n_jobs": "2"},
+    "submitit_local": {"hydra/launcher": "submitit_local", "hydra.launcher.timeout_min": "600"},
+    # Of a cluster only its user knows the partition, hydra.launcher.partition=NAME. A job that runs out of
+    # time is queued again and goes on from its checkpoint.
+    "slurm": {
+        "hydra/launcher": "submitit_slurm",
+        "hydra.launcher.timeout_min": "1440",
+        "hydra.launcher.gpus_per_node": "1",
+        "hydra.launcher.cpus_per_task": "8",
+        "hydra.launcher.mem_gb": "32",
+        "hydra.launcher.max_num_timeout": "100",
+    },
+}
+"""How the runs of a sweep are launched: one after the other, some at once, or as jobs of a cluster."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A sweep, and the question that it answers.
+
+    **Arguments:** `name`: of the script and of the directory of its runs; `question`; `axes`: what is
+    varied, the values separated by commas, of which the first is what the others are compared with;
+    `tiny`, `paper`: settings of that scale that differ from those in `SCALES` and in `axes`.
+    """
+
+    name: str
+    question: str
+    axes: Mapping[str, str]
+    tiny: Mapping[str, str] = field(default_factory=dict)
+    paper: Mapping[str, str] = field(default_factory=dict)
+
+    def settings(self, scale: str, given: Mapping[str, str] | None = None) -> dict[str, str]:
+        """All settings of the sweep, the seeds last: runs of a variant then follow each other, and share
+        what is compiled where one process runs them.
+
+        **Arguments:** `scale`: a key of `SCALES`; `given`: what the command line replaces.
+
+        **Raises:** `ValueError` for an unknown scale.
+        """
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}.")
+        own = self.tiny if scale == "tiny" else self.paper
+        chosen = {**SCALES[scale], "root": f"runs/ablations/{self.name}/{scale}"}
+        chosen |= {**self.axes, **own, **(given or {})}
+        seeds = {"train.seed": chosen.pop("train.seed")}
+        return {**chosen, **seeds}
+
+
+def jobs(settings: Mapping[str, str]) -> list[list[str]]:
+    """The overrides of each run of a sweep, in the order in which Hydra goes through them."""
+    words = [f"{name}={value}" for name, value in settings.items()]
+    found: list[list[str]] = [[]]
+    for override in OverridesParser.create().parse_overrides(words):
+        if override.is_hydra_override():
+            continue
+        key = override.get_key_element()
+        values = (
+            list(override.sweep_string_iterator())
+            if override.is_sweep_override()
+            else [override.get_value_element_as_str()]
+        )
+        found = [[*job, f"{key}={value}"] for job in found for value in values]
+    return found
+
+
+def _usage(ablation: Ablation) -> str:
+    lines = [
+        f"usage: python examples/ablations/{ablation.name}.py --multirun [scale=tiny|paper]",
+        f"           [launcher={'|'.join(LAUNCHERS)}] [SETTING=VALUE ...]",
+        "",
+        ablation.question,
+    ]
+    for scale in SCALES:
+        settings = ablation.settings(scale)
+        lines += ["", f"scale={scale}: {len(jobs(settings))} runs"]
+        lines += [f"  {name}={value}" for name, value in settings.items()]
+    lines += [
+        "",
+        "'diffkit train --help' shows what can be set besides; scale=paper needs data.path.",
+    ]
+    return "\n".join(lines)
+
+
+def _refuse(ablation: Ablation, message: str) -> NoReturn:
+    print(f"{ablation.name}: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def main(ablation: Ablation, arguments: Sequence[str] | None = None) -> None:
+    """Run an ablation, and show the table of its finished runs.
+
+    **Arguments:** `arguments`: of the command line, taken from `sys.argv` by default.
+
+    **Raises:** `SystemExit`: with status 2 for wrong usage; with status 1 if a run failed, after the others
+    ran and the table was shown; with status 130 after an interruption.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = dict(w.split("=", 1) for w in words if "=" in w and not w.startswith("-"))
+    flags = [w for w in words if "=" not in w or w.startswith("-")]
+    if "-h" in flags or "--help" in flags:
+        print(_usage(ablation))
+        return
+    scale, launcher = given.pop("scale", "tiny"), given.pop("launcher", "basic")
+    if not flags:
+        _refuse(ablation, f"it is a sweep: give --multirun.\n\n{_usage(ablation)}")
+    if launcher not in LAUNCHERS:
+        _refuse(ablation, f"launcher must be one of {', '.join(LAUNCHERS)}, got {launcher!r}.")
+    if "run" in given:
+        _refuse(
+            ablation, f"run={given['run']} is one directory: give root=DIR for those of a sweep."
+        )
+    try:
+        settings = ablation.settings(scale, {**LAUNCHERS[launcher], **given})
+        all_jobs = jobs(settings)
+    except (ValueError, OverrideParseException) as error:
+        _refuse(ablation, str(error))
+    if not {"-m", "--multirun"} & set(flags):
+        # Such as `--cfg job`: of the first run.
+        hydra = [f"{name}={value}" for name, value in settings.items() if name.startswith("hydra")]
+        diffkit(["train", *hydra, *all_jobs[0], *flags])
+        return
+    if settings.get("data") == "cifar10" and "data.path" not in settings:
+        _refuse(ablation, "data.path is missing: give the folder with the files of CIFAR-10.")
+    directories = [Path(settings["root"]) / run_name(job) for job in all_jobs]
+    hydra_settings = {"hydra.sweep.dir": settings["root"], "hydra.job.name": ablation.name}
+    settings = {**hydra_settings, **settings}
+    try:
+        diffkit(["train", *flags, *(f"{name}={value}" for name, value in settings.items())])
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    finally:
+        _show(ablation, directories, Path(settings["root"]))
+
+
+def _show(ablation: Ablation, directories: Sequence[Path], root: Path) -> None:
+    finished = [path for path in directories if (path / EVALUATION_FILE).exists()]
+    print(f"\n{ablation.question}")
+    if finished:
+        report = dk.report(finished, out=root / "report.md")
+        report.show()
+        print(report.path)
+    print(f"{len(finished)} of {len(directories)} runs are finished", end="")
+    rest = len(directories) > len(finished)
+    print("; the same command goes on with the others." if rest else ".", flush=True)
