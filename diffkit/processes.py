@@ -44,6 +44,21 @@ def rescaled_posterior(
     return mean, jnp.exp(-as_float(logsnr_s) / 2) * jnp.sqrt(c)
 
 
+def rescaled_forward_std(logsnr_s: ScalarLike, logsnr_t: ScalarLike) -> Scalar:
+    r"""The standard deviation of the forward step $q(y_t \mid y_s) = \mathcal N(y_s, \cdot)$.
+
+    Of the rescaled latent, for t noisier than s. It is $\sqrt{\rho_t^2 - \rho_s^2} = \rho_t \sqrt c$ with
+    $c = -\mathrm{expm1}(\lambda_t - \lambda_s)$ (VDM appendix A.1, divided by $\alpha_t$), so that a short
+    step keeps its relative precision.
+
+    **Arguments:** `logsnr_s` and `logsnr_t`, with `logsnr_t <= logsnr_s`.
+
+    **Returns:** the standard deviation, a scalar.
+    """
+    step = as_float(logsnr_t) - as_float(logsnr_s)
+    return jnp.exp(-as_float(logsnr_t) / 2) * jnp.sqrt(-jnp.expm1(step))
+
+
 def log_spread(logsnr_t: ScalarLike, logsnr_s: ScalarLike) -> Scalar:
     r"""How far the log standard deviation of a reverse step may reach above the posterior's.
 

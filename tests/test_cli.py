@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import equinox as eqx
 import jax
@@ -225,6 +227,56 @@ def test_help_lists_the_choices_of_every_kind(capfd, arguments):
         assert kind in out
         for name in dk.available(kind):
             assert name in out
+
+
+def commands_of(monkeypatch, *entries):
+    """Let these be the entry points of commands: names, values, and the distributions' names."""
+    made = [
+        importlib.metadata.EntryPoint(name, value, "diffkit.commands")._for(
+            types.SimpleNamespace(name=distribution)
+        )
+        for name, value, distribution in entries
+    ]
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: made if "commands" in group else []
+    )
+
+
+def test_plugins_bring_commands(monkeypatch, capfd, workplace):
+    (workplace / "brought.py").write_text(
+        "def count(arguments):\n    print(*arguments)\n    return len(arguments)\n"
+        "def nothing(arguments):\n    return None\n"
+        "def other(arguments):\n    return 99\n"
+    )
+    monkeypatch.syspath_prepend(str(workplace))
+    commands_of(
+        monkeypatch,
+        ("count", "brought:other", "z-package"),
+        ("count", "brought:count", "a-package"),
+        ("nothing", "brought:nothing", "a-package"),
+        ("train", "brought:other", "a-package"),
+        ("broken", "brought_not:count", "z-package"),
+        ("missing", "brought:no_such", "z-package"),
+    )
+    for words, status in ((["count", "a=b", "--c"], 2), (["count"], 0), (["nothing"], 0)):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == status
+    assert capfd.readouterr().out == "a=b --c\n\n"
+    for command, module in (("broken", "brought_not"), ("missing", "no_such")):
+        message = fails([command], capfd)
+        assert re.search(
+            rf"command '{command}' of z-package .*could not be imported.*{module}", message
+        )
+    # Ours are not replaced, and what nobody brings is no command.
+    assert "no_such_setting" in fails(["train", "no_such_setting=3"], capfd)
+    assert "there is no command 'compres'" in fails(["compres"], capfd)
+
+
+def test_help_lists_the_commands_of_plugins_without_importing_them(monkeypatch, capfd):
+    commands_of(monkeypatch, ("squeeze", "no_such_module:run", "diffkit-squeezer"))
+    main(["--help"])
+    assert re.search(r"commands of plugins:\n  squeeze +diffkit-squeezer\n", capfd.readouterr().out)
 
 
 def test_plugins_lists_what_is_installed(capfd):

@@ -18,6 +18,7 @@ import yaml
 import diffkit as dk
 from diffkit import registry
 from diffkit.cli import main
+from diffkit.cli.plugins import plugin_commands
 from diffkit.cli.settings import POSITIONAL
 from diffkit.presets import CONTEXT
 from diffkit.runs import make
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-FIRST_PARTY = ("diffkit", "vdm", "ddpm", "score_sde", "edm", "flow", "solvers")
+FIRST_PARTY = ("diffkit", "vdm", "ddpm", "score_sde", "edm", "flow", "solvers", "bitsback")
 
 # What a command is shortened by where a test runs it for real.
 SHORT = ("train.steps=10", "passes=1", "sample_steps=2")
@@ -169,6 +170,9 @@ def test_commands_compose(
             main(["plugins"])
         assert exit_.value.code == 0
         return
+    if command in plugin_commands():
+        check_plugin_command(command, arguments, capsys)
+        return
     for single in combinations(arguments):
         capsys.readouterr()
         main([command, *single, "--cfg=job"])
@@ -198,6 +202,29 @@ def test_commands_compose(
             make(config["train"])  # refuses values out of range
 
 
+def check_plugin_command(
+    command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plugin's command shows its settings under `--cfg=job` as ours do; ours take those of the page."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        main([command, *arguments, "--cfg=job"])
+    assert exit_.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    positional = iter(config)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            assert config[next(positional)] == argument
+            continue
+        node: Any = config
+        for part in key.split("."):
+            node = node[part]
+        assert node == (
+            [int(n) for n in value.split(",")] if isinstance(node, list) else yaml.safe_load(value)
+        )
+
+
 def test_composition_would_notice(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in (
         ["train", "schedule=cosin"],
@@ -206,6 +233,8 @@ def test_composition_would_notice(workplace: Path, capsys: pytest.CaptureFixture
         ["convert", "RUN", "OUT", "sampler=ddim"],
         ["convert", "RUN", "OUT", "TOO_MUCH"],
         ["equivalence", "vdm", "edm", "process=straight"],
+        ["compress", "RUN", "IN", "OUT", "stepz=3"],
+        ["rate", "RUN"],
     ):
         with pytest.raises(SystemExit) as exit_:
             main([*wrong, "--cfg=job"])

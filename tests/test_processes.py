@@ -7,6 +7,7 @@ import pytest
 
 import diffkit as dk
 from diffkit.presets import complete
+from diffkit.processes import rescaled_forward_std, rescaled_posterior
 
 LOGSNR = np.array([20.0, 13.3, 5.0, 0.3, -5.0, -20.0])
 processes = pytest.mark.parametrize(
@@ -79,3 +80,20 @@ def test_prior_is_the_marginal_of_unit_variance_data(process):
     level = process.at(-3.0)
     expected = np.hypot(float(level.alpha), float(level.sigma))
     assert float(process.prior_std(level)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("logsnr_s", "logsnr_t"), [(13.3, 13.282), (5.0, 4.0), (0.5, -0.5), (-4.0, -5.0), (20.0, -20.0)]
+)
+def test_forward_step_chains_with_the_posterior(logsnr_s, logsnr_t):
+    std = float(rescaled_forward_std(logsnr_s, logsnr_t))
+    # Variances add up along the chain, in float64 from the very values that float32 holds.
+    s, t = (float(np.float32(value)) for value in (logsnr_s, logsnr_t))
+    assert std == pytest.approx(np.sqrt(np.exp(-t) - np.exp(-s)), rel=1e-5)
+    # Bayes' rule: q(y_s | y_t, x) is proportional to q(y_s | x) q(y_t | y_s).
+    precision = np.exp(s) + std**-2
+    x, y_t = 0.7, 1.3
+    mean, posterior_std = rescaled_posterior(jnp.asarray(y_t), jnp.asarray(x), logsnr_t, logsnr_s)
+    assert float(posterior_std) == pytest.approx(precision**-0.5, rel=1e-5)
+    expected = (np.exp(s) * x + y_t / std**2) / precision
+    assert float(mean) == pytest.approx(expected, rel=1e-5)

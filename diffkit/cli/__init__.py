@@ -35,8 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = given[0] if given else "--help"
     if command in ("-h", "--help"):
         from diffkit.cli.help import choices
+        from diffkit.cli.plugins import plugin_commands
 
         print(_USAGE)
+        if commands := plugin_commands():
+            print("commands of plugins:")
+            for name, entry in sorted(commands.items()):
+                print(f"  {name:<11} {entry.dist.name if entry.dist else entry.module}")
+            print()
         print(choices())
         return
     if command == "--version":
@@ -57,8 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         raise SystemExit(new_plugin(given[1:]))
     if command not in POSITIONAL:
-        print(f"diffkit: there is no command {command!r}.\n\n{_USAGE}", file=sys.stderr)
-        raise SystemExit(2)
+        from diffkit.cli.plugins import run_plugin_command
+
+        status = run_plugin_command(command, given[1:])
+        if status is None:
+            print(f"diffkit: there is no command {command!r}.\n\n{_USAGE}", file=sys.stderr)
+            raise SystemExit(2)
+        raise SystemExit(status)
     if "--help" in given or "-h" in given:
         from diffkit.cli.help import command_help
 

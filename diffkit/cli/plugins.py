@@ -1,9 +1,50 @@
-"""`diffkit plugins`: what is installed, and whether it works."""
+"""`diffkit plugins`: what is installed, and whether it works; and the commands that plugins bring."""
 
+import importlib.metadata
 import sys
 import warnings
+from collections.abc import Mapping
+from typing import Final
 
 from diffkit import registry
+
+COMMAND_GROUP: Final = "diffkit.commands"
+"""The entry-point group of commands: a name, and a function that is given the arguments after it."""
+
+
+def plugin_commands() -> Mapping[str, importlib.metadata.EntryPoint]:
+    """The commands that plugins bring, by name; nothing is imported.
+
+    Of two distributions with a command of one name the first in the alphabet has it, every time.
+    """
+    entries = importlib.metadata.entry_points(group=COMMAND_GROUP)
+    return {entry.name: entry for entry in sorted(entries, key=_distribution, reverse=True)}
+
+
+def _distribution(entry: importlib.metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.module
+
+
+def run_plugin_command(command: str, arguments: list[str]) -> int | None:
+    """Run a command that a plugin brings.
+
+    **Arguments:** `command`: its name; `arguments`: those after it.
+
+    **Returns:** its exit status, 1 if it cannot be imported, or `None` if there is no such command.
+    """
+    entry = plugin_commands().get(command)
+    if entry is None:
+        return None
+    try:
+        run = entry.load()
+    except Exception as error:  # a stranger's module may raise anything
+        print(
+            f"diffkit: the command {command!r} of {_distribution(entry)} ({entry.value}) could not be "
+            f"imported: {type(error).__name__}: {error}",
+            file=sys.stderr,
+        )
+        return 1
+    return int(run(arguments) or 0)
 
 
 def show_plugins() -> int:

@@ -1,0 +1,482 @@
+r"""Bits-back coding along the forward chain of a diffusion model.
+
+The latents are the rescaled ones, $y = z / \alpha$, which are the same under every process. The forward
+chain $q(y_0 \mid x)\, q(y_1 \mid y_0) \cdots q(y_T \mid y_{T-1})$ is as good a factorisation of the
+posterior as the one of the bound, and it lets a step be paid back at once (Bit-Swap: Kingma, Abbeel and
+Ho 2019, arXiv 1905.06845):
+
+1. pop $y_0$ by $q(y_0 \mid x)$, push $x$ by $p(x \mid y_0)$;
+2. for i = 1 ... T: pop $y_i$ by $q(y_i \mid y_{i-1})$, push $y_{i-1}$ by $p(y_{i-1} \mid y_i)$;
+3. push $y_T$ by the prior $p(y_T)$.
+
+The stack grows by a one-sample estimate of the bound, whose expectation is the VLB of the
+discrete-time model with T steps, and the initial bits that it takes are those of one latent, not of T.
+Decoding runs the same backwards and leaves the stack as it was.
+
+The distributions are those of the bound: `diffkit.Prediction.reverse` for $p(y_{i-1} \mid y_i)$,
+`diffkit.processes` for the chain and for the prior, the model's decoder for $p(x \mid y_0)$. Each latent
+has a lattice of its own (`diffkit_bitsback.gaussians`), scaled to the narrower of the two distributions
+that it is coded by.
+"""
+
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer, UInt32
+
+import diffkit as dk
+from diffkit.denoiser import AbstractDenoiser
+from diffkit.processes import rescaled_forward_std, rescaled_posterior, rescaled_prior_std
+from diffkit_bitsback.errors import CannotEncode, DamagedData
+from diffkit_bitsback.gaussians import LatticeGaussians
+from diffkit_bitsback.stack import Stack, weights_of
+
+RESOLUTION = 1.0
+"""Points of a lattice to a standard deviation, by default: `diffkit_bitsback.gaussians` says why so few."""
+
+# How many entries a table of p(x | y_0) has at a time.
+_ENTRIES = 1 << 18
+
+
+@dataclass(frozen=True)
+class ChainStatistics:
+    """What coding some images took.
+
+    **Attributes:**
+
+    - `images`, and `dimensions`: of all of them together.
+    - `total_bits`: what is stored.
+    - `initial_bits`: how many of these were not pushed but taken from the source. Who decodes gets them
+      back.
+    - `pushed_bits`: by how much the stack grew, to a fraction of a bit. The stored bits less the initial
+      ones are at most 64 more, since both are whole words.
+    - `bound_bits`: the one-sample bound along the very latents that were coded, from the densities in
+      float64: what the net rate would be if coding had no overhead.
+    - `network_seconds`, `coding_seconds`: time in the network, and in all else.
+    """
+
+    images: int
+    dimensions: int
+    total_bits: int
+    initial_bits: int
+    pushed_bits: float
+    bound_bits: float
+    network_seconds: float
+    coding_seconds: float
+
+    @property
+    def net_bits(self) -> int:
+        """Stored bits less the initial ones."""
+        return self.total_bits - self.initial_bits
+
+    @property
+    def total_bits_per_dim(self) -> float:
+        """Stored bits per dimension."""
+        return self.total_bits / self.dimensions
+
+    @property
+    def net_bits_per_dim(self) -> float:
+        """Stored bits per dimension less the initial ones."""
+        return self.net_bits / self.dimensions
+
+    @property
+    def bound_bits_per_dim(self) -> float:
+        """The one-sample bound per dimension."""
+        return self.bound_bits / self.dimensions
+
+    @property
+    def overhead_bits_per_dim(self) -> float:
+        """What the stack grew by beyond the bound along the same latents, per dimension."""
+        return (self.pushed_bits - self.bound_bits) / self.dimensions
+
+    def __add__(self, other: "ChainStatistics") -> "ChainStatistics":
+        """Of the images of both."""
+        return ChainStatistics(
+            *(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__)
+        )
+
+
+class Chain:
+    """Codes batches of images on one stack, with the latents of a model.
+
+    **Arguments:**
+
+    - `model`: a model whose decoder is discrete. It is used without a condition.
+    - `logsnrs`: the T + 1 noise levels of the chain, decreasing, the data end first.
+    - `batch_size`: the images that are coded together. The initial bits grow with it, the time falls.
+    - `resolution`: points of a lattice to a standard deviation.
+    - `seed`: of the source of initial bits.
+
+    **Raises:** `CannotEncode` for a decoder that is not discrete, noise levels that do not decrease, or a
+    number out of range.
+    """
+
+    def __init__(
+        self,
+        model: dk.DiffusionModel,
+        logsnrs: Float[np.ndarray, " noise_levels"],
+        *,
+        batch_size: int = 32,
+        resolution: float = RESOLUTION,
+        seed: int = 0,
+    ):
+        if model.decoder.levels is None:
+            raise CannotEncode(
+                "model must have a discrete decoder, such as decoder=discretized, to be coded without "
+                f"loss; got {type(model.decoder).__name__}, which is for continuous data."
+            )
+        if len(logsnrs) < 2 or not (np.isfinite(logsnrs).all() and (np.diff(logsnrs) < 0).all()):
+            raise CannotEncode(
+                "logsnrs must be at least two finite numbers, strictly decreasing from the data end, "
+                f"got {logsnrs}."
+            )
+        if batch_size < 1:
+            raise CannotEncode(f"batch_size must be at least 1, got {batch_size}.")
+        if not 0.5 <= resolution <= 1024:
+            raise CannotEncode(f"resolution must be between 0.5 and 1024, got {resolution}.")
+        self._model = model
+        self._levels: int = model.decoder.levels
+        self._logsnrs = logsnrs.astype(np.float32)
+        if not (np.diff(self._logsnrs) < 0).all():
+            raise CannotEncode(
+                "logsnrs must be strictly decreasing in float32 too: there are too many steps between "
+                f"{logsnrs[0]} and {logsnrs[-1]}."
+            )
+        self._batch_size = batch_size
+        self._resolution = resolution
+        self._seed = seed
+        self._size = math.prod(model.shape)
+        self._compiled = _Compiled(model, batch_size)
+        self._forward, self._prior, self._spacing = _scales(self._logsnrs, resolution)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self._logsnrs) - 1
+
+    def with_logsnrs(self, logsnrs: Float[np.ndarray, " noise_levels"]) -> "Chain":
+        """The same with other noise levels. The functions are compiled once for both."""
+        other = Chain(
+            self._model,
+            logsnrs,
+            batch_size=self._batch_size,
+            resolution=self._resolution,
+            seed=self._seed,
+        )
+        other._compiled = self._compiled
+        return other
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of decoded images: the smallest that holds the levels."""
+        return np.min_scalar_type(self._levels - 1)
+
+    def encode(
+        self,
+        images: Integer[np.ndarray, "count *shape"],
+        *,
+        progress: Callable[[float], None] | None = None,
+    ) -> tuple[UInt32[np.ndarray, " words"], ChainStatistics]:
+        """Code images as the words of one stack.
+
+        **Arguments:** `images`: as stored, levels 0 ... levels - 1; `progress`: called now and then with
+        how many images are done, a part of a batch as a part.
+
+        **Returns:** the words, and what coding took.
+
+        **Raises:** `CannotEncode` for images of another shape or with other levels, or if the network's
+        output is not finite.
+        """
+        self._check(images)
+        clock = _Clock()
+        stack = Stack(seed=self._seed)
+        bound = 0.0
+        for first in range(0, len(images), self._batch_size):
+            batch = images[first : first + self._batch_size]
+            told = _from(progress, first, len(batch))
+            bound += self._encode_batch(stack, batch, first, clock, told)
+        words, initial = stack.finish()
+        return words, ChainStatistics(
+            images=len(images),
+            dimensions=len(images) * self._size,
+            total_bits=32 * len(words),
+            initial_bits=32 * initial,
+            pushed_bits=stack.pushed_bits(),
+            bound_bits=bound / math.log(2),
+            network_seconds=clock.network,
+            coding_seconds=clock.other(),
+        )
+
+    def decode(
+        self,
+        words: UInt32[np.ndarray, " words"],
+        count: int,
+        *,
+        progress: Callable[[float], None] | None = None,
+    ) -> Integer[np.ndarray, "count *shape"]:
+        """The images that `encode` made these words of.
+
+        **Arguments:** `words`, and the `count` of images in them; `progress` as for `encode`.
+
+        **Raises:** `DamagedData` if the words run out, do not end with the source's initial bits, or lead
+        to what cannot be; any of these if the network does not give the floats it gave for encoding.
+        """
+        stack = Stack(words, seed=self._seed)
+        images = np.empty((count, *self._model.shape), self.dtype)
+        try:
+            for first in reversed(range(0, count, self._batch_size)):
+                batch = images[first : first + self._batch_size]
+                done = count - first - len(batch)
+                told = _from(progress, done, len(batch))
+                self._decode_batch(stack, batch, first, _Clock(), told)
+        except CannotEncode as error:
+            raise DamagedData(f"the coded words do not decode: {error}") from error
+        stack.check_finished()
+        return images
+
+    def reverse(
+        self, y: Float[np.ndarray, "batch size"], step: int
+    ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+        """Mean and standard deviation of p(y_{step - 1} | y_step), as the network gives them.
+
+        By one compiled function with one batch shape, for encoding and for decoding.
+
+        **Arguments:** `y`: at most `batch_size` rescaled latents, flattened; `step` from 1 to T.
+
+        **Returns:** float32 arrays: the mean like `y`; the standard deviation like `y` where the model
+        predicts one for each dimension, else a scalar.
+        """
+        padded = np.zeros((self._batch_size, *self._model.shape), np.float32)
+        padded[: len(y)] = y.reshape(len(y), *self._model.shape)
+        mean, std = self._compiled.reverse(padded, self._logsnrs[step], self._logsnrs[step - 1])
+        mean = np.asarray(mean)[: len(y)].reshape(y.shape)
+        std = np.asarray(std)
+        return mean, np.asarray(std[0]) if std.ndim == 1 else std[: len(y)].reshape(y.shape)
+
+    def _check(self, images: Integer[np.ndarray, "..."]) -> None:
+        shape = self._model.shape
+        if images.shape[1:] != shape:
+            raise CannotEncode(
+                f"images must be an array of shape (count, {', '.join(map(str, shape))}), got "
+                f"{images.shape}."
+            )
+        if images.size and not (images.min() >= 0 and images.max() < self._levels):
+            raise CannotEncode(
+                f"images must hold levels from 0 to {self._levels - 1}, got {images.min()} to "
+                f"{images.max()}."
+            )
+
+    def _encode_batch(
+        self,
+        stack: Stack,
+        batch: Integer[np.ndarray, "count *shape"],
+        first_image: int,
+        clock: "_Clock",
+        progress: Callable[[float], None],
+    ) -> float:
+        """Push a batch; return the one-sample bound in nats."""
+        first = self._first(batch)
+        stack.mask(batch.size, self._mask(first_image, 0))
+        k = first.pop(stack)
+        bound = first.log_prob(k).sum()
+        bound -= self._push_data(stack, batch, self._spacing[0] * k)
+        for step in range(1, self.steps + 1):
+            forward = self._step(k, step)
+            stack.mask(batch.size, self._mask(first_image, step))
+            noisier = forward.pop(stack)
+            reverse = self._reverse(noisier, step, clock)
+            reverse.push(stack, k)
+            bound += forward.log_prob(noisier).sum() - reverse.log_prob(k).sum()
+            k = noisier
+            progress(step / self.steps)
+        last = self._last(len(k))
+        last.push(stack, k)
+        return float(bound - last.log_prob(k).sum())
+
+    def _decode_batch(
+        self,
+        stack: Stack,
+        batch: Integer[np.ndarray, "count *shape"],
+        first_image: int,
+        clock: "_Clock",
+        progress: Callable[[float], None],
+    ) -> None:
+        """Pop a batch, into the array given."""
+        k = self._last(batch.size).pop(stack)
+        for step in range(self.steps, 0, -1):
+            cleaner = self._reverse(k, step, clock).pop(stack)
+            self._step(cleaner, step).push(stack, k)
+            stack.mask(batch.size, self._mask(first_image, step))
+            k = cleaner
+            progress(1 - (step - 1) / self.steps)
+        self._pop_data(stack, batch, self._spacing[0] * k)
+        self._first(batch).push(stack, k)
+        stack.mask(batch.size, self._mask(first_image, 0))
+
+    def _mask(self, first_image: int, step: int) -> int:
+        """Another number for each latent of each batch."""
+        return first_image * (self.steps + 1) + step
+
+    def _first(self, batch: Integer[np.ndarray, "count *shape"]) -> LatticeGaussians:
+        """q(y_0 | x)."""
+        x = np.asarray(self._model.encode(batch), np.float64).ravel()
+        return LatticeGaussians(x, float(self._forward[0]), float(self._spacing[0]))
+
+    def _step(self, k: Int[np.ndarray, " n"], step: int) -> LatticeGaussians:
+        """q(y_step | y_{step - 1})."""
+        y = self._spacing[step - 1] * k
+        return LatticeGaussians(y, float(self._forward[step]), float(self._spacing[step]))
+
+    def _reverse(self, k: Int[np.ndarray, " n"], step: int, clock: "_Clock") -> LatticeGaussians:
+        """p(y_{step - 1} | y_step)."""
+        with clock:
+            mean, std = self.reverse((self._spacing[step] * k).reshape(-1, self._size), step)
+        std = std.ravel() if std.ndim else float(std)
+        return LatticeGaussians(mean.ravel(), std, float(self._spacing[step - 1]))
+
+    def _last(self, count: int) -> LatticeGaussians:
+        """p(y_T)."""
+        return LatticeGaussians(np.zeros(count), self._prior, float(self._spacing[-1]))
+
+    def _push_data(
+        self,
+        stack: Stack,
+        batch: Integer[np.ndarray, "count *shape"],
+        y: Float[np.ndarray, " n"],
+    ) -> float:
+        """Push x by p(x | y_0); return its log probability in nats."""
+        x, total = batch.ravel().astype(np.int64), 0.0
+        for rows in reversed(self._groups(len(y))):
+            log_prob = self._data_log_prob(y[rows])
+            stack.push(x[rows], weights_of(log_prob))
+            total += np.take_along_axis(log_prob, x[rows, None], axis=1).sum()
+        return total
+
+    def _pop_data(
+        self,
+        stack: Stack,
+        batch: Integer[np.ndarray, "count *shape"],
+        y: Float[np.ndarray, " n"],
+    ) -> None:
+        x = [stack.pop(weights_of(self._data_log_prob(y[rows]))) for rows in self._groups(len(y))]
+        batch[...] = np.concatenate(x).reshape(batch.shape)
+
+    def _groups(self, count: int) -> list[slice]:
+        rows = self._compiled.rows
+        return [slice(first, first + rows) for first in range(0, count, rows)]
+
+    def _data_log_prob(self, y: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n levels"]:
+        """log p(x | y_0) of every level, for each dimension by itself."""
+        padded = np.zeros(self._compiled.rows, np.float32)
+        padded[: len(y)] = y
+        log_prob = self._compiled.data_log_prob(padded, self._logsnrs[0])
+        log_prob = np.asarray(log_prob, np.float64)[: len(y)]
+        if not np.isfinite(log_prob.max(axis=1)).all():
+            raise CannotEncode("the model's decoder gives probabilities that are not finite.")
+        return log_prob
+
+
+class _Compiled:
+    """The two functions of a model that run on the device, each compiled once, for one shape."""
+
+    def __init__(self, model: dk.DiffusionModel, batch_size: int):
+        assert model.decoder.levels is not None
+        self._model = model
+        self._levels = model.decoder.levels
+        self._shape = (batch_size, *model.shape)
+        # As many dimensions as go into one table.
+        self.rows = min(max(_ENTRIES // self._levels, 1), math.prod(self._shape))
+
+    def reverse(
+        self, y: Float[np.ndarray, "batch *shape"], logsnr_t: np.float32, logsnr_s: np.float32
+    ) -> tuple[Float[Array, "batch *shape"], Float[Array, "batch ..."]]:
+        """Mean and standard deviation of p(y_s | y_t) for a batch."""
+        return self._reverse(self._arrays, y, logsnr_t, logsnr_s)
+
+    def data_log_prob(
+        self, y: Float[np.ndarray, " rows"], logsnr: np.float32
+    ) -> Float[Array, "rows levels"]:
+        """log p(x | y_0) for every level of every dimension."""
+        return self._data(y, logsnr)
+
+    @functools.cached_property
+    def _arrays(self) -> AbstractDenoiser:
+        return eqx.filter(self._model.denoiser, eqx.is_array)
+
+    @functools.cached_property
+    def _reverse(self) -> Callable:
+        rest = eqx.filter(self._model.denoiser, eqx.is_array, inverse=True)
+
+        def reverse(arrays, y, logsnr_t, logsnr_s):
+            denoiser = eqx.combine(arrays, rest)
+            alpha = denoiser.process.at(logsnr_t).alpha
+            return jax.vmap(lambda y: denoiser(alpha * y, logsnr_t).reverse(logsnr_s))(y)
+
+        y, logsnr = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (self._shape, ()))
+        return jax.jit(reverse).lower(self._arrays, y, logsnr, logsnr).compile()
+
+    @functools.cached_property
+    def _data(self) -> Callable:
+        model, levels = self._model, jnp.arange(self._levels)
+
+        def log_prob(y, logsnr):
+            level = model.process.at(logsnr)
+            return jax.vmap(lambda x: model.decoder.log_prob(x, level.alpha * y, level))(levels)
+
+        y, logsnr = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((self.rows,), ()))
+        return jax.jit(jax.vmap(log_prob, (0, None))).lower(y, logsnr).compile()
+
+
+def _scales(
+    logsnrs: Float[np.ndarray, " noise_levels"], resolution: float
+) -> tuple[Float[np.ndarray, " noise_levels"], float, Float[np.ndarray, " noise_levels"]]:
+    """Standard deviations of the chain into each latent, that of the prior, and the lattices' spacings."""
+    first = float(dk.VarianceExploding().at(logsnrs[0]).rho)
+    prior = float(rescaled_prior_std(logsnrs[-1]))
+    both = [[float(std) for std in _step_stds(s, t)] for s, t in itertools.pairwise(logsnrs)]
+    into = np.array([first, *(forward for forward, _ in both)])
+    back = np.array([*(reverse for _, reverse in both), prior])
+    return into, prior, np.minimum(into, back) / resolution
+
+
+@jax.jit
+def _step_stds(logsnr_s: Array, logsnr_t: Array) -> tuple[Array, Array]:
+    """The standard deviations of q(y_t | y_s) and of q(y_s | y_t, x)."""
+    zero = jnp.zeros(())
+    _, std = rescaled_posterior(zero, zero, logsnr_t, logsnr_s)
+    return rescaled_forward_std(logsnr_s, logsnr_t), std
+
+
+class _Clock:
+    """Time since it was made, and how much of it was spent within."""
+
+    def __init__(self):
+        self._began = time.perf_counter()
+        self._entered = 0.0
+        self.network = 0.0
+
+    def __enter__(self) -> None:
+        self._entered = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.network += time.perf_counter() - self._entered
+
+    def other(self) -> float:
+        return time.perf_counter() - self._began - self.network
+
+
+def _from(
+    progress: Callable[[float], None] | None, first: int, count: int
+) -> Callable[[float], None]:
+    """Progress within a batch, as progress in images."""
+    if progress is None:
+        return lambda share: None
+    return lambda share: progress(first + share * count)

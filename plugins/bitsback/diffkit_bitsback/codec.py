@@ -1,0 +1,667 @@
+"""The codec: images to a file and back, bit by bit, or an error that says why not.
+
+What is decoded depends on every float that the network gives, so a file says what it was written with and
+the reader makes sure before it begins:
+
+* the *fingerprint* of the model, its parts and its parameters;
+* the *probe*: a few made-up images are coded through some of the steps, and what comes out has a digest.
+  Network, jax, NumPy and processor all have a part in it. A machine on which it comes out differently
+  rounds differently, and cannot read the file.
+
+At the end the digest of each chunk's images is compared with that of what was encoded; before it is, no
+image is handed out.
+"""
+
+import copy
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import operator
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from io import BufferedIOBase
+from typing import Any, Final
+
+import jax
+import numpy as np
+from jaxtyping import Float64, Integer
+
+import diffkit as dk
+from diffkit_bitsback.chain import RESOLUTION, Chain, ChainStatistics
+from diffkit_bitsback.container import Chunk, Damaged, Reader, Writer, digest
+from diffkit_bitsback.errors import (
+    CannotEncode,
+    CannotReproduce,
+    CodecError,
+    DamagedFile,
+    WrongModel,
+)
+from diffkit_bitsback.fingerprint import Fingerprint, fingerprint
+
+Images = Integer[np.ndarray, "images *shape"]
+"""Images as stored: integers 0 ... levels - 1, one after the other along the first axis."""
+
+Progress = Callable[[float, float | None], None]
+"""Told how many images are done, and the stored bits per dimension of the chunks that are, if any are."""
+
+# What a file may ask for before anything of it has been decoded.
+_MAX_STEPS: Final = 2**16
+_MAX_BATCH_DIMENSIONS: Final = 2**22
+_MAX_CHUNK_DIMENSIONS: Final = 2**28
+
+_DTYPES: Final = tuple(np.dtype(f"{kind}{size}").name for kind in "ui" for size in (1, 2, 4, 8))
+_SOFTWARE: Final = (
+    "diffkit",
+    "diffkit-bitsback",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "constriction",
+)
+_PROBE_STEPS: Final = 6
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself.
+
+    **Attributes:**
+
+    - `model`: the fingerprint of the model; `label`: what its owner called it.
+    - `shape`, `levels`, `dtype`: of an image as stored.
+    - `steps`, `grid`, `logsnrs`: T, the grid's name with its options, and the digest of its values.
+    - `batch_size`, `chunk`, `resolution`, `seed`: as given to the `Codec`.
+    - `probe`: the digest of the probe.
+    - `device`, `software`: what it was written on and with.
+    - `images`: how many there are, or `None` if that was not known when the file was begun.
+    - `source`: what they were read from, for whoever writes them again: `"array"` or `"folder"`.
+    """
+
+    model: Fingerprint
+    label: str
+    shape: tuple[int, ...]
+    levels: int
+    dtype: str
+    steps: int
+    grid: str
+    logsnrs: str
+    batch_size: int
+    chunk: int
+    resolution: float
+    seed: int
+    probe: str
+    device: str
+    software: Mapping[str, str]
+    images: int | None
+    source: str
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> "Header":
+        """From the header of a file.
+
+        **Raises:** `DamagedFile` for anything that no `Codec` writes.
+        """
+        names = {each.name for each in fields(cls)}
+        if set(found) != names:
+            raise DamagedFile(f"the header must say {', '.join(sorted(names))}; got {set(found)}.")
+        given = dict(found)
+        _check("model", given["model"], _is_texts(given["model"], ("parameters", "structure")))
+        _check("software", given["software"], _is_texts(given["software"], None))
+        for name in ("label", "dtype", "grid", "logsnrs", "probe", "device", "source"):
+            _check(name, given[name], isinstance(given[name], str))
+        shape = given["shape"]
+        _check("shape", shape, isinstance(shape, list) and 0 < len(shape) <= 8)
+        _check("shape", shape, all(_is_integer(n, 1, 2**28) for n in shape))
+        size = math.prod(shape)
+        _check("shape", shape, size <= _MAX_CHUNK_DIMENSIONS)
+        most = {
+            "levels": (2, 2**31),
+            "steps": (1, _MAX_STEPS),
+            "batch_size": (1, max(1, _MAX_BATCH_DIMENSIONS // size)),
+            "chunk": (1, max(1, _MAX_CHUNK_DIMENSIONS // size)),
+            "seed": (0, 2**64 - 1),
+        }
+        for name, limits in most.items():
+            _check(name, given[name], _is_integer(given[name], *limits))
+        resolution = given["resolution"]
+        _check(
+            "resolution", resolution, isinstance(resolution, float) and 0.5 <= resolution <= 1024
+        )
+        images = given["images"]
+        _check("images", images, images is None or _is_integer(images, 0, 2**48))
+        _check("dtype", given["dtype"], given["dtype"] in _DTYPES)
+        _check("dtype", given["dtype"], np.iinfo(given["dtype"]).max >= given["levels"] - 1)
+        _check("source", given["source"], given["source"] in ("array", "folder"))
+        return cls(**given | {"model": Fingerprint(**given["model"]), "shape": tuple(shape)})
+
+
+def _check(name: str, value: Any, good: bool) -> None:
+    if not good:
+        raise DamagedFile(f"the header says {name}={value!r:.100}, which no codec writes.")
+
+
+def _is_integer(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_texts(value: Any, names: tuple[str, ...] | None) -> bool:
+    return (
+        isinstance(value, dict)
+        and names in (None, tuple(sorted(value)))
+        and all(isinstance(text, str) for text in value.values())
+    )
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images that were decoded and compared with the digest of what was encoded.
+
+    **Attributes:** `first`: the number of the first one, counted from 0 over the whole file; `images`;
+    `names`: one for each, or none.
+    """
+
+    first: int
+    images: Images
+    names: tuple[str, ...]
+
+
+class Codec:
+    """Codes images losslessly with a model: the better its likelihood, the shorter the file.
+
+    Bits-back coding with asymmetric numeral systems over all latents of the discrete-time model
+    (`diffkit_bitsback.Chain`), in chunks that are coded one by one, so that a file larger than memory is
+    coded and damage is confined.
+
+    Only the model that wrote a file can read it, on a machine that rounds as the one did that wrote it:
+    the same kind of processor or accelerator, with the same versions of jax. Both are tested before
+    anything is decoded. A file is no archive: keep the run, and the environment, or the images.
+
+    **Arguments:**
+
+    - `model`: any model with a discrete decoder. One that takes conditions is used without.
+    - `steps`: T, how many steps of the model are coded. More make a shorter file and take longer.
+    - `grid`: where the steps are, by default even in time.
+    - `batch_size`: images that go through the network together.
+    - `chunk`: images that are coded as one. The first batch of each chunk pays the initial bits.
+    - `resolution`: points of a latent's lattice to a standard deviation.
+    - `seed`: of the bits that lie below the first image.
+    - `label`: a word on the model, such as its checkpoint's step: the error for a wrong model repeats it.
+
+    **Attributes:** the arguments; `fingerprint`: that of the model; `logsnrs`: those of the steps, from
+    data to noise.
+
+    **Raises:** `CannotEncode` for a model without discrete levels; `ValueError` for a number out of range.
+    """
+
+    def __init__(
+        self,
+        model: dk.DiffusionModel,
+        steps: int = 250,
+        *,
+        grid: Any = dk.UniformT(),
+        batch_size: int = 32,
+        chunk: int = 4096,
+        resolution: float = RESOLUTION,
+        seed: int = 0,
+        label: str = "",
+    ):
+        if model.decoder.levels is None:
+            raise CannotEncode(
+                f"decoder {type(model.decoder).__name__} is for continuous data, which have no "
+                "shortest code: take a model with decoder=discretized."
+            )
+        size = math.prod(model.shape)
+        for name, value, most in (
+            ("steps", steps, _MAX_STEPS),
+            ("batch_size", batch_size, max(1, _MAX_BATCH_DIMENSIONS // size)),
+            ("chunk", chunk, max(1, _MAX_CHUNK_DIMENSIONS // size)),
+        ):
+            if not 1 <= value <= most:
+                raise ValueError(f"{name} must be from 1 to {most}, got {value}.")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be from 0 to {2**64 - 1}, got {seed}.")
+        self.model, self.steps, self.grid = model, steps, dk.part("grid", grid, model=model)
+        self.batch_size, self.chunk = batch_size, chunk
+        self.resolution, self.seed, self.label = float(resolution), seed, label
+        self.levels: int = model.decoder.levels
+        self.fingerprint = fingerprint(model)
+        self.logsnrs = _logsnrs(model, self.grid, steps)
+        self._chain = Chain(
+            model, self.logsnrs, batch_size=batch_size, resolution=self.resolution, seed=seed
+        )
+        self._known_probe: str | None = None
+        self._other: Codec | None = None
+
+    def with_steps(self, steps: int, *, grid: Any = None) -> "Codec":
+        """The same with other steps; what is compiled serves both.
+
+        **Arguments:** `steps` and `grid` as for the constructor; the grid is by default the one that
+        this one has.
+        """
+        if not 1 <= steps <= _MAX_STEPS:
+            raise ValueError(f"steps must be from 1 to {_MAX_STEPS}, got {steps}.")
+        other = copy.copy(self)
+        other.steps = steps
+        other.grid = self.grid if grid is None else dk.part("grid", grid, model=self.model)
+        other.logsnrs = _logsnrs(self.model, other.grid, steps)
+        other._chain = self._chain.with_logsnrs(other.logsnrs)
+        other._known_probe = other._other = None
+        return other
+
+    def encode(self, images: Images) -> bytes:
+        """Images to the bytes of a file.
+
+        **Arguments:** `images`: integers 0 ... levels - 1 of any integer dtype.
+
+        **Raises:** `CannotEncode` for images that the model is not for; `CannotReproduce` if the network
+        does not give the same floats twice.
+        """
+        file = io.BytesIO()
+        self.encode_stream([images], file, count=len(images))
+        return file.getvalue()
+
+    def decode(self, data: bytes) -> Images:
+        """The images in the bytes of a file, in the dtype in which they were given.
+
+        **Raises:** a `CodecError`: `NotACodecFile`, `WrongVersion`, `DamagedFile`, `WrongModel` or
+        `CannotReproduce`.
+        """
+        decoding = self.open(io.BytesIO(data))
+        parts = [part.images for part in decoding.chunks()]
+        header = decoding.header
+        return np.concatenate([np.zeros((0, *header.shape), header.dtype), *parts])
+
+    def encode_stream(
+        self,
+        images: Iterable[Images],
+        file: BufferedIOBase,
+        *,
+        names: Iterable[str] | None = None,
+        count: int | None = None,
+        source: str = "array",
+        verify: bool = False,
+        progress: Progress | None = None,
+    ) -> ChainStatistics:
+        """Code images as they come, a chunk at a time.
+
+        **Arguments:**
+
+        - `images`: arrays of images, each with as many as it likes, all of one dtype.
+        - `file`: open for writing in binary; it stays open.
+        - `names`: of the images, in their order, to be kept with them.
+        - `count`: how many there are, if that is known. A reader of a file that was cut short can then
+          say which are missing.
+        - `source`: what they were read from, `"array"` or `"folder"`.
+        - `verify`: decode each chunk before it is written, which takes as long again.
+        - `progress`: told how far it is.
+
+        **Returns:** the bits of all chunks.
+
+        **Raises:** as `encode`, and `ValueError` for more or fewer images than `count` or `names` says.
+        """
+        arrays = iter(images)
+        head = next(arrays, None)
+        dtype = np.dtype("uint8") if head is None else head.dtype.newbyteorder("=")
+        header = self._header(dtype, images=count, source=source)
+        writer = Writer(file, header)
+        supply = None if names is None else iter(names)
+        parts: list[ChainStatistics] = []
+        tell = None if progress is None else _Offset(progress, math.prod(self.model.shape))
+        given = itertools.chain([] if head is None else [head], arrays)
+        for first, chunk in self._chunks(given, dtype):
+            taken = () if supply is None else tuple(itertools.islice(supply, len(chunk)))
+            if supply is not None and len(taken) < len(chunk):
+                raise ValueError(f"names must be one for each image, got {first + len(taken)}.")
+            words, statistics = self._chain.encode(chunk, progress=tell)
+            seal = _images_digest(chunk)
+            if verify:
+                self._decoded(Chunk(first, len(chunk), words, seal, taken), dtype, None)
+            writer.write(Chunk(first, len(chunk), words, seal, taken))
+            parts.append(statistics)
+            if tell is not None:
+                tell.chunk_done(first + len(chunk), statistics.total_bits, len(chunk))
+        if count is not None and writer.images != count:
+            raise ValueError(f"count says {count} images, got {writer.images}.")
+        if supply is not None and next(supply, None) is not None:
+            raise ValueError(f"names must be one for each of the {writer.images} images, got more.")
+        writer.close()
+        nothing = ChainStatistics(**dict.fromkeys((f.name for f in fields(ChainStatistics)), 0))
+        return functools.reduce(operator.add, parts, nothing)
+
+    def decode_stream(
+        self,
+        file: BufferedIOBase,
+        *,
+        damaged: Damaged | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Images]:
+        """The images of a file, a chunk at a time.
+
+        **Arguments:**
+
+        - `file`: open for reading in binary, and seekable.
+        - `damaged`: if given, chunks that cannot be decoded are passed over, and it is told which images
+          are missing, and why; else that is an error.
+        - `progress`: told how far it is.
+
+        **Raises:** as `decode`. What was yielded before is right.
+        """
+        decoding = self.open(file)
+        return (part.images for part in decoding.chunks(damaged=damaged, progress=progress))
+
+    def open(self, file: BufferedIOBase) -> "Decoding":
+        """A file's header, checked, with the chunks to come.
+
+        **Arguments:** `file`: open for reading in binary, and seekable.
+
+        **Raises:** as `decode`; nothing of the images has been read then.
+        """
+        reader = Reader(file)
+        header = Header.read(reader.header)
+        return Decoding(reader, header, self._for(header))
+
+    # What a file is compared with.
+
+    def _header(self, dtype: np.dtype, *, images: int | None, source: str) -> dict[str, Any]:
+        if dtype.name not in _DTYPES or np.iinfo(dtype).max < self.levels - 1:
+            raise CannotEncode(
+                f"images must be integers 0 ... {self.levels - 1}, got the dtype {dtype}."
+            )
+        header = Header(
+            model=self.fingerprint,
+            label=self.label,
+            shape=self.model.shape,
+            levels=self.levels,
+            dtype=dtype.name,
+            steps=self.steps,
+            grid=_describe(self.grid),
+            logsnrs=_digest(self.logsnrs),
+            batch_size=self.batch_size,
+            chunk=self.chunk,
+            resolution=self.resolution,
+            seed=self.seed,
+            probe=self._probe(),
+            device=_device(),
+            software=_software(),
+            images=images,
+            source=source,
+        )
+        return asdict(header)
+
+    def _for(self, header: Header) -> "Codec":
+        """This codec, or one with the settings of a file, after it has proved fit for it."""
+        if header.shape != self.model.shape or header.levels != self.levels:
+            raise WrongModel(
+                f"the file has images of the shape {header.shape} with {header.levels} levels; this "
+                f"model is for {self.model.shape} with {self.levels}."
+            )
+        mine, named = self.fingerprint, f" ({header.label!r:.80})" if header.label else ""
+        own = f" ({self.label!r})" if self.label else ""
+        if header.model.structure != mine.structure:
+            raise WrongModel(
+                f"the file was written with a model{named} of other parts or options than this one"
+                f"{own}: fingerprint {header.model}, this one's is {mine}."
+            )
+        if header.model.parameters != mine.parameters:
+            raise WrongModel(
+                f"the file was written with a model{named} of the same parts as this one{own}, but "
+                f"with other parameters: another run, or another checkpoint of it. Its fingerprint is "
+                f"{header.model}, this one's is {mine}."
+            )
+        fit = self._with_settings(header)
+        if _digest(fit.logsnrs) != header.logsnrs:
+            raise CannotReproduce(
+                f"the grid {header.grid!r:.200} comes out differently here: this machine "
+                f"rounds otherwise than the one that wrote the file. {_differences(header)}"
+            )
+        if fit._probe() != header.probe:
+            raise CannotReproduce(
+                "the network gives other floats here than where the file was written, and so cannot "
+                f"decode it. {_differences(header)}"
+            )
+        return fit
+
+    def _with_settings(self, header: Header) -> "Codec":
+        for known in (self, self._other):
+            if known is not None and known._settings() == (
+                header.steps,
+                header.grid,
+                header.batch_size,
+                header.chunk,
+                header.resolution,
+                header.seed,
+            ):
+                return known
+        grid = self.grid if _describe(self.grid) == header.grid else self._grid(header.grid)
+        mine = (self.batch_size, self.chunk, self.resolution, self.seed)
+        theirs = (header.batch_size, header.chunk, header.resolution, header.seed)
+        if mine == theirs:
+            self._other = self.with_steps(header.steps, grid=grid)
+        else:
+            self._other = Codec(
+                self.model,
+                header.steps,
+                grid=grid,
+                batch_size=header.batch_size,
+                chunk=header.chunk,
+                resolution=header.resolution,
+                seed=header.seed,
+                label=self.label,
+            )
+        return self._other
+
+    def _settings(self) -> tuple[float | str, ...]:
+        return (
+            self.steps,
+            _describe(self.grid),
+            self.batch_size,
+            self.chunk,
+            self.resolution,
+            self.seed,
+        )
+
+    def _grid(self, described: str) -> Any:
+        """The grid that a file names, with its options."""
+        name, _, options = described.partition(" ")
+        try:
+            return dk.part("grid", (name, json.loads(options or "{}")), model=self.model)
+        except Exception as error:  # whatever a file may say, and a stranger's part may raise
+            raise CannotReproduce(
+                f"the file was written with the grid {described!r:.200}, which cannot be made here "
+                f"({error}): make the Codec with it, grid=..."
+            ) from error
+
+    def _probe(self) -> str:
+        """The digest of what a batch of made-up images is coded to; tested once on the way back."""
+        if self._known_probe is None:
+            places = np.linspace(0, self.steps, min(self.steps, _PROBE_STEPS) + 1).round()
+            chain = self._chain.with_logsnrs(self.logsnrs[np.unique(places.astype(int))])
+            shape = (self.batch_size, *self.model.shape)
+            # Numbers that no version of NumPy makes differently.
+            raw = hashlib.shake_256(b"diffkit bitsback probe").digest(4 * math.prod(shape))
+            images = (np.frombuffer(raw, "<u4").reshape(shape) % self.levels).astype(
+                np.min_scalar_type(self.levels - 1)
+            )
+            words, _ = chain.encode(images)
+            try:
+                good = np.array_equal(chain.decode(words, len(images)), images)
+            except CodecError:
+                good = False
+            if not good:
+                raise CannotReproduce(
+                    "what was encoded a moment ago does not decode: the network does not give the same "
+                    f"floats twice on this machine ({_device()}). Where jax has a setting for "
+                    "deterministic operations, such as XLA_FLAGS=--xla_gpu_deterministic_ops=true, set it."
+                )
+            self._known_probe = _digest(words.astype("<u4"))
+        return self._known_probe
+
+    # Chunks.
+
+    def _chunks(self, arrays: Iterable[Images], dtype: np.dtype) -> Iterator[tuple[int, Images]]:
+        """The images anew, as many at a time as a chunk has, with the number of the first one."""
+        first, waiting, held = 0, [], 0
+        for array in arrays:
+            self._check(array, dtype, first + held)
+            begin = 0
+            while held + len(array) - begin >= self.chunk:
+                end = begin + self.chunk - held
+                yield first, np.concatenate([*waiting, array[begin:end]]).astype(dtype)
+                first, waiting, held, begin = first + self.chunk, [], 0, end
+            if begin < len(array):
+                waiting.append(array[begin:])
+                held += len(array) - begin
+        if held:
+            yield first, np.concatenate(waiting).astype(dtype)
+
+    def _check(self, images: Images, dtype: np.dtype, first: int) -> None:
+        if images.shape[1:] != self.model.shape:
+            raise CannotEncode(
+                f"images must have the model's shape {self.model.shape}, that is an array of shape "
+                f"(images, {', '.join(map(str, self.model.shape))}), got {images.shape}."
+            )
+        if images.dtype.newbyteorder("=") != dtype:
+            raise CannotEncode(
+                f"all images must have one dtype, got {dtype} and then {images.dtype}."
+            )
+        # A row at a time where the array is mapped from a file that is larger than memory.
+        rows = max(1, 2**24 // max(1, math.prod(self.model.shape)))
+        for begin in range(0, len(images), rows):
+            piece = images[begin : begin + rows]
+            if piece.size and (piece.min() < 0 or piece.max() >= self.levels):
+                raise CannotEncode(
+                    f"images must hold integers from 0 to levels - 1 = {self.levels - 1}, got values "
+                    f"from {piece.min()} to {piece.max()} in images {first + begin} to "
+                    f"{first + begin + len(piece) - 1}."
+                )
+
+    def _decoded(
+        self, chunk: Chunk, dtype: np.dtype, progress: Callable[[float], None] | None
+    ) -> Decoded:
+        last = chunk.first + chunk.count - 1
+        what = f"images {chunk.first} to {last} were read as they were written"
+        try:
+            images = self._chain.decode(chunk.words, chunk.count, progress=progress)
+        except CodecError as error:
+            raise CannotReproduce(f"{what}, but do not decode: {error}") from error
+        images = images.astype(dtype)
+        if _images_digest(images) != chunk.images_digest:
+            raise CannotReproduce(f"{what}, but decode to other images than were encoded.")
+        return Decoded(chunk.first, images, chunk.names)
+
+
+class Decoding:
+    """A file that is being decoded; made by `Codec.open`.
+
+    **Attributes:** `header`: what the file says of itself.
+    """
+
+    def __init__(self, reader: Reader, header: Header, codec: Codec):
+        self.header = header
+        self._reader, self._codec = reader, codec
+
+    def chunks(
+        self, *, damaged: Damaged | None = None, progress: Progress | None = None
+    ) -> Iterator[Decoded]:
+        """The chunks of images, each with its names.
+
+        **Arguments:** `damaged` and `progress` as in `Codec.decode_stream`.
+
+        **Raises:** as `Codec.decode`.
+        """
+        header = self.header
+        tell = None if progress is None else _Offset(progress, math.prod(header.shape))
+        for chunk in self._reader.chunks(most=header.chunk, total=header.images, damaged=damaged):
+            if tell is not None:
+                tell.first = chunk.first
+            try:
+                decoded = self._codec._decoded(chunk, np.dtype(header.dtype), tell)
+            except CodecError as error:
+                if damaged is None:
+                    raise
+                damaged(range(chunk.first, chunk.first + chunk.count), error)
+                continue
+            if tell is not None:
+                tell.chunk_done(chunk.first + chunk.count, 32 * chunk.words.size, chunk.count)
+            yield decoded
+
+
+class _Offset:
+    """Progress inside a chunk, as progress of the whole."""
+
+    def __init__(self, progress: Progress, size: int):
+        self.first = 0
+        self._progress, self._size = progress, size
+        self._bits, self._images = 0, 0
+
+    def __call__(self, images: float) -> None:
+        done = self._images * self._size
+        self._progress(self.first + images, self._bits / done if done else None)
+
+    def chunk_done(self, last: int, bits: int, images: int) -> None:
+        self._bits += bits
+        self._images += images
+        self.first = last
+        self(0)
+
+
+def _logsnrs(model: dk.DiffusionModel, grid: Any, steps: int) -> Float64[np.ndarray, " levels"]:
+    logsnrs = np.asarray(grid(model.schedule, steps), np.float64)[::-1]
+    if not (np.isfinite(logsnrs).all() and (np.diff(logsnrs) < 0).all()):
+        raise CannotEncode(
+            f"the grid {_describe(grid)} of {steps} steps must be finite and strictly monotone in "
+            "float32: take fewer steps, or another grid."
+        )
+    return logsnrs
+
+
+def _describe(grid: Any) -> str:
+    """A grid's registered name with its options, or the name of its class if it is not registered."""
+    name = dk.registry.name_of("grid", grid) or type(grid).__qualname__
+    options = {field.name: getattr(grid, field.name) for field in fields(grid)}
+    try:
+        return f"{name} {json.dumps(options, sort_keys=True)}"
+    except TypeError:  # options that are arrays, or parts
+        return f"{name} {options!r}"
+
+
+def _digest(array: np.ndarray) -> str:
+    return digest(np.ascontiguousarray(array).tobytes()).hex()
+
+
+def _images_digest(images: Images) -> bytes:
+    little = images.dtype.newbyteorder("<")
+    return digest(np.ascontiguousarray(images, dtype=little).tobytes())
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    return f"{device.platform} {device.device_kind} {platform.machine()}"
+
+
+def _software() -> dict[str, str]:
+    return {name: version(name) for name in _SOFTWARE}
+
+
+def _differences(header: Header) -> str:
+    """What was otherwise where the file was written."""
+    there = {"device": header.device, **header.software}
+    here = {"device": _device(), **_software()}
+    differ = [
+        f"{name} was {there.get(name)!r:.80}, is {here.get(name)!r}"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    return (
+        "Since then, " + "; ".join(differ) + "."
+        if differ
+        else (
+            f"The versions and the kind of device ({here['device']}) are the same: the processor, the "
+            "number of its cores or jax's settings must differ."
+        )
+    )

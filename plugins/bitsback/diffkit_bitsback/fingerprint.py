@@ -1,0 +1,95 @@
+"""What a model is, in a few bytes: which parts it is made of, and which parameters they have.
+
+Both digests are the same in every process and on every machine. Neither says how the model's floats are
+rounded when it runs: that depends on the machine, and is what `diffkit_bitsback.Codec` tests.
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffkit import DiffusionModel
+
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Two BLAKE2b digests of a model, in hexadecimal.
+
+    **Attributes:**
+
+    - `structure`: of its parts, by the names of their classes, of their options, and of the places,
+      dtypes and shapes of all arrays.
+    - `parameters`: of what is in the arrays, bit by bit.
+    """
+
+    structure: str
+    parameters: str
+
+    def __str__(self) -> str:
+        return f"{self.structure}-{self.parameters}"
+
+
+def fingerprint(model: DiffusionModel) -> Fingerprint:
+    """The fingerprint of a model.
+
+    Models whose parts and parameters are equal have one fingerprint; a bit more or less in a parameter,
+    another option of a part, or a part of another class make another.
+    """
+    structure = hashlib.blake2b(digest_size=8)
+    parameters = hashlib.blake2b(digest_size=16)
+    _walk(model, "", structure, parameters)
+    return Fingerprint(structure.hexdigest(), parameters.hexdigest())
+
+
+def _walk(node: Any, path: str, structure: Any, parameters: Any) -> None:
+    def note(*words: object) -> None:
+        # Lengths first, so that no two trees make one text.
+        for word in (path, *map(str, words)):
+            raw = word.encode(errors="surrogatepass")
+            structure.update(len(raw).to_bytes(8, "little") + raw)
+
+    def inside(name: str, child: Any) -> None:
+        _walk(child, f"{path}{name}", structure, parameters)
+
+    if isinstance(node, jax.Array | np.ndarray | np.generic):
+        if isinstance(node, jax.Array) and jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
+            note("key", jax.random.key_impl(node))
+            node = jax.random.key_data(node)
+        array = np.asarray(node)
+        note("array", array.dtype.name, array.shape)
+        parameters.update(np.ascontiguousarray(array).tobytes())
+    elif is_dataclass(node) and not isinstance(node, type):
+        note("module", _name(type(node)))
+        for each in fields(node):
+            inside(f".{each.name}", getattr(node, each.name, None))
+    elif isinstance(node, tuple | list):
+        note(_name(type(node)), len(node))
+        for index, child in enumerate(node):
+            inside(f"[{index}]", child)
+    elif isinstance(node, Mapping):
+        note("mapping", len(node))
+        for key in sorted(node, key=repr):
+            inside(f"[{key!r}]", node[key])
+    elif isinstance(node, functools.partial):
+        note("partial")
+        inside(".func", node.func)
+        inside(".args", node.args)
+        inside(".keywords", node.keywords)
+    elif hasattr(node, "__qualname__"):  # a class or a function, which no process places alike
+        note("named", _name(node))
+    else:
+        note(_name(type(node)), _ADDRESS.sub("", repr(node)))
+
+
+def _name(thing: Any) -> str:
+    # Without the module: a class that a script defines is the same when the script is imported.
+    return getattr(thing, "__qualname__", "")

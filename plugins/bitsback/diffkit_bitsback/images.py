@@ -1,0 +1,351 @@
+"""What the commands read and write: folders of images, arrays, data sets.
+
+A folder comes back with the same names, in the same order, and each image with the same pixels; as PNG,
+whatever it was. What is not kept: the files' own bytes and the way they were compressed, metadata such as
+EXIF, colour profiles and dates, and hidden files.
+"""
+
+import contextlib
+import io
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+import diffkit as dk
+from diffkit.data import AbstractSource
+from diffkit_bitsback.errors import CannotEncode, DamagedFile
+
+# Images that are read at a time.
+_PIECE: Final = 64
+# Modes of Pillow that are grey or colour without loss: black and white, grey, a palette, RGB.
+_AS_GREY: Final = ("1", "L")
+_AS_COLOUR: Final = ("1", "L", "P", "RGB")
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """The images of a folder and of those below it, by name.
+
+    **Attributes:** `folder`; `names`: paths in it with `/`, in the order of the names; `shape`: the
+    shape that all images must have, (channels, height, width).
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def kept_names(self) -> tuple[str, ...]:
+        """The names under which the images come back, which end in .png."""
+        kept: dict[str, str] = {}
+        for name in self.names:
+            path = PurePosixPath(name)
+            png = name if path.suffix.lower() == ".png" else str(path.with_suffix(".png"))
+            if png in kept:
+                raise CannotEncode(
+                    f"{kept[png]!r} and {name!r} would both come back as {png!r}: rename one of them."
+                )
+            if not _is_safe(png):
+                raise CannotEncode(f"the file name {name!r} cannot be kept in a file: rename it.")
+            kept[png] = name
+        return tuple(kept)
+
+    def read(self, first: int, last: int) -> UInt8[np.ndarray, "images channels height width"]:
+        """The images with the numbers `first` ... `last` - 1."""
+        files = [self.folder / name for name in self.names[first:last]]
+        return np.stack([_pixels(file, self.shape) for file in files])
+
+
+@dataclass(frozen=True)
+class ArrayOfImages:
+    """The images in an array, or in a source of a data set."""
+
+    source: Integer[np.ndarray, "images *shape"] | AbstractSource
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, first: int, last: int) -> Integer[np.ndarray, "images *shape"]:
+        """The images with the numbers `first` ... `last` - 1."""
+        if isinstance(self.source, np.ndarray):
+            return np.ascontiguousarray(self.source[first:last])
+        return np.asarray(self.source.gather(np.arange(first, last)))
+
+
+def pieces(
+    source: FolderSource | ArrayOfImages, count: int
+) -> Iterator[Integer[np.ndarray, "images *shape"]]:
+    """The first `count` images, a few at a time."""
+    for first in range(0, count, _PIECE):
+        yield source.read(first, min(first + _PIECE, count))
+
+
+def find_images(
+    given: str, run: dk.Run, options: Mapping[str, Any]
+) -> FolderSource | ArrayOfImages:
+    """What an argument of a command names.
+
+    **Arguments:** `given`: a folder, a .npy file, the name of a data set, whose test images are meant, or
+    `test` or `train` for those of the run's own data; what exists as a path is one. `run`: the run;
+    `options`: of the data set.
+
+    **Raises:** `ValueError` if it is none of these or does not fit the model; `FileNotFoundError`.
+    """
+    path = Path(given).expanduser()
+    if path.exists() and options:
+        raise ValueError(f"{given!r} is a path and has no options, got data.{next(iter(options))}.")
+    if path.is_dir():
+        return _folder(path, run.model.shape)
+    if path.exists():
+        return ArrayOfImages(_array(path, run.model.shape))
+    if given in ("test", "train"):
+        if options:
+            raise ValueError(f"the run's own data have their own options, got {sorted(options)}.")
+        data = run.data()
+        source = data.test if given == "test" else data.train
+    elif given in dk.available("data"):
+        try:
+            source = dk.get("data", given)(**options).test
+        except TypeError as error:
+            raise ValueError(f"data set {given!r}: {error}") from error
+    else:
+        raise FileNotFoundError(
+            f"there is nothing at {given!r}, and no data set of this name. Give a folder of images, a "
+            f".npy file, test or train for the run's own data, or one of "
+            f"{', '.join(dk.available('data'))}."
+        )
+    if source.shape != run.model.shape:
+        raise ValueError(
+            f"the images of {given!r} have the shape {source.shape}, the model is for "
+            f"{run.model.shape}."
+        )
+    return ArrayOfImages(source)
+
+
+def _array(path: Path, shape: tuple[int, ...]) -> Integer[np.ndarray, "images *shape"]:
+    expected = f"a .npy file of integers of the shape (images, {', '.join(map(str, shape))})"
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # by the kind of damage
+        raise ValueError(f"{str(path)!r} must be {expected}: {error}") from error
+    if not isinstance(array, np.ndarray):  # an archive
+        array.close()
+        raise ValueError(f"{str(path)!r} must be {expected}, got a .npz archive.")
+    if array.shape[1:] != shape or array.ndim < 2 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"{str(path)!r} must be {expected}, got {array.dtype} of the shape {array.shape}."
+        )
+    return array
+
+
+def _folder(folder: Path, shape: tuple[int, ...]) -> FolderSource:
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(
+            f"a folder of images is for models of grey or RGB images, got a model of the shape {shape}: "
+            "give a .npy file."
+        )
+    found = []
+    for file in folder.rglob("*"):
+        inside = file.relative_to(folder)
+        if file.is_file() and not any(part.startswith(".") for part in inside.parts):
+            found.append(inside.as_posix())
+    if not found:
+        raise ValueError(f"there are no files in the folder {str(folder)!r}.")
+    source = FolderSource(folder, tuple(sorted(found)), shape)
+    source.kept_names()
+    for name in source.names:  # the headers, before any work begins
+        with _opened(folder / name, shape):
+            pass
+    return source
+
+
+@contextlib.contextmanager
+def _opened(file: Path, shape: tuple[int, ...]) -> Iterator[Any]:
+    """An image file whose pixels an array of this shape holds without loss."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("images need Pillow: pip install 'diffkit[train]'") from error
+    try:
+        image = Image.open(file)
+    except Exception as error:  # Pillow raises several kinds, by format and damage
+        raise ValueError(f"{str(file)!r} is not an image that can be read: {error}") from error
+    with image:
+        modes = _AS_GREY if shape[0] == 1 else _AS_COLOUR
+        kind = "grey" if shape[0] == 1 else "RGB"
+        if image.mode not in modes or "transparency" in image.info:
+            raise ValueError(
+                f"{str(file)!r} must be {kind} with 8 bits per channel and without transparency, so "
+                f"that no pixel changes, got the mode {image.mode!r}"
+                f"{' with transparency' if 'transparency' in image.info else ''}."
+            )
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise ValueError(f"{str(file)!r} must be one image, got {frames} frames.")
+        if (image.height, image.width) != shape[1:]:
+            raise ValueError(
+                f"{str(file)!r} must have {shape[1]} x {shape[2]} pixels (height x width) as the "
+                f"model has, got {image.height} x {image.width}."
+            )
+        yield image
+
+
+def _pixels(file: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "channels height width"]:
+    with _opened(file, shape) as image:
+        try:
+            pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"))
+        except Exception as error:
+            raise ValueError(f"{str(file)!r} cannot be decoded: {error}") from error
+    return pixels.reshape(*shape[1:], shape[0]).transpose(2, 0, 1)
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a name leads to a PNG file inside of a folder, whatever the operating system."""
+    parts = name.split("/")
+    try:
+        lengths = [len(part.encode()) for part in parts]
+    except UnicodeEncodeError:  # bytes that are no text
+        return False
+    return (
+        name.lower().endswith(".png")
+        and all(0 < length <= 255 for length in lengths)
+        and sum(lengths) <= 2048
+        and not any(part in (".", "..") or part.endswith((" ", ".")) for part in parts)
+        and not any(ord(letter) < 32 or letter in '\\:*?"<>|\x7f' for letter in name)
+    )
+
+
+# Writing: under a temporary name, which becomes the file's own when all is done.
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse to write in place of what exists.
+
+    **Raises:** `FileExistsError`.
+    """
+    if out.is_dir():
+        raise FileExistsError(f"OUT must not exist yet, {str(out)!r} is a folder.")
+    if out.exists() and not overwrite:
+        raise FileExistsError(
+            f"OUT must not exist yet, there is a file at {str(out)!r}: name another, or add "
+            "overwrite=true."
+        )
+
+
+def _hidden(out: Path) -> Path:
+    return out.parent / f".{out.name[:100]}.{secrets.token_hex(4)}.part"
+
+
+@contextlib.contextmanager
+def new_file(out: Path, *, overwrite: bool) -> Iterator[io.BufferedRandom]:
+    """A file that is there when it is complete, and not before.
+
+    **Raises:** `FileExistsError` where something is in its place, at the beginning or at the end.
+    """
+    check_free(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = _hidden(out)
+    try:
+        with place.open("x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        check_free(out, overwrite)
+        place.replace(out)
+    finally:
+        place.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder that is there when it is complete, and not before.
+
+    **Raises:** `FileExistsError` as `new_file`.
+    """
+    check_free(out, overwrite=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    place = _hidden(out)
+    place.mkdir()
+    try:
+        yield place
+        check_free(out, overwrite=False)
+        place.rename(out)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+class ArrayWriter:
+    """Writes a .npy file a few images at a time.
+
+    **Arguments:** `file`: open for writing, at its start; `shape`: of one image; `dtype`.
+    """
+
+    def __init__(self, file: BufferedIOBase, shape: tuple[int, ...], dtype: np.dtype):
+        self._file, self._shape, self._dtype = file, shape, dtype.newbyteorder("<")
+        self._count = 0
+        self._length = len(self._start())
+        file.write(self._start())
+
+    def _start(self) -> bytes:
+        # NumPy leaves room in it, so that it keeps its length when the number of images grows.
+        start = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            start,
+            {
+                "shape": (self._count, *self._shape),
+                "fortran_order": False,
+                "descr": np.lib.format.dtype_to_descr(self._dtype),
+            },
+        )
+        return start.getvalue()
+
+    def write(self, images: Integer[np.ndarray, "images *shape"]) -> None:
+        """Append images."""
+        self._file.write(np.ascontiguousarray(images, dtype=self._dtype).tobytes())
+        self._count += len(images)
+
+    def close(self) -> None:
+        """Say at the start of the file how many there are; the file stays open."""
+        start = self._start()
+        if len(start) != self._length:
+            raise RuntimeError("NumPy's header of a .npy file has changed its length.")
+        self._file.seek(0)
+        self._file.write(start)
+        self._file.seek(0, os.SEEK_END)
+
+
+def write_images(
+    folder: Path, images: Integer[np.ndarray, "images *shape"], names: tuple[str, ...]
+) -> None:
+    """Write images into a new folder, as PNG.
+
+    **Raises:** `DamagedFile` for names that lead out of the folder, come twice, or are missing.
+    """
+    from PIL import Image
+
+    if len(names) != len(images) or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise DamagedFile(
+            "the file says that it holds a folder of images, but not with which names."
+        )
+    for name, image in zip(names, images, strict=True):
+        if not _is_safe(name):
+            raise DamagedFile(f"{name!r:.200} cannot be the name of an image in a folder.")
+        path = folder / name
+        pixels = image.astype(np.uint8).transpose(1, 2, 0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                Image.fromarray(pixels[:, :, 0] if len(image) == 1 else pixels).save(file, "PNG")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise DamagedFile(
+                f"the name {name!r:.200} stands for two things in the folder."
+            ) from error

@@ -1,0 +1,245 @@
+"""What a model's code needs for some images, by measuring it, beside its bound and beside other codes."""
+
+import importlib
+import io
+import lzma
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jax
+import numpy as np
+from jaxtyping import Integer, UInt8
+
+import diffkit as dk
+from diffkit.data import ArraySource
+from diffkit_bitsback.chain import RESOLUTION, Chain, ChainStatistics
+from diffkit_bitsback.errors import CannotReproduce
+
+# Modules that give Pillow the format JPEG XL, by their import names.
+_JPEG_XL: Final = ("pillow_jxl", "jxlpy.JXLImagePlugin")
+# WebP's limit, and of no consequence to the others.
+_LONGEST_SIDE: Final = 16383
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The rate of a model with T steps on some images.
+
+    **Attributes:**
+
+    - `steps`: T.
+    - `bound`, `standard_error`: the VLB with T steps (`diffkit.evaluate`) in bits per dimension, and its
+      standard error; NaN for a grid that is not even in time, which `evaluate` does not know.
+    - `statistics`: what coding the images on one stack took.
+    """
+
+    steps: int
+    bound: float
+    standard_error: float
+    statistics: ChainStatistics
+
+    @property
+    def images_per_second(self) -> float:
+        """How fast the images were encoded."""
+        taken = self.statistics.network_seconds + self.statistics.coding_seconds
+        return self.statistics.images / taken
+
+
+def rates(
+    model: dk.DiffusionModel,
+    images: Integer[np.ndarray, "count *shape"],
+    steps: Sequence[int],
+    *,
+    grid: Any = dk.UniformT(),
+    batch_size: int = 32,
+    resolution: float = RESOLUTION,
+    passes: int = 16,
+    progress: Callable[[float], None] | None = None,
+) -> list[Rate]:
+    """Code some images with each number of steps, on one stack.
+
+    The first batch is decoded again, so that a rate is never that of a code which cannot be read.
+
+    **Arguments:**
+
+    - `model`: a model with a discrete decoder; it is used without a condition.
+    - `images`: as stored.
+    - `steps`: the numbers T.
+    - `grid`, `batch_size`, `resolution`: as for a `Codec`.
+    - `passes`: draws for each image, for the VLB.
+    - `progress`: called now and then with how many images are done, over all T.
+
+    **Returns:** one `Rate` for each T.
+
+    **Raises:** `CannotEncode` for images or a model that cannot be coded; `CannotReproduce` if the first
+    batch does not come back; `ValueError` for no images, or T below 1.
+    """
+    if not len(images):
+        raise ValueError("images must be at least one, got none.")
+    found, chain = [], None
+    for index, number in enumerate(steps):
+        logsnrs = np.asarray(grid(model.schedule, number), np.float64)[::-1]
+        if chain is None:
+            chain = Chain(model, logsnrs, batch_size=batch_size, resolution=resolution)
+        else:
+            chain = chain.with_logsnrs(logsnrs)
+        # A batch first, so that nothing is compiled within the time that is measured.
+        first = images[:batch_size]
+        words, _ = chain.encode(first)
+        if not np.array_equal(chain.decode(words, len(first)), first):
+            raise CannotReproduce(
+                f"with steps={number} what was encoded does not decode to the same."
+            )
+        _, statistics = chain.encode(
+            images, progress=_shifted(progress, index * len(images)) if progress else None
+        )
+        bound = error = math.nan
+        if isinstance(grid, dk.UniformT):
+            evaluation = dk.evaluate(
+                model, ArraySource(images), key=jax.random.key(0), steps=number, passes=passes
+            )
+            bound, error = evaluation.total
+        found.append(Rate(number, bound, error, statistics))
+    return found
+
+
+def _shifted(progress: Callable[[float], None], done: int) -> Callable[[float], None]:
+    return lambda images: progress(done + images)
+
+
+def other_codes(
+    images: Integer[np.ndarray, "count *shape"], levels: int
+) -> dict[str, tuple[float, float]]:
+    """What codes without a model need for the same images, in bits per dimension.
+
+    **Arguments:** `images`: as stored; `levels`: how many values a dimension takes. Up to 256 they are
+    stored as they are in 8 bits, whatever grey or colour they stand for.
+
+    **Returns:** by the code's name, the bits with a file for each image, and with one for all of them:
+    image formats as images (side by side on sheets, if all are one), LZMA over the bytes. Image formats
+    only for grey or RGB images of at most 256 levels; JPEG XL only with a plugin of Pillow that writes
+    it, such as pillow-jxl-plugin.
+    """
+    dimensions = images.size
+    width = np.min_scalar_type(levels - 1)
+    stored = images.astype(width)
+    codes = {
+        "LZMA": (
+            sum(len(lzma.compress(image.tobytes())) for image in stored),
+            len(lzma.compress(stored.tobytes())),
+        )
+    }
+    if width == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3):
+        sheets = _sheets(stored)
+        for name, options in _formats().items():
+            codes[name] = (
+                sum(_file_size(image, options) for image in stored),
+                sum(_file_size(sheet, options) for sheet in sheets),
+            )
+    return {
+        name: (8 * each / dimensions, 8 * one / dimensions) for name, (each, one) in codes.items()
+    }
+
+
+def _formats() -> dict[str, Mapping[str, Any]]:
+    """Options of Pillow that save without loss, and as small as it can."""
+    from PIL import Image, features
+
+    formats: dict[str, Mapping[str, Any]] = {"PNG": {"format": "PNG", "optimize": True}}
+    if features.check("webp"):
+        formats["WebP lossless"] = {
+            "format": "WEBP",
+            "lossless": True,
+            "quality": 100,
+            "method": 6,
+            "exact": True,
+        }
+    for module in _JPEG_XL:
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            continue
+        if "JXL" in Image.SAVE:
+            formats["JPEG XL lossless"] = {"format": "JXL", "lossless": True, "effort": 9}
+            break
+    return formats
+
+
+def _file_size(
+    image: UInt8[np.ndarray, "channels height width"], options: Mapping[str, Any]
+) -> int:
+    from PIL import Image
+
+    pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, **options)
+    return file.getbuffer().nbytes
+
+
+def _sheets(
+    images: UInt8[np.ndarray, "count channels height width"],
+) -> list[UInt8[np.ndarray, "channels sheet_height sheet_width"]]:
+    """All images side by side on sheets as square as may be, none of them with an empty place.
+
+    An empty place would cost something. So a sheet is a rectangle, and what is left goes on the next.
+    """
+    _, channels, height, width = images.shape
+    sheets = []
+    while len(images):
+        columns = min(math.isqrt(len(images)), _LONGEST_SIDE // width)
+        rows = min(len(images) // columns, _LONGEST_SIDE // height)
+        taken, images = images[: rows * columns], images[rows * columns :]
+        grid = taken.reshape(rows, columns, channels, height, width).transpose(2, 0, 3, 1, 4)
+        sheets.append(grid.reshape(channels, rows * height, columns * width))
+    return sheets
+
+
+def show(found: Sequence[Rate], codes: Mapping[str, tuple[float, float]]) -> None:
+    """Print the rates of a model, and those of other codes, as tables in bits per dimension."""
+    from rich.console import Console
+    from rich.table import Table
+
+    statistics = found[0].statistics
+    # As wide as it takes where there is no terminal to fit: a file, a pipe, a log.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    table = Table(
+        "T",
+        "VLB",
+        "net",
+        "overhead",
+        "total",
+        "images/s",
+        "network",
+        title="bits per dimension",
+    )
+    for column in table.columns:
+        column.justify, column.no_wrap = "right", True
+    for rate in found:
+        taken = rate.statistics
+        network = taken.network_seconds / (taken.network_seconds + taken.coding_seconds)
+        table.add_row(
+            str(rate.steps),
+            "" if math.isnan(rate.bound) else f"{rate.bound:.4f} +- {rate.standard_error:.4f}",
+            f"{taken.net_bits_per_dim:.4f}",
+            f"{taken.overhead_bits_per_dim:.5f}",
+            f"{taken.total_bits_per_dim:.4f}",
+            f"{rate.images_per_second:.3g}",
+            f"{network:.0%}",
+        )
+    console.print(table)
+    console.print(
+        f"{statistics.images} images on one stack. VLB: the bound with T steps, from draws of its own. "
+        "net: stored less initial bits; it is a draw of the VLB plus the overhead, which is exact: net "
+        "bits less the bound along the same latents. total: with the initial bits. network: its share of "
+        "the time.",
+        highlight=False,
+    )
+    other = Table("code", "a file for each image", "one for all")
+    for column in other.columns[1:]:
+        column.justify = "right"
+    for name, (each, one) in codes.items():
+        other.add_row(name, f"{each:.4f}", f"{one:.4f}")
+    console.print(other)

@@ -1,0 +1,226 @@
+"""A stack of bits: what is pushed by one distribution can be popped by another.
+
+Asymmetric numeral systems (Duda 2013, arXiv 1311.2540) turn a message into a stack. Pushing a symbol
+that has probability p makes the stack longer by -log2 p bits. Popping by any distribution, from
+whatever bits lie on top, draws a symbol from it and makes the stack shorter by as much, and pushing the
+symbol back undoes it exactly. That is all that bits-back coding needs (Townsend, Bird and Barber 2019,
+arXiv 1901.04866). The coder is constriction's, with a state of 64 bits over words of 32.
+
+The first symbols to be popped need bits that nothing has pushed yet. They come from an endless source
+below the stack, made from a seed; what was taken from it is part of the stored words, and counts.
+
+What is popped is only as random as the bits on top. Those of a symbol that its distribution hardly
+expected are not: a pop right after such a push would draw a symbol from the same tail of its own
+distribution. So the bits are masked before a pop, by pseudo-random ones that are made from the seed.
+"""
+
+import hashlib
+import math
+
+import constriction
+import numpy as np
+from jaxtyping import Float, Int, UInt32
+
+from diffkit_bitsback.errors import DamagedData
+
+# Not modules, so that they cannot be imported from.
+_models = constriction.stream.model  # pyright: ignore[reportAttributeAccessIssue]
+_stacks = constriction.stream.stack  # pyright: ignore[reportAttributeAccessIssue]
+
+TOTAL = 1 << 24
+"""What the frequencies of all symbols of one distribution add up to: constriction's precision."""
+
+# A stack that has been used keeps a state of two words; what lies below them is untouched.
+_STATE = 2
+_LEADING = 8
+_BLOCK = 1024
+_PIECE = 16
+
+
+def _source(seed: int, first: int, count: int) -> UInt32[np.ndarray, " count"]:
+    """Words `first` ... `first + count - 1` of the source, in the order in which they are taken.
+
+    SHAKE-256 in counter mode: block i is the hash of the seed and of i.
+    """
+    blocks = range(first // _BLOCK, -(-(first + count) // _BLOCK))
+    words = [
+        np.frombuffer(
+            hashlib.shake_256(f"diffkit bits-back source {seed} {block}".encode()).digest(
+                4 * _BLOCK
+            ),
+            dtype="<u4",
+        )
+        for block in blocks
+    ]
+    start = first % _BLOCK
+    joined = np.concatenate([np.empty(0, np.uint32), *words]).astype(np.uint32)
+    return joined[start : start + count]
+
+
+def _most_words(symbols: int) -> int:
+    """The most words that a pop of so many symbols can use: 24 bits for each, and the state's."""
+    return symbols * 24 // 32 + _STATE
+
+
+class Stack:
+    """A stack of bits above an endless source of them.
+
+    **Arguments:** `words`: stored words to open; `None` to start an empty stack above the source.
+    `seed`: of the source.
+
+    **Raises:** `DamagedData` for words that cannot be a stack's.
+    """
+
+    def __init__(self, words: UInt32[np.ndarray, " words"] | None = None, *, seed: int = 0):
+        self._seed = seed
+        self._family = _models.Categorical(perfect=False)
+        self._uniform = _models.Uniform()
+        self._opened = words is not None
+        if words is None:
+            self._pulled = _BLOCK
+            # Sealed with a word 1 on top, so that the state of a stack in use always has two words.
+            self._coder = _stacks.AnsCoder(_source(seed, 0, _BLOCK)[::-1].copy(), seal=True)
+        else:
+            if len(words) < _STATE or words[-1] == 0:
+                raise DamagedData(
+                    f"words must hold at least {_STATE} words and end with one that is not 0, got "
+                    f"{len(words)}{' that end with 0' if len(words) else ''}."
+                )
+            self._pulled = 0
+            self._coder = _stacks.AnsCoder(words)
+        self._untouched = self._coder.num_words() - _STATE
+
+    def mask(self, symbols: int, number: int) -> None:
+        """Make the bits random that a pop of so many symbols would take, or undo that.
+
+        Call it before the pop when encoding, and after the push when decoding.
+
+        **Arguments:** `symbols`; `number`: another one for each time, the same on the way back.
+        """
+        self._reserve(symbols)
+        words = self._coder.get_compressed()
+        # One for each word that may be used, from the top down.
+        count = _most_words(symbols)
+        random = np.random.Philox(key=self._seed, counter=[0, 0, 0, number])
+        masks = (
+            random.random_raw(count // 2 + 1).astype("<u8").view("<u4")[:count].astype(np.uint32)
+        )
+        # The two topmost are the state. Its leading bits stay: there zeros are more likely than ones, and
+        # to make both alike would cost something.
+        length = int(words[-1]).bit_length()
+        masks[0] &= np.uint32((1 << max(length - _LEADING, 0)) - 1)
+        masks[1] &= np.uint32(0xFFFFFFFF >> max(_LEADING - length, 0))
+        # When decoding there may be fewer words: what lies below is never used.
+        count = min(count, len(words))
+        words[-count:] ^= masks[:count][::-1]
+        self._coder = _stacks.AnsCoder(words)
+
+    def pop(self, weights: Float[np.ndarray, "n symbols"]) -> Int[np.ndarray, " n"]:
+        """Draw n symbols from the bits on top.
+
+        **Arguments:** `weights`: the frequency of each symbol, less one: integers as float64 that add up
+        to `TOTAL - symbols`.
+
+        **Raises:** `DamagedData` if stored words run out.
+        """
+        self._reserve(len(weights))
+        symbols = self._coder.decode(self._family, weights)
+        self._popped()
+        return symbols
+
+    def push(self, symbols: Int[np.ndarray, " n"], weights: Float[np.ndarray, "n symbols"]) -> None:
+        """Undo `pop`: afterwards it would give these symbols."""
+        self._coder.encode_reverse(symbols.astype(np.int32), self._family, weights)
+
+    def pop_bits(self, counts: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Draw n numbers of so many bits each, all values equally likely."""
+        values = np.zeros(len(counts), np.int64)
+        for shift in range(0, int(counts.max(initial=0)), _PIECE):
+            rows, sizes = self._piece(counts, shift)
+            self._reserve(len(rows))
+            values[rows] += self._coder.decode(self._uniform, sizes).astype(np.int64) << shift
+            self._popped()
+        return values
+
+    def push_bits(self, values: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> None:
+        """Undo `pop_bits`."""
+        for shift in reversed(range(0, int(counts.max(initial=0)), _PIECE)):
+            rows, sizes = self._piece(counts, shift)
+            piece = (values[rows] >> shift) & (sizes - 1)
+            self._coder.encode_reverse(piece.astype(np.int32), self._uniform, sizes)
+
+    @staticmethod
+    def _piece(
+        counts: Int[np.ndarray, " n"], shift: int
+    ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+        """Which numbers have bits from `shift` on, and how many values one piece of them has."""
+        bits = np.clip(counts - shift, 0, _PIECE)
+        rows = np.flatnonzero(bits)
+        return rows, (1 << bits[rows]).astype(np.int32)
+
+    def _reserve(self, symbols: int) -> None:
+        """Put words of the source below the stack, if this many symbols could use it up."""
+        if self._opened:
+            return
+        missing = _most_words(symbols) + _STATE - self._coder.num_words()
+        if missing > 0:
+            count = -(-missing // _BLOCK) * _BLOCK
+            below = _source(self._seed, self._pulled, count)[::-1]
+            words = np.concatenate([below, self._coder.get_compressed()])
+            self._coder = _stacks.AnsCoder(words)
+            self._pulled += count
+            self._untouched += count
+
+    def _popped(self) -> None:
+        below = self._coder.num_words() - _STATE
+        if below < 0:
+            raise DamagedData("the coded words end before the data that they should hold.")
+        self._untouched = min(self._untouched, below)
+
+    def finish(self) -> tuple[UInt32[np.ndarray, " words"], int]:
+        """The words to store, and how many of them were not pushed but taken from the source.
+
+        Words of the source that were never looked at are left out. The seal does not count as taken, so
+        that the difference is never less than what was pushed, and at most two words more.
+        """
+        words = self._coder.get_compressed()[self._untouched :]
+        return words, self._pulled - self._untouched
+
+    def pushed_bits(self) -> float:
+        """By how many bits the stack has grown since it was made, to a fraction of a bit."""
+        first = _source(self._seed, 0, 1)[0]
+        return self._content() - 32 * self._pulled - math.log2(1 + first / 2**32)
+
+    def _content(self) -> float:
+        words, state = self._coder.pos()
+        return 32 * words + math.log2(state)
+
+    def check_finished(self) -> None:
+        """Check that nothing is left but what the source gave when this stack was made.
+
+        **Raises:** `DamagedData` otherwise.
+        """
+        words = self._coder.get_compressed()
+        expected = np.append(_source(self._seed, 0, len(words) - 1)[::-1], np.uint32(1))
+        if not np.array_equal(words, expected):
+            raise DamagedData(
+                "the coded words do not end with the initial bits of the source: they were changed, or "
+                "were written with another model."
+            )
+
+
+def weights_of(
+    log_prob: Float[np.ndarray, "n symbols"],
+) -> Float[np.ndarray, "n symbols"]:
+    """Log probabilities, normalised or not, as the weights that a stack takes.
+
+    **Returns:** in each row integers that add up to `TOTAL - symbols`; adding one to each gives the
+    frequencies, so that every symbol can be coded.
+    """
+    weights = np.exp(log_prob.astype(np.float64) - log_prob.max(axis=1, keepdims=True))
+    weights *= (TOTAL - weights.shape[1]) / weights.sum(axis=1, keepdims=True)
+    np.floor(weights, out=weights)
+    weights[np.arange(len(weights)), log_prob.argmax(axis=1)] += (
+        TOTAL - weights.shape[1] - weights.sum(axis=1)
+    )
+    return weights

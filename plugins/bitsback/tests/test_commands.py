@@ -1,0 +1,439 @@
+"""`diffkit compress`, `decompress` and `rate`, as a user types them."""
+
+import io
+import re
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+from diffkit.cli import main
+from diffkit.data import Digits
+from diffkit.runs import load_run, make, model_from_config, write_config
+from diffkit.training.checkpoints import Checkpoints
+from diffkit.training.loop import CHECKPOINTS
+from diffkit.training.state import init_state
+from diffkit_bitsback import commands
+from diffkit_bitsback.codec import Codec
+from diffkit_bitsback.errors import DamagedFile
+from diffkit_bitsback.images import ArrayWriter, new_file, new_folder, write_images
+from diffkit_bitsback.rate import other_codes
+
+SHAPE = (3, 4, 5)
+
+
+def begin(path, *overrides):
+    """A run that was not trained: its configuration and its first checkpoint."""
+    from diffkit.cli.launch import compose
+
+    state = ConfigStore.get_state()
+    small = ("network=mlp", "network.width=8", "network.depth=1", "schedule=linear_logsnr")
+    config = compose("train", [*overrides, *small])
+    ConfigStore.set_state(state)
+    GlobalHydra.instance().clear()
+    write_config(path, {key: value for key, value in config.items() if key != "run"})
+    model = model_from_config(config, make(config["data"]))
+    checkpoints = Checkpoints(path / CHECKPOINTS)
+    checkpoints.save(7, init_state(model, make(config["train"])), {"seconds": 0.0})
+    checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs `rgb` (two shades of which `other` is one) and `digits`."""
+    path = tmp_path_factory.mktemp("runs")
+    images = np.random.default_rng(0).integers(0, 256, (9, *SHAPE), dtype=np.uint8)
+    np.save(path / "data.npy", images)
+    rgb = ("preset=vdm", "data=array", f"data.path={path / 'data.npy'}", "data.levels=256")
+    begin(path / "rgb", *rgb)
+    begin(path / "other", *rgb, "train.seed=1")
+    begin(path / "digits", "preset=vdm", "data=digits")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["diffkit"])
+    return tmp_path
+
+
+def does(*words, status=0):
+    """Run a command, which ends with this status."""
+    with pytest.raises(SystemExit) as stopped:
+        main([*map(str, words)])
+    assert stopped.value.code == status
+
+
+def fails(capfd, *words, status=1):
+    """The message of a command that fails, without a stack trace."""
+    capfd.readouterr()
+    does(*words, status=status)
+    message = capfd.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+def everything(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def pixels(seed):
+    return np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(workplace):
+    """Images of every kind that an RGB model takes, some below another folder."""
+    path = workplace / "in"
+    (path / "sub dir").mkdir(parents=True)
+    Image.fromarray(pixels(0)).save(path / "b.png")
+    Image.fromarray(pixels(1)).save(path / "a.bmp")
+    Image.fromarray(pixels(2)).save(path / "sub dir" / "ü.PNG")
+    Image.fromarray(pixels(3)).save(path / "photo.jpeg", quality=30)
+    Image.fromarray(pixels(4)).quantize(7).save(path / "palette.gif")
+    Image.fromarray(pixels(5)[:, :, 0]).save(path / "grey.png")
+    (path / ".hidden").write_text("is left out")
+    return path
+
+
+# --- Round trips
+
+
+def test_a_folder_comes_back(runs, folder, capfd):
+    does("compress", runs / "rgb", "in", "out/coded", "steps=3", "batch_size=4")
+    out = capfd.readouterr().out
+    size = (folder.parent / "out" / "coded").stat().st_size
+    assert f"6 images, {size} bytes, {8 * size / 6 / 60:.4f} bits/dim" in out
+    assert "come back as PNG" in out
+    does("decompress", runs / "rgb", "out/coded", "back")
+    assert everything(folder.parent / "back") == sorted(
+        ["a.png", "b.png", "grey.png", "palette.png", "photo.png", "sub dir", "sub dir/ü.PNG"]
+    )
+    for name in ("a.bmp", "b.png", "sub dir/ü.PNG", "photo.jpeg", "palette.gif", "grey.png"):
+        with Image.open(folder / name) as image:
+            before = np.asarray(image.convert("RGB"))
+        again = name if name.endswith("PNG") else name.rsplit(".", 1)[0] + ".png"
+        with Image.open(folder.parent / "back" / again) as image:
+            assert image.format == "PNG"
+            np.testing.assert_array_equal(np.asarray(image), before)
+    assert everything(folder.parent / "out") == ["coded"]
+
+
+@pytest.mark.slow
+def test_a_folder_of_grey_images_comes_back(runs, workplace):
+    (workplace / "in").mkdir()
+    digits = Digits().test.gather(np.arange(3))
+    for number, image in enumerate(digits):
+        Image.fromarray(image[0].astype(np.uint8)).save(workplace / "in" / f"{number}.png")
+    does("compress", runs / "digits", "in", "coded", "--steps", "2")
+    does("decompress", runs / "digits", "coded", "back")
+    for number, image in enumerate(digits):
+        with Image.open(workplace / "back" / f"{number}.png") as back:
+            assert back.mode == "L"
+            np.testing.assert_array_equal(np.asarray(back), image[0])
+
+
+@pytest.mark.slow
+def test_an_array_comes_back(runs, workplace, capfd):
+    images = np.random.default_rng(1).integers(0, 256, (7, *SHAPE)).astype(np.int32)
+    np.save("given.npy", np.asfortranarray(images))
+    settings = ("steps=2", "chunk=3", "verify=true", "grid=rho", "grid.rho=3")
+    does("compress", runs / "rgb", "given.npy", "coded", *settings)
+    does("decompress", runs / "rgb", "coded", "back.npy")
+    back = np.load("back.npy")
+    assert back.dtype == np.int32
+    np.testing.assert_array_equal(back, images)
+    # Nothing is written in place of what exists, unless that is asked for.
+    before = (workplace / "coded").read_bytes()
+    message = fails(capfd, "compress", runs / "rgb", "given.npy", "coded", "steps=3")
+    assert "overwrite=true" in message
+    assert (workplace / "coded").read_bytes() == before
+    does("compress", runs / "rgb", "given.npy", "coded", "steps=3", "overwrite=true", "count=2")
+    assert "overwrite=true" in fails(capfd, "decompress", runs / "rgb", "coded", "back.npy")
+    does("decompress", runs / "rgb", "coded", "back.npy", "--overwrite=true")
+    np.testing.assert_array_equal(np.load("back.npy"), images[:2])
+    assert everything(workplace) == ["back.npy", "coded", "given.npy"]
+
+
+@pytest.mark.slow
+def test_a_data_set_comes_back(runs):
+    test = Digits().test
+    for given in ("digits", "test"):
+        does("compress", runs / "digits", given, given, "steps=2", "count=5")
+        does("decompress", runs / "digits", given, f"{given}.npy")
+        np.testing.assert_array_equal(np.load(f"{given}.npy"), test.gather(np.arange(5)))
+
+
+@pytest.mark.slow
+def test_rate_shows_what_is_coded(runs, capfd, workplace):
+    does("rate", runs / "digits", "digits", "steps=1,2", "count=6", "batch_size=4", "passes=1")
+    shown = capfd.readouterr().out
+    codec = Codec(load_run(runs / "digits").model, 1, batch_size=4)
+    images = Digits().test.gather(np.arange(6))
+    for steps in (1, 2):
+        statistics = codec.with_steps(steps).encode_stream([images], io.BytesIO())
+        assert f"{statistics.net_bits_per_dim:.4f}" in shown
+        assert f"{statistics.total_bits_per_dim:.4f}" in shown
+    for code, (each, one) in other_codes(images, 17).items():
+        assert re.search(rf"{code}\b.*{each:.4f}.*{one:.4f}", shown)
+    assert "steps must be from 1" in fails(capfd, "rate", runs / "digits", "digits", "steps=3,0")
+    assert everything(workplace) == []
+
+
+# --- What is refused, and leaves nothing behind
+
+
+def spoil(folder, kind):
+    rgba = np.zeros((4, 5, 4), np.uint8)
+    if kind == "text":
+        (folder / "notes.txt").write_text("not an image")
+    elif kind == "size":
+        Image.fromarray(np.zeros((5, 4, 3), np.uint8)).save(folder / "other.png")
+    elif kind == "transparent":
+        Image.fromarray(rgba).save(folder / "t.png")
+    elif kind == "deep":
+        Image.fromarray(np.zeros((4, 5), np.uint16)).save(folder / "deep.png")
+    elif kind == "animated":
+        frames = [Image.fromarray(pixels(i)).quantize(9) for i in range(2)]
+        frames[0].save(folder / "m.gif", save_all=True, append_images=frames[1:])
+    elif kind == "cut":
+        (folder / "cut.png").write_bytes((folder / "b.png").read_bytes()[:-30])
+    else:
+        Image.fromarray(pixels(0)).save(folder / "b.bmp")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("text", r"notes.txt' is not an image"),
+        ("size", r"other.png' must have 4 x 5 pixels .* got 5 x 4"),
+        ("transparent", r"without transparency.* got the mode 'RGBA'"),
+        ("deep", r"8 bits per channel.* got the mode 'I;16'"),
+        ("animated", r"must be one image, got 2 frames"),
+        ("cut", r"cut.png' cannot be decoded"),
+        ("twice", r"'b.bmp' and 'b.png' would both come back as 'b.png'"),
+    ],
+)
+def test_folders_that_would_not_come_back(runs, folder, capfd, kind, message):
+    spoil(folder, kind)
+    before = everything(folder.parent)
+    assert re.search(message, fails(capfd, "compress", runs / "rgb", "in", "coded", "steps=1"))
+    assert everything(folder.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("no_such_run", "test", "coded"), "must be a run directory"),
+        (("rgb", "no_such", "coded"), "nothing at 'no_such'.*test or train.*digits"),
+        (("rgb", "digits", "coded"), r"shape \(1, 8, 8\), the model is for \(3, 4, 5\)"),
+        (("digits", "data.npy", "coded"), r"\(images, 1, 8, 8\), got uint8 of the shape \(9, 3"),
+        (("rgb", "data.npz", "coded"), "got a .npz archive"),
+        (("rgb", "text.npy", "coded"), "must be a .npy file of integers"),
+        (("rgb", "empty", "coded"), "no files in the folder"),
+        (("rgb", "test", "empty"), "'empty' is a folder"),
+        (("rgb", "test", "coded", "count=0"), "count must be from 1 to 1, got 0"),
+        (("rgb", "test", "coded", "steps=0"), "steps must be from 1"),
+        (("rgb", "test", "coded", "grid=no_such"), "no grid 'no_such'"),
+        (("rgb", "test", "coded", "grid.rho=3"), "grid 'uniform_t' has no option 'rho'"),
+        (("digits", "digits", "coded", "data.no_such=3"), "data set 'digits': .*no_such"),
+        (("digits", "test", "coded", "data.path=x"), "run's own data have their own options"),
+        (("rgb", "data.npy", "coded", "data.path=x"), "is a path and has no options"),
+    ],
+)
+def test_what_compress_refuses(runs, workplace, capfd, words, message):
+    (workplace / "empty").mkdir()
+    np.save("data.npy", np.load(runs / "data.npy"))
+    np.savez("data.npz", np.load(runs / "data.npy"))
+    (workplace / "text.npy").write_text("no array")
+    before = everything(workplace)
+    assert re.search(message, fails(capfd, "compress", runs / words[0], *words[1:]))
+    assert everything(workplace) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("RUN",), ("RUN", "IN", "OUT", "TOO_MUCH"), ("RUN", "IN", "OUT", "stepz=3")]
+    + [("RUN", "IN", "OUT", word) for word in ("steps=x", "verify=1", "data.x.y=1", "sampler.a=1")],
+    ids=str,
+)
+def test_wrong_usage(capfd, words):
+    assert "usage: diffkit compress" in fails(capfd, "compress", *words, status=2)
+
+
+def test_help_and_settings(capfd):
+    for command in ("compress", "decompress", "rate"):
+        does(command, "--help")
+        assert f"usage: diffkit {command} RUN I" in capfd.readouterr().out
+    does("compress", "RUN", "IN", "OUT", "steps=50", "--count", "3", "grid.rho=7", "--cfg=job")
+    config = yaml.safe_load(capfd.readouterr().out)
+    assert (config["run"], config["input"], config["out"]) == ("RUN", "IN", "OUT")
+    assert (config["steps"], config["count"], config["grid"]) == (50, 3, ["uniform_t", {"rho": 7}])
+    does("rate", "RUN", "test", "--steps=10,50", "--cfg=job")
+    assert yaml.safe_load(capfd.readouterr().out)["steps"] == [10, 50]
+
+
+def test_an_interrupted_command_leaves_nothing(runs, workplace, monkeypatch):
+    def interrupted(*arguments, **options):
+        arguments[2].write(b"something")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Codec, "encode_stream", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["compress", str(runs / "rgb"), "test", "coded"])
+    assert everything(workplace) == []
+
+
+# --- Damaged and hostile files
+
+
+@pytest.fixture(scope="module")
+def coded(runs, tmp_path_factory):
+    """A file of six images in three chunks, as `compress` writes it, and one of a folder."""
+    path = tmp_path_factory.mktemp("coded")
+    words = ["steps=1", "chunk=2", "batch_size=2"]
+    with pytest.raises(SystemExit):
+        main(["compress", str(runs / "rgb"), str(runs / "data.npy"), str(path / "a"), *words])
+    return (path / "a").read_bytes()
+
+
+def test_damaged_files(runs, workplace, coded, capfd):
+    place = coded.index(b"\xc5chunk", coded.index(b"\xc5chunk") + 1) + 90
+    damaged = bytearray(coded)
+    damaged[place] ^= 4
+    for name, content, message in (
+        ("flipped", bytes(damaged), "chunk 1 is damaged"),
+        ("cut", coded[:-100], "cut short"),
+        ("foreign", b"PK\x03\x04 and so on", "not a file that 'diffkit compress'"),
+        ("empty", b"", "it is empty"),
+    ):
+        (workplace / name).write_bytes(content)
+        assert message in fails(capfd, "decompress", runs / "rgb", name, "out.npy")
+    assert message in fails(capfd, "decompress", runs / "rgb", name, "out.npy", "skip_damaged=true")
+    assert everything(workplace) == ["cut", "empty", "flipped", "foreign"]
+    message = fails(capfd, "decompress", runs / "rgb", "flipped", "out.npy", "skip_damaged=true")
+    assert "images 2 to 3 are missing: chunk 1 is damaged" in message
+    np.testing.assert_array_equal(
+        np.load("out.npy"), np.delete(np.load(runs / "data.npy"), (2, 3), axis=0)
+    )
+
+
+def test_another_run_is_refused(runs, workplace, coded, capfd):
+    (workplace / "coded").write_bytes(coded)
+    message = fails(capfd, "decompress", runs / "other", "coded", "out.npy")
+    assert "'step 7'" in message
+    assert "other parameters" in message
+    assert "(1, 8, 8)" in fails(capfd, "decompress", runs / "digits", "coded", "out.npy")
+    assert everything(workplace) == ["coded"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("../evil.png", "b.png"),
+        ("/tmp/evil.png", "b.png"),
+        ("a/../../evil.png", "b.png"),
+        ("a\\..\\evil.png", "b.png"),
+        ("C:evil.png", "b.png"),
+        ("evil.sh", "b.png"),
+        ("", "b.png"),
+        ("a//b.png", "c.png"),
+        ("./a.png", "b.png"),
+        ("a\0.png", "b.png"),
+        ("\x1b[2J.png", "b.png"),
+        ("\udc80.png", "b.png"),
+        ("x" * 300 + ".png", "b.png"),
+        ("same.png", "same.png"),
+        ("a.png", "a.png/b.png"),
+        ("a.png/b.png", "a.png"),
+        (),
+    ],
+    ids=ascii,
+)
+def test_names_that_lead_out_of_the_folder(workplace, names):
+    (workplace / "here").mkdir()
+    with pytest.raises(DamagedFile, match="name") as refused:
+        write_images(workplace / "here", np.zeros((2, *SHAPE), np.uint8), names)
+    assert "\x1b" not in str(refused.value)
+    assert set(everything(workplace)) <= {"here", "here/a.png", "here/b.png", "here/same.png"} | {
+        "here/a.png/b.png"
+    }
+
+
+@pytest.mark.slow
+def test_a_hostile_folder_is_not_written(runs, workplace, capfd):
+    (workplace / "here").mkdir()
+    codec = Codec(load_run(runs / "rgb").model, 1, batch_size=2)
+    with (workplace / "here" / "coded").open("wb") as file:
+        codec.encode_stream(
+            [np.load(runs / "data.npy")[:2]], file, names=("a.png", "../b.png"), source="folder"
+        )
+    assert "'../b.png'" in fails(capfd, "decompress", runs / "rgb", "here/coded", "here/out")
+    assert everything(workplace) == ["here", "here/coded"]
+
+
+# --- The pieces
+
+
+def test_nothing_appears_before_it_is_complete(workplace):
+    def half_a_file():
+        with new_file(workplace / "a", overwrite=False) as file:
+            file.write(b"half")
+            assert not (workplace / "a").exists()
+            raise RuntimeError("half")
+
+    def half_a_folder():
+        with new_folder(workplace / "b") as folder:
+            (folder / "half").touch()
+            assert not (workplace / "b").exists()
+            raise RuntimeError("half")
+
+    with pytest.raises(RuntimeError, match="half"):
+        half_a_file()
+    with pytest.raises(RuntimeError, match="half"):
+        half_a_folder()
+    assert everything(workplace) == []
+    # What came into being meanwhile stays.
+    with (
+        pytest.raises(FileExistsError, match="there is a file at"),
+        new_file(workplace / "a", overwrite=False),
+    ):
+        (workplace / "a").write_text("another's")
+    with (
+        pytest.raises(FileExistsError, match="is a folder"),
+        new_folder(workplace / "b"),
+    ):
+        (workplace / "b").mkdir()
+    assert (workplace / "a").read_text() == "another's"
+    assert everything(workplace) == ["a", "b"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 12, 12345])
+def test_an_array_written_in_pieces_is_the_array(count):
+    array = np.arange(count * 6, dtype=np.uint16).reshape(count, 2, 3)
+    file = io.BytesIO()
+    writer = ArrayWriter(file, (2, 3), array.dtype)
+    for first in range(0, count, 5000):
+        writer.write(array[first : first + 5000])
+    writer.close()
+    file.seek(0)
+    back = np.load(file)
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+
+
+def test_progress_in_a_log(capfd):
+    with commands._Bar("coding", 1000, every=0.0) as bar:
+        bar._began -= 10.0
+        bar(10.5, None)
+        bar(500, 1.2345)
+    first, second = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"coding 10/1000  1.0\d images/s  0:15:\d\d left", first)
+    assert re.fullmatch(
+        r"coding 500/1000  (50|49\.\d) images/s  1.234 bits/dim  0:00:10 left", second
+    )
