@@ -278,6 +278,13 @@ def equivalence_command(config: Mapping[str, Any]) -> None:
     comparison = compare(config["a"], config["b"], levels=config["levels"])
     names = (comparison.a.name, comparison.b.name)
     table = Table("", *names, "", "what a difference changes", show_lines=False)
+    for column, cells in (
+        (1, [row.a for row in comparison.rows]),
+        (2, [row.b for row in comparison.rows]),
+    ):
+        # Names and values are broken between words only.
+        words = (word for cell in cells for word in cell.split())
+        table.columns[column].min_width = max(map(len, words))
     for row in comparison.rows:
         table.add_row(row.what, row.a, row.b, "same" if row.same else "differs", row.means)
     # As wide as it takes where there is no terminal to fit: a file, a pipe, a log.
