@@ -229,9 +229,9 @@ def test_the_bound_of_one_network_is_that_of_the_endpoints(digits):
     learned = dk.get("schedule", "learned_monotone")(*ends, key=KEY)
     # Before training it is nearly the straight line: an interior that is none.
     learned = eqx.tree_at(
-        lambda s: (s.interior.bias, s.interior.height),
+        lambda s: (s.interior.log_slope, s.interior.centre, s.interior.log_height),
         learned,
-        replace_fn=lambda leaf: 5 + 0 * leaf,
+        [jnp.full((1024,), value) for value in (math.log(5), -1.0, math.log(5))],
     )
     schedules = {
         "linear_logsnr": model.schedule,
