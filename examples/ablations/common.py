@@ -20,12 +20,10 @@ from diffkit.cli.launch import run_name
 from diffkit.runs import EVALUATION_FILE
 
 VDM: Final = dk.get("preset", "vdm")
-LEARNED: Final = ("learned_monotone", {"minimise_variance": True})
 
 dk.register("preset", "vdm_tiny")(
     dataclasses.replace(
         VDM,
-        schedule=LEARNED,
         network=("vdm_unet", {"width": 16, "depth": 2, "dropout": 0.0, "groups": 2}),
         train={
             "steps": 500,

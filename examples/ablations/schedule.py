@@ -13,13 +13,13 @@ variance are of the diffusion loss of one draw and of a batch, measured after tr
 
 import dataclasses
 
-from common import LEARNED, Ablation, main
+from common import VDM, Ablation, main
 
 import diffkit as dk
 
 # So that `learned_monotone` minimises the variance, and the other schedules are what they are.
 dk.register("preset", "vdm_cifar10_monotone")(
-    dataclasses.replace(dk.get("preset", "vdm_cifar10"), schedule=LEARNED)
+    dataclasses.replace(dk.get("preset", "vdm_cifar10"), schedule=VDM.schedule)
 )
 
 ABLATION = Ablation(
