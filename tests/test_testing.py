@@ -792,6 +792,15 @@ def test_check_of_a_plugin_that_does_not_import(own_registry, monkeypatch, capsy
     assert "plugin 'limping' does not import" in capsys.readouterr().err
 
 
+def test_check_of_a_plugin_that_brings_commands_only(capsys):
+    assert check_plugin(["bitsback"]) == 0
+    assert (
+        "no parts, and so no laws; commands: compress, decompress, rate" in capsys.readouterr().out
+    )
+    assert check_plugin(["bitsback", "--kind", "schedule"]) == 2
+    assert "no schedule in bitsback. Parts: none" in capsys.readouterr().err
+
+
 def test_check_some_of_the_core(capsys):
     for kind in ("process", "weighting"):
         assert check_plugin(["diffkit", "--kind", kind]) == 0, capsys.readouterr().out

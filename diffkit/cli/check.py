@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from diffkit import registry
+from diffkit.cli.plugins import commands_of
 from diffkit.registry import KINDS, PluginReport
 
 
@@ -65,6 +66,12 @@ def check_plugin(arguments: list[str]) -> int:
     if broken:
         return 1
     chosen = _chosen(reports, given.kind, given.part)
+    commands = [name for report in reports for name in commands_of(report.distribution)]
+    if commands and not any(report.parts for report in reports) and not (given.kind or given.part):
+        print(
+            f"{', '.join(given.plugin)}: no parts, and so no laws; commands: {', '.join(commands)}."
+        )
+        return 0
     if not chosen:
         parts = ", ".join(f"{kind} {name}" for _, kind, name in _chosen(reports, None, None))
         asked = " ".join(filter(None, (given.kind, given.part))) or "part"

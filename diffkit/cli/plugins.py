@@ -21,6 +21,12 @@ def plugin_commands() -> Mapping[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in sorted(entries, key=_distribution, reverse=True)}
 
 
+def commands_of(distribution: str) -> tuple[str, ...]:
+    """The names of the commands that a distribution brings."""
+    commands = plugin_commands()
+    return tuple(sorted(n for n, entry in commands.items() if _distribution(entry) == distribution))
+
+
 def _distribution(entry: importlib.metadata.EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else entry.module
 
@@ -63,7 +69,10 @@ def show_plugins() -> int:
         return int(any(report.error for report in reports))
     table = Table("plugin", "version", "parts", "health")
     for report in reports:
-        parts = "\n".join(f"{kind}: {', '.join(names)}" for kind, names in report.parts.items())
+        lines = [f"{kind}: {', '.join(names)}" for kind, names in report.parts.items()]
+        if commands := commands_of(report.distribution):
+            lines.append(f"commands: {', '.join(commands)}")
+        parts = "\n".join(lines)
         last = "ok" if report.error is None else report.error.strip().splitlines()[-1]
         table.add_row(report.name, report.version, parts or "none", last)
     Console().print(table)

@@ -30,7 +30,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer, UInt32
+from jaxtyping import Array, Float, Float64, Int, Integer, UInt32
 
 import diffkit as dk
 from diffkit.denoiser import AbstractDenoiser
@@ -42,6 +42,11 @@ from diffkit_bitsback.stack import Stack, weights_of
 RESOLUTION = 1.0
 """Points of a lattice to a standard deviation, by default: `diffkit_bitsback.gaussians` says why so few."""
 
+# How much finer than for q(y_0 | x) the lattice of y_0 must be, so that sums over it of log p(x | y_0) are
+# integrals: to 2e-5 nats, with levels six standard deviations apart; with 1 it would be 7e-4.
+_BEND = 2.0
+# So many images pay back about as many bits as the latents of one image take at the beginning.
+_PAYS_BACK = 4
 # How many entries a table of p(x | y_0) has at a time.
 _ENTRIES = 1 << 18
 
@@ -58,8 +63,8 @@ class ChainStatistics:
       back.
     - `pushed_bits`: by how much the stack grew, to a fraction of a bit. The stored bits less the initial
       ones are at most 64 more, since both are whole words.
-    - `bound_bits`: the one-sample bound along the very latents that were coded, from the densities in
-      float64: what the net rate would be if coding had no overhead.
+    - `bounds`: of each image, in bits, the one-sample bound along the very latents that were coded, from
+      the densities in float64: what the net rate would be if coding had no overhead.
     - `network_seconds`, `coding_seconds`: time in the network, and in all else.
     """
 
@@ -68,9 +73,19 @@ class ChainStatistics:
     total_bits: int
     initial_bits: int
     pushed_bits: float
-    bound_bits: float
+    bounds: Float64[np.ndarray, " images"]
     network_seconds: float
     coding_seconds: float
+
+    @classmethod
+    def nothing(cls) -> "ChainStatistics":
+        """Of no images."""
+        return cls(0, 0, 0, 0, 0.0, np.zeros(0), 0.0, 0.0)
+
+    @property
+    def bound_bits(self) -> float:
+        """The one-sample bound of all images together."""
+        return float(self.bounds.sum())
 
     @property
     def net_bits(self) -> int:
@@ -99,9 +114,12 @@ class ChainStatistics:
 
     def __add__(self, other: "ChainStatistics") -> "ChainStatistics":
         """Of the images of both."""
-        return ChainStatistics(
-            *(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__)
-        )
+        added = {
+            name: getattr(self, name) + getattr(other, name)
+            for name in self.__dataclass_fields__
+            if name != "bounds"
+        }
+        return ChainStatistics(bounds=np.concatenate([self.bounds, other.bounds]), **added)
 
 
 class Chain:
@@ -111,7 +129,10 @@ class Chain:
 
     - `model`: a model whose decoder is discrete. It is used without a condition.
     - `logsnrs`: the T + 1 noise levels of the chain, decreasing, the data end first.
-    - `batch_size`: the images that are coded together. The initial bits grow with it, the time falls.
+    - `batch_size`: the images that go through the network together.
+    - `first_batch`: how many of these the first batch has. Its latents take the initial bits, so that a
+      small one makes for few. The next ones grow by a quarter of the images before them, which is about as
+      fast as these pay back, up to `batch_size`. By default `batch_size`, which is the fastest.
     - `resolution`: points of a lattice to a standard deviation.
     - `seed`: of the source of initial bits.
 
@@ -125,6 +146,7 @@ class Chain:
         logsnrs: Float[np.ndarray, " noise_levels"],
         *,
         batch_size: int = 32,
+        first_batch: int | None = None,
         resolution: float = RESOLUTION,
         seed: int = 0,
     ):
@@ -140,6 +162,10 @@ class Chain:
             )
         if batch_size < 1:
             raise CannotEncode(f"batch_size must be at least 1, got {batch_size}.")
+        if first_batch is not None and not 1 <= first_batch <= batch_size:
+            raise CannotEncode(
+                f"first_batch must be from 1 to batch_size, which is {batch_size}, got {first_batch}."
+            )
         if not 0.5 <= resolution <= 1024:
             raise CannotEncode(f"resolution must be between 0.5 and 1024, got {resolution}.")
         self._model = model
@@ -151,6 +177,7 @@ class Chain:
                 f"{logsnrs[0]} and {logsnrs[-1]}."
             )
         self._batch_size = batch_size
+        self._first_batch = batch_size if first_batch is None else first_batch
         self._resolution = resolution
         self._seed = seed
         self._size = math.prod(model.shape)
@@ -168,6 +195,7 @@ class Chain:
             self._model,
             logsnrs,
             batch_size=self._batch_size,
+            first_batch=self._first_batch,
             resolution=self._resolution,
             seed=self._seed,
         )
@@ -198,11 +226,11 @@ class Chain:
         self._check(images)
         clock = _Clock()
         stack = Stack(seed=self._seed)
-        bound = 0.0
-        for first in range(0, len(images), self._batch_size):
-            batch = images[first : first + self._batch_size]
-            told = _from(progress, first, len(batch))
-            bound += self._encode_batch(stack, batch, first, clock, told)
+        bounds = [np.zeros(0)]
+        for rows in self._batches(len(images)):
+            batch = images[rows]
+            told = _from(progress, rows.start, len(batch))
+            bounds.append(self._encode_batch(stack, batch, rows.start, clock, told))
         words, initial = stack.finish()
         return words, ChainStatistics(
             images=len(images),
@@ -210,7 +238,7 @@ class Chain:
             total_bits=32 * len(words),
             initial_bits=32 * initial,
             pushed_bits=stack.pushed_bits(),
-            bound_bits=bound / math.log(2),
+            bounds=np.concatenate(bounds) / math.log(2),
             network_seconds=clock.network,
             coding_seconds=clock.other(),
         )
@@ -232,11 +260,9 @@ class Chain:
         stack = Stack(words, seed=self._seed)
         images = np.empty((count, *self._model.shape), self.dtype)
         try:
-            for first in reversed(range(0, count, self._batch_size)):
-                batch = images[first : first + self._batch_size]
-                done = count - first - len(batch)
-                told = _from(progress, done, len(batch))
-                self._decode_batch(stack, batch, first, _Clock(), told)
+            for rows in reversed(self._batches(count)):
+                told = _from(progress, count - rows.stop, rows.stop - rows.start)
+                self._decode_batch(stack, images[rows], rows.start, _Clock(), told)
         except CannotEncode as error:
             raise DamagedData(f"the coded words do not decode: {error}") from error
         stack.check_finished()
@@ -261,6 +287,15 @@ class Chain:
         std = np.asarray(std)
         return mean, np.asarray(std[0]) if std.ndim == 1 else std[: len(y)].reshape(y.shape)
 
+    def _batches(self, count: int) -> list[slice]:
+        """Which images are coded together."""
+        batches, first = [], 0
+        while first < count:
+            size = min(self._first_batch + first // _PAYS_BACK, self._batch_size, count - first)
+            batches.append(slice(first, first + size))
+            first += size
+        return batches
+
     def _check(self, images: Integer[np.ndarray, "..."]) -> None:
         shape = self._model.shape
         if images.shape[1:] != shape:
@@ -281,12 +316,12 @@ class Chain:
         first_image: int,
         clock: "_Clock",
         progress: Callable[[float], None],
-    ) -> float:
-        """Push a batch; return the one-sample bound in nats."""
+    ) -> Float64[np.ndarray, " count"]:
+        """Push a batch; return the one-sample bound of each image in nats."""
         first = self._first(batch)
         stack.mask(batch.size, self._mask(first_image, 0))
         k = first.pop(stack)
-        bound = first.log_prob(k).sum()
+        bound = first.log_prob(k)
         bound -= self._push_data(stack, batch, self._spacing[0] * k)
         for step in range(1, self.steps + 1):
             forward = self._step(k, step)
@@ -294,12 +329,13 @@ class Chain:
             noisier = forward.pop(stack)
             reverse = self._reverse(noisier, step, clock)
             reverse.push(stack, k)
-            bound += forward.log_prob(noisier).sum() - reverse.log_prob(k).sum()
+            bound += forward.log_prob(noisier) - reverse.log_prob(k)
             k = noisier
             progress(step / self.steps)
         last = self._last(len(k))
         last.push(stack, k)
-        return float(bound - last.log_prob(k).sum())
+        bound -= last.log_prob(k)
+        return bound.reshape(len(batch), -1).sum(axis=1)
 
     def _decode_batch(
         self,
@@ -351,14 +387,15 @@ class Chain:
         stack: Stack,
         batch: Integer[np.ndarray, "count *shape"],
         y: Float[np.ndarray, " n"],
-    ) -> float:
-        """Push x by p(x | y_0); return its log probability in nats."""
-        x, total = batch.ravel().astype(np.int64), 0.0
+    ) -> Float64[np.ndarray, " n"]:
+        """Push x by p(x | y_0); return the log probability of each dimension in nats."""
+        x = batch.ravel().astype(np.int64)
+        found = np.empty(len(x))
         for rows in reversed(self._groups(len(y))):
             log_prob = self._data_log_prob(y[rows])
             stack.push(x[rows], weights_of(log_prob))
-            total += np.take_along_axis(log_prob, x[rows, None], axis=1).sum()
-        return total
+            found[rows] = np.take_along_axis(log_prob, x[rows, None], axis=1)[:, 0]
+        return found
 
     def _pop_data(
         self,
@@ -444,7 +481,10 @@ def _scales(
     both = [[float(std) for std in _step_stds(s, t)] for s, t in itertools.pairwise(logsnrs)]
     into = np.array([first, *(forward for forward, _ in both)])
     back = np.array([*(reverse for _, reverse in both), prior])
-    return into, prior, np.minimum(into, back) / resolution
+    narrower = np.minimum(into, back)
+    # As a function of y_0, p(x | y_0) has a bend between two levels, which is narrower than q(y_0 | x).
+    narrower[0] = min(into[0] / _BEND, back[0])
+    return into, prior, narrower / resolution
 
 
 @jax.jit

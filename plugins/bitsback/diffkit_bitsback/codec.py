@@ -41,7 +41,7 @@ from diffkit_bitsback.errors import (
     DamagedFile,
     WrongModel,
 )
-from diffkit_bitsback.fingerprint import Fingerprint, fingerprint
+from diffkit_bitsback.fingerprints import Fingerprint, fingerprint
 
 Images = Integer[np.ndarray, "images *shape"]
 """Images as stored: integers 0 ... levels - 1, one after the other along the first axis."""
@@ -64,6 +64,8 @@ _SOFTWARE: Final = (
     "constriction",
 )
 _PROBE_STEPS: Final = 6
+# Of a codec, and as such in a file's header.
+_SETTINGS: Final = ("batch_size", "first_batch", "chunk", "resolution", "seed")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Header:
     - `model`: the fingerprint of the model; `label`: what its owner called it.
     - `shape`, `levels`, `dtype`: of an image as stored.
     - `steps`, `grid`, `logsnrs`: T, the grid's name with its options, and the digest of its values.
-    - `batch_size`, `chunk`, `resolution`, `seed`: as given to the `Codec`.
+    - `batch_size`, `first_batch`, `chunk`, `resolution`, `seed`: as given to the `Codec`.
     - `probe`: the digest of the probe.
     - `device`, `software`: what it was written on and with.
     - `images`: how many there are, or `None` if that was not known when the file was begun.
@@ -91,6 +93,7 @@ class Header:
     grid: str
     logsnrs: str
     batch_size: int
+    first_batch: int
     chunk: int
     resolution: float
     seed: int
@@ -126,6 +129,8 @@ class Header:
             "chunk": (1, max(1, _MAX_CHUNK_DIMENSIONS // size)),
             "seed": (0, 2**64 - 1),
         }
+        # Checked against the batch size, which is checked before.
+        most["first_batch"] = (1, given["batch_size"])
         for name, limits in most.items():
             _check(name, given[name], _is_integer(given[name], *limits))
         resolution = given["resolution"]
@@ -187,7 +192,10 @@ class Codec:
     - `steps`: T, how many steps of the model are coded. More make a shorter file and take longer.
     - `grid`: where the steps are, by default even in time.
     - `batch_size`: images that go through the network together.
-    - `chunk`: images that are coded as one. The first batch of each chunk pays the initial bits.
+    - `first_batch`: how many of these the first batch of a chunk has. Its latents take the initial bits;
+      the next batches grow as fast as images pay back, up to `batch_size`. With 1 the file is smallest,
+      and some 15 batches more go through the network than with `batch_size`.
+    - `chunk`: images that are coded as one. Each has initial bits of its own.
     - `resolution`: points of a latent's lattice to a standard deviation.
     - `seed`: of the bits that lie below the first image.
     - `label`: a word on the model, such as its checkpoint's step: the error for a wrong model repeats it.
@@ -205,6 +213,7 @@ class Codec:
         *,
         grid: Any = dk.UniformT(),
         batch_size: int = 32,
+        first_batch: int = 1,
         chunk: int = 4096,
         resolution: float = RESOLUTION,
         seed: int = 0,
@@ -219,6 +228,7 @@ class Codec:
         for name, value, most in (
             ("steps", steps, _MAX_STEPS),
             ("batch_size", batch_size, max(1, _MAX_BATCH_DIMENSIONS // size)),
+            ("first_batch", first_batch, batch_size),
             ("chunk", chunk, max(1, _MAX_CHUNK_DIMENSIONS // size)),
         ):
             if not 1 <= value <= most:
@@ -226,13 +236,18 @@ class Codec:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be from 0 to {2**64 - 1}, got {seed}.")
         self.model, self.steps, self.grid = model, steps, dk.part("grid", grid, model=model)
-        self.batch_size, self.chunk = batch_size, chunk
+        self.batch_size, self.first_batch, self.chunk = batch_size, first_batch, chunk
         self.resolution, self.seed, self.label = float(resolution), seed, label
         self.levels: int = model.decoder.levels
         self.fingerprint = fingerprint(model)
         self.logsnrs = _logsnrs(model, self.grid, steps)
         self._chain = Chain(
-            model, self.logsnrs, batch_size=batch_size, resolution=self.resolution, seed=seed
+            model,
+            self.logsnrs,
+            batch_size=batch_size,
+            first_batch=first_batch,
+            resolution=self.resolution,
+            seed=seed,
         )
         self._known_probe: str | None = None
         self._other: Codec | None = None
@@ -330,8 +345,7 @@ class Codec:
         if supply is not None and next(supply, None) is not None:
             raise ValueError(f"names must be one for each of the {writer.images} images, got more.")
         writer.close()
-        nothing = ChainStatistics(**dict.fromkeys((f.name for f in fields(ChainStatistics)), 0))
-        return functools.reduce(operator.add, parts, nothing)
+        return functools.reduce(operator.add, parts, ChainStatistics.nothing())
 
     def decode_stream(
         self,
@@ -381,10 +395,7 @@ class Codec:
             steps=self.steps,
             grid=_describe(self.grid),
             logsnrs=_digest(self.logsnrs),
-            batch_size=self.batch_size,
-            chunk=self.chunk,
-            resolution=self.resolution,
-            seed=self.seed,
+            **{name: getattr(self, name) for name in _SETTINGS},
             probe=self._probe(),
             device=_device(),
             software=_software(),
@@ -427,43 +438,20 @@ class Codec:
         return fit
 
     def _with_settings(self, header: Header) -> "Codec":
+        theirs = {name: getattr(header, name) for name in _SETTINGS}
         for known in (self, self._other):
-            if known is not None and known._settings() == (
-                header.steps,
-                header.grid,
-                header.batch_size,
-                header.chunk,
-                header.resolution,
-                header.seed,
+            if (
+                known is not None
+                and (known.steps, _describe(known.grid)) == (header.steps, header.grid)
+                and all(getattr(known, name) == value for name, value in theirs.items())
             ):
                 return known
         grid = self.grid if _describe(self.grid) == header.grid else self._grid(header.grid)
-        mine = (self.batch_size, self.chunk, self.resolution, self.seed)
-        theirs = (header.batch_size, header.chunk, header.resolution, header.seed)
-        if mine == theirs:
+        if all(getattr(self, name) == value for name, value in theirs.items()):
             self._other = self.with_steps(header.steps, grid=grid)
         else:
-            self._other = Codec(
-                self.model,
-                header.steps,
-                grid=grid,
-                batch_size=header.batch_size,
-                chunk=header.chunk,
-                resolution=header.resolution,
-                seed=header.seed,
-                label=self.label,
-            )
+            self._other = Codec(self.model, header.steps, grid=grid, label=self.label, **theirs)
         return self._other
-
-    def _settings(self) -> tuple[float | str, ...]:
-        return (
-            self.steps,
-            _describe(self.grid),
-            self.batch_size,
-            self.chunk,
-            self.resolution,
-            self.seed,
-        )
 
     def _grid(self, described: str) -> Any:
         """The grid that a file names, with its options."""

@@ -57,6 +57,9 @@ def _steps(text: str) -> list[int]:
 _CODEC: Final = {
     "grid": _Setting("uniform_t", str, "where the steps are; its options as grid.OPTION=VALUE"),
     "batch_size": _Setting(32, int, "images that go through the network together"),
+    "first_batch": _Setting(
+        1, int, "images of a chunk's first batch; more make a longer file and take less time"
+    ),
     "resolution": _Setting(
         RESOLUTION, float, "points of a latent's lattice to a standard deviation"
     ),
@@ -202,7 +205,7 @@ def _codec(given: Mapping[str, Any], run: dk.Run, **settings: Any) -> Codec:
     label = f"step {run.step}"
     if "grid" in given:
         settings["grid"] = tuple(given["grid"])
-        settings |= {name: given[name] for name in ("batch_size", "resolution")}
+        settings |= {name: given[name] for name in ("batch_size", "first_batch", "resolution")}
     return Codec(run.model, label=label, **settings)
 
 
@@ -293,6 +296,7 @@ def _rate(given: Mapping[str, Any]) -> int:
             given["steps"],
             grid=dk.part("grid", tuple(given["grid"]), model=run.model),
             batch_size=given["batch_size"],
+            first_batch=given["first_batch"],
             resolution=given["resolution"],
             passes=given["passes"],
             progress=lambda done: bar(done, None),

@@ -38,7 +38,7 @@ from jaxtyping import UInt32
 from diffkit_bitsback.errors import CodecError, DamagedFile, NotACodecFile, WrongVersion
 
 MAGIC: Final = b"\x8bdkbb\r\n\x1a"
-VERSION: Final = 1
+VERSION: Final = 2
 
 # What a reader takes, and so what a writer may write. A chunk holds 1 GiB of words at most.
 MAX_HEADER: Final = 2**16

@@ -19,6 +19,7 @@ Every point can be coded, however far from the mean: a model may be bad, but its
 """
 
 import math
+from typing import no_type_check
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -43,6 +44,7 @@ _LENGTHS = np.maximum(2.0 ** (23 - np.arange(_MOST_BITS + 1)), 1.0) - 1
 _LENGTHS[0] += TOTAL - len(_LENGTHS) - _LENGTHS.sum()
 
 
+@no_type_check  # not at run time, as `Stack`
 class LatticeGaussians:
     """Independent Gaussians, each restricted to the points of one lattice.
 

@@ -16,6 +16,7 @@ distribution. So the bits are masked before a pop, by pseudo-random ones that ar
 
 import hashlib
 import math
+from typing import no_type_check
 
 import constriction
 import numpy as np
@@ -62,6 +63,8 @@ def _most_words(symbols: int) -> int:
     return symbols * 24 // 32 + _STATE
 
 
+# Not at run time: with some ten calls for each step and batch, that took as long as the coding.
+@no_type_check
 class Stack:
     """A stack of bits above an endless source of them.
 

@@ -202,10 +202,28 @@ def test_initial_bits_are_those_of_one_latent():
     assert few.initial_bits > 3 * 4 * 16
 
 
-def one_dimension(steps, mean=0.2, variance=0.4):
+def test_a_small_first_batch_has_few_initial_bits():
+    # The next batch has a quarter as many images as there were before, and one more.
+    options = {"batch_size": 4, "logsnrs": grid(known(), 10)}
+    whole, ramp = Chain(known(), **options), Chain(known(), first_batch=1, **options)
+    ramp._compiled = whole._compiled
+    images = noise(known(), 40)
+    words, few = ramp.encode(images)
+    np.testing.assert_array_equal(ramp.decode(words, 40), images)
+    sizes = [rows.stop - rows.start for rows in ramp._batches(40)]
+    assert sizes == [1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 4, 4, 2]
+    # These images pay back enough: the bits of the latents of one in place of four, and at most two words.
+    many = whole.encode(images)[1]
+    assert few.initial_bits <= many.initial_bits / 4 + 64
+    # Other latents, the same bound.
+    error = np.std(many.bounds - few.bounds) / math.sqrt(40)
+    assert few.bounds.mean() == pytest.approx(many.bounds.mean(), abs=5 * error)
+
+
+def one_dimension(steps, top=8.0, mean=0.2, variance=0.4):
     denoiser = dk.analytic.gaussian(np.array([mean]), np.array([[variance]]))
     decoder = dk.DiscretizedDecoder(levels=4)
-    return dk.DiffusionModel(denoiser, dk.LinearLogSNR(8.0, -3.0), decoder, (1,))
+    return dk.DiffusionModel(denoiser, dk.LinearLogSNR(top, -3.0), decoder, (1,))
 
 
 def expected_cost(codec, stored):
@@ -249,12 +267,12 @@ def bound_by_quadrature(model, stored):
     return prior + diffusion - (density * log_p).sum() / density.sum()
 
 
-@pytest.mark.parametrize("resolution", [1.0, 3.0])
-def test_the_lattice_costs_nothing(resolution):
+# At the first of these -log p(x | y_0) bends within three rho_0, at the other far off.
+@pytest.mark.parametrize(("resolution", "top"), [(1.0, 5.0), (1.0, 8.0), (3.0, 8.0)])
+def test_the_lattice_costs_nothing(resolution, top):
     # The whole expectation of what is coded, over every latent there is, is the VLB of the same model:
-    # with T = 1, where steps are widest, and one point of the lattice to a standard deviation. (Where
-    # -log p(x | y_0) bends within three rho_0, a sum over the lattice is off by 1e-4 either way.)
-    model = one_dimension(1)
+    # with T = 1, where steps are widest, and one point of the lattice to a standard deviation.
+    model = one_dimension(1, top)
     codec = chain(model, 1, batch_size=801, resolution=resolution)
     for level in (0, 2):
         stored = np.array([[level]])
@@ -376,6 +394,8 @@ def test_statistics_add_up():
     both = first + second
     assert both.images == 7
     assert both.net_bits == first.net_bits + second.net_bits
+    assert len(both.bounds) == 7
+    assert both.bound_bits == pytest.approx(first.bound_bits + second.bound_bits)
     assert both.total_bits_per_dim == pytest.approx(both.total_bits / (7 * 16))
 
 
@@ -387,6 +407,11 @@ def test_statistics_add_up():
         ({"logsnrs": np.array([1.0, np.nan])}, "at least two finite numbers"),
         ({"logsnrs": np.array([1.0, 1.0 - 1e-12])}, "strictly decreasing in float32 too"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        (
+            {"batch_size": 4, "first_batch": 5},
+            "first_batch must be from 1 to batch_size, which is 4",
+        ),
+        ({"first_batch": 0}, "first_batch must be from 1 to batch_size, which is 32, got 0"),
         ({"resolution": 0.1}, "resolution must be between 0.5 and 1024, got 0.1"),
     ],
 )

@@ -30,7 +30,7 @@ from diffkit_bitsback.errors import (
     WrongModel,
     WrongVersion,
 )
-from diffkit_bitsback.fingerprint import fingerprint
+from diffkit_bitsback.fingerprints import fingerprint
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
 MLP = ("mlp", {"width": 8, "depth": 1})
@@ -200,13 +200,15 @@ def test_other_steps_share_what_is_compiled(codec, data, images):
 
 @pytest.mark.slow
 def test_a_file_says_with_what_settings_it_is_read(model, codec, data, images):
-    other = Codec(model, 5, grid=("uniform_logsnr", {}), batch_size=2, chunk=100, seed=3)
+    other = Codec(
+        model, 5, grid=("uniform_logsnr", {}), batch_size=2, first_batch=2, chunk=100, seed=3
+    )
     np.testing.assert_array_equal(other.decode(data), images)
     written = other.encode(images)
     assert written != data
     np.testing.assert_array_equal(codec.decode(written), images)
     header = codec.open(io.BytesIO(written)).header
-    assert (header.steps, header.batch_size, header.chunk) == (5, 2, 100)
+    assert (header.steps, header.batch_size, header.first_batch, header.chunk) == (5, 2, 2, 100)
     assert header.grid == "uniform_logsnr {}"
     assert (header.shape, header.levels, header.images) == ((2, 3), 5, 10)
     assert header.software["jax"] == jax.__version__
@@ -370,6 +372,7 @@ def test_what_was_otherwise_is_said(codec, data):
         {"steps": None},
         {"more": 1},
         {"batch_size": 2**40},
+        {"first_batch": 4},
         {"chunk": 2**40},
         {"resolution": 1e9},
         {"resolution": 1},
@@ -427,7 +430,7 @@ def test_what_is_no_file_of_ours(codec, data):
     for wrong, error in (
         (b"", NotACodecFile),
         (gzip.compress(data), NotACodecFile),
-        (data[:8] + b"\x02" + data[9:], WrongVersion),
+        (data[:8] + b"\x01" + data[9:], WrongVersion),
         (data[:-3], DamagedFile),
         (data[:40], DamagedFile),
     ):

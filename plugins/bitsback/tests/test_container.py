@@ -65,7 +65,7 @@ def blake(data, key=b""):
 # --- An own writer, from the description of the format, whose lengths may lie
 
 
-def packed(header=HEADER, parts=None, *, version=1, header_length=None, end=None, **lies):
+def packed(header=HEADER, parts=None, *, version=VERSION, header_length=None, end=None, **lies):
     """The file of the description, with checksums that are true of what is packed, lies included.
 
     `lies`: of the second chunk, `index`, `first`, `count`, `names`, `words`.
@@ -101,7 +101,7 @@ def packed(header=HEADER, parts=None, *, version=1, header_length=None, end=None
 
 def test_the_file_is_the_one_described():
     assert written() == packed()
-    assert VERSION == 1
+    assert VERSION == 2
 
 
 def test_reads_what_was_written():
@@ -146,7 +146,7 @@ def test_writer_refuses_a_header_that_is_too_large_or_no_json():
         (b"\x89PNG\r\n\x1a\n and more", NotACodecFile, "begins with .*PNG"),
         (packed()[:5], DamagedFile, "ends after 5 bytes"),
         (packed()[:10], DamagedFile, "cut short"),
-        (packed(version=2), WrongVersion, "version 2, this code reads version 1"),
+        (packed(version=1), WrongVersion, "version 1, this code reads version 2"),
         (packed(header_length=2**32 - 1), DamagedFile, "65536 bytes at most, got 4294967295"),
         (packed(header_length=65536), DamagedFile, "needs 65536 bytes, 655 are left"),
         (packed(header=[1, 2]), DamagedFile, "must be a mapping, got list"),
@@ -317,7 +317,10 @@ def mutations(data, rng):
         totals = [3, 12, 28]
         totals[rng.randrange(3)] = lie
         yield "end", packed(end=totals)
-        yield "header", packed(header_length=lie % 2**32, version=rng.choice((1, 1, 0, 65535)))
+        yield (
+            "header",
+            packed(header_length=lie % 2**32, version=rng.choice((VERSION, VERSION, 0, 65535))),
+        )
 
 
 def test_fuzz():

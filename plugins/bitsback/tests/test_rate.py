@@ -80,6 +80,13 @@ def test_rates_of_a_model(capsys):
     statistics = found.statistics
     assert told == sorted(told)
     assert told[-1] == statistics.images == 600
+    # The gap is the overhead, and a difference that is as likely as the bounds of the images say.
+    gap, error = found.gap
+    assert gap == pytest.approx(statistics.net_bits_per_dim - found.bound)
+    drawn = statistics.bound_bits_per_dim - found.bound
+    assert 0 < error < 0.02
+    assert abs(drawn) < 5 * error
+    assert gap == pytest.approx(drawn + statistics.overhead_bits_per_dim, abs=64 / 4800)
     # The bound is above the entropy, and the code as long as the bound.
     assert 1 / 8 < found.bound < 0.25
     assert statistics.net_bits_per_dim == pytest.approx(found.bound, abs=0.03)
@@ -90,6 +97,7 @@ def test_rates_of_a_model(capsys):
     for text in (
         f"{found.bound:.4f}",
         f"{statistics.net_bits_per_dim:.4f}",
+        f"{gap:.4f} +- {error:.4f}",
         f"{statistics.total_bits_per_dim:.4f}",
         f"{codes['PNG'][0]:.4f}",
         "600 images",
