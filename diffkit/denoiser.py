@@ -107,6 +107,27 @@ class Prediction(eqx.Module):
         return mean, std * jnp.exp(own * log_spread(self.level.logsnr, logsnr_s))
 
 
+def step_divergence(
+    squares: Example, logsnr_t: Scalar, logsnr_s: Scalar, spread: Example | None
+) -> Scalar:
+    """KL(q(y_s | y_t, x) || p(y_s | y_t)) in nats, from the squared errors of eps.
+
+    q is `diffkit.processes.rescaled_posterior` and p is `Prediction.reverse`, which sampling and coding
+    take. The means differ by the errors of eps, so that the divergence is in closed form and loses no
+    digits where steps are short: with the posterior's own variance (no spread) it is half of
+    expm1(logsnr_s - logsnr_t) times the sum of the squares (VDM equation 14).
+
+    **Arguments:** `squares`: the squared errors of eps; `logsnr_t` and `logsnr_s`, with
+    `logsnr_t <= logsnr_s`; `spread`: as in a `Prediction`.
+    """
+    mean_term = jnp.expm1(logsnr_s - logsnr_t) * squares
+    if spread is None:
+        return 0.5 * jnp.sum(mean_term)
+    log_ratio = 2 * spread * log_spread(logsnr_t, logsnr_s)
+    # r - 1 - log r for the ratio r of the variances q / p.
+    return 0.5 * jnp.sum(jnp.exp(-log_ratio) * mean_term + jnp.expm1(-log_ratio) + log_ratio)
+
+
 class AbstractDenoiser(eqx.Module):
     """Anything that predicts data and noise from a latent."""
 

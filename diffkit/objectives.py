@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from diffkit.denoiser import AbstractDenoiser, Denoiser, underlying
+from diffkit.denoiser import AbstractDenoiser, Denoiser, step_divergence, underlying
 from diffkit.model import DiffusionModel
 from diffkit.parameterizations import AbstractRangeParameterization
-from diffkit.processes import log_spread, rescaled_prior_std
+from diffkit.processes import rescaled_prior_std
 from diffkit.schedules import AbstractSchedule, AbstractVarianceMinimising
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.typing import BatchScalar, DataBatch, Example, PRNGKey, Scalar, ScalarLike
@@ -159,30 +159,14 @@ def _integrand(
     else:
         assert levels.before is not None
         spread = None if part is not None else prediction.spread
-        loss = steps * _step_divergence(squares, logsnr, levels.before, spread)
+        loss = steps * step_divergence(squares, logsnr, levels.before, spread)
     if part is not None:
         assert levels.learnt is not None
-        divergence = part.steps * _step_divergence(
+        divergence = part.steps * step_divergence(
             jax.lax.stop_gradient(squares), logsnr, levels.learnt, prediction.spread
         )
         loss = loss + part.vlb_weight / math.log(2) * divergence
     return loss
-
-
-def _step_divergence(
-    squares: Example, logsnr_t: Scalar, logsnr_s: Scalar, spread: Example | None
-) -> Scalar:
-    """KL(q(z_s | z_t, x) || p(z_s | z_t)) in nats, from the squared errors of eps.
-
-    With the posterior's own variance (no spread) it is half of expm1(logsnr_s - logsnr_t) times their sum
-    (VDM equation 14).
-    """
-    mean_term = jnp.expm1(logsnr_s - logsnr_t) * squares
-    if spread is None:
-        return 0.5 * jnp.sum(mean_term)
-    log_ratio = 2 * spread * log_spread(logsnr_t, logsnr_s)
-    # r - 1 - log r for the ratio r of the variances q / p.
-    return 0.5 * jnp.sum(jnp.exp(-log_ratio) * mean_term + jnp.expm1(-log_ratio) + log_ratio)
 
 
 def _range_parameterization(model: DiffusionModel) -> AbstractRangeParameterization | None:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import diffkit as dk
+from diffkit.denoiser import step_divergence
 from diffkit.presets import complete
+from diffkit.processes import rescaled_posterior
 
 ENDS = (11.0, -5.0)
 PROCESSES = [complete(dk.get("process", n), {}) for n in dk.available("process")]
@@ -224,3 +226,23 @@ def test_wrong_data_are_refused_by_name():
         dk.vlb(model, jnp.zeros((2, 4), int), key=key)
     with pytest.raises(ValueError, match="steps must be at least 1, or None"):
         dk.vlb(model, X, key=key, steps=0)
+
+
+@pytest.mark.parametrize("spread", [None, jnp.asarray([0.0, 0.4, 1.0, 1.3])])
+def test_the_divergence_of_a_step_is_that_of_its_gaussians(spread):
+    """What the bound counts is KL of the very Gaussians by which steps are sampled and coded."""
+    rng = np.random.default_rng(0)
+    x, eps, error = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
+    logsnr_t, logsnr_s = jnp.asarray(-1.0), jnp.asarray(0.7)
+    level = dk.VariancePreserving().at(logsnr_t)
+    y = x + level.rho * eps
+    found = dk.Prediction(y - level.rho * (eps + error), eps + error, level, spread=spread)
+    q_mean, q_std = map(np.float64, rescaled_posterior(y, x, logsnr_t, logsnr_s))
+    p_mean, p_std = map(np.float64, found.reverse(logsnr_s))
+    expected = np.sum(
+        np.log(p_std / q_std)
+        + (q_std**2 + (q_mean - p_mean) ** 2) / (2 * p_std**2)
+        - np.full(4, 0.5)
+    )
+    divergence = step_divergence(jnp.square(error), logsnr_t, logsnr_s, spread)
+    assert float(divergence) == pytest.approx(expected, rel=1e-5)

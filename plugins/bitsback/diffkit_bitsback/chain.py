@@ -13,7 +13,8 @@ The stack grows by a one-sample estimate of the bound, whose expectation is the 
 discrete-time model with T steps, and the initial bits that it takes are those of one latent, not of T.
 Decoding runs the same backwards and leaves the stack as it was.
 
-The distributions are those of the bound: `diffkit.Prediction.reverse` for $p(y_{i-1} \mid y_i)$,
+The distributions are those of the bound: `diffkit.Prediction.reverse` for $p(y_{i-1} \mid y_i)$, whose
+divergence from the posterior is the bound's term of a step (`diffkit.denoiser.step_divergence`),
 `diffkit.processes` for the chain and for the prior, the model's decoder for $p(x \mid y_0)$. Each latent
 has a lattice of its own (`diffkit_bitsback.gaussians`), scaled to the narrower of the two distributions
 that it is coded by.
@@ -47,6 +48,9 @@ RESOLUTION = 1.0
 _BEND = 2.0
 # So many images pay back about as many bits as the latents of one image take at the beginning.
 _PAYS_BACK = 4
+# Images take words off a stack when they are decoded. By chance some may add a few, as the bounds of single
+# draws vary; this many for each dimension of a batch are no chance.
+_REGROWTH = 4
 # How many entries a table of p(x | y_0) has at a time.
 _ENTRIES = 1 << 18
 
@@ -134,7 +138,7 @@ class Chain:
       small one makes for few. The next ones grow by a quarter of the images before them, which is about as
       fast as these pay back, up to `batch_size`. By default `batch_size`, which is the fastest.
     - `resolution`: points of a lattice to a standard deviation.
-    - `seed`: of the source of initial bits.
+    - `seed`: of the source of initial bits, from 0 to 2^64 - 1.
 
     **Raises:** `CannotEncode` for a decoder that is not discrete, noise levels that do not decrease, or a
     number out of range.
@@ -168,6 +172,8 @@ class Chain:
             )
         if not 0.5 <= resolution <= 1024:
             raise CannotEncode(f"resolution must be between 0.5 and 1024, got {resolution}.")
+        if not 0 <= seed < 2**64:
+            raise CannotEncode(f"seed must be from 0 to {2**64 - 1}, got {seed}.")
         self._model = model
         self._levels: int = model.decoder.levels
         self._logsnrs = logsnrs.astype(np.float32)
@@ -189,13 +195,18 @@ class Chain:
         """T."""
         return len(self._logsnrs) - 1
 
-    def with_logsnrs(self, logsnrs: Float[np.ndarray, " noise_levels"]) -> "Chain":
-        """The same with other noise levels. The functions are compiled once for both."""
+    def with_logsnrs(
+        self, logsnrs: Float[np.ndarray, " noise_levels"], *, first_batch: int | None = None
+    ) -> "Chain":
+        """The same with other noise levels, and with another first batch if that is given.
+
+        The functions are compiled once for both.
+        """
         other = Chain(
             self._model,
             logsnrs,
             batch_size=self._batch_size,
-            first_batch=self._first_batch,
+            first_batch=self._first_batch if first_batch is None else first_batch,
             resolution=self._resolution,
             seed=self._seed,
         )
@@ -227,7 +238,7 @@ class Chain:
         clock = _Clock()
         stack = Stack(seed=self._seed)
         bounds = [np.zeros(0)]
-        for rows in self._batches(len(images)):
+        for rows in _Batches(len(images), self._first_batch, self._batch_size):
             batch = images[rows]
             told = _from(progress, rows.start, len(batch))
             bounds.append(self._encode_batch(stack, batch, rows.start, clock, told))
@@ -254,15 +265,24 @@ class Chain:
 
         **Arguments:** `words`, and the `count` of images in them; `progress` as for `encode`.
 
-        **Raises:** `DamagedData` if the words run out, do not end with the source's initial bits, or lead
-        to what cannot be; any of these if the network does not give the floats it gave for encoding.
+        **Raises:** `DamagedData` if the words run out, grow in number, do not end with the source's initial
+        bits, or lead to what cannot be; any of these if the network does not give the floats it gave for
+        encoding. `CannotEncode` for a negative count.
         """
+        if count < 0:
+            raise CannotEncode(f"count must be 0 or more, got {count}.")
         stack = Stack(words, seed=self._seed)
         images = np.empty((count, *self._model.shape), self.dtype)
+        most = len(words) + _REGROWTH * self._batch_size * self._size + _REGROWTH
         try:
-            for rows in reversed(self._batches(count)):
+            for rows in reversed(_Batches(count, self._first_batch, self._batch_size)):
                 told = _from(progress, count - rows.stop, rows.stop - rows.start)
                 self._decode_batch(stack, images[rows], rows.start, _Clock(), told)
+                if len(stack) > most:
+                    raise DamagedData(
+                        f"the coded words are not such as are written: of {len(words)} words "
+                        f"{len(stack)} are left."
+                    )
         except CannotEncode as error:
             raise DamagedData(f"the coded words do not decode: {error}") from error
         stack.check_finished()
@@ -286,15 +306,6 @@ class Chain:
         mean = np.asarray(mean)[: len(y)].reshape(y.shape)
         std = np.asarray(std)
         return mean, np.asarray(std[0]) if std.ndim == 1 else std[: len(y)].reshape(y.shape)
-
-    def _batches(self, count: int) -> list[slice]:
-        """Which images are coded together."""
-        batches, first = [], 0
-        while first < count:
-            size = min(self._first_batch + first // _PAYS_BACK, self._batch_size, count - first)
-            batches.append(slice(first, first + size))
-            first += size
-        return batches
 
     def _check(self, images: Integer[np.ndarray, "..."]) -> None:
         shape = self._model.shape
@@ -421,6 +432,32 @@ class Chain:
         return log_prob
 
 
+class _Batches:
+    """Which images are coded together.
+
+    No list: how many images there are is what a file says.
+    """
+
+    def __init__(self, count: int, first_batch: int, batch_size: int):
+        self._count, self._first_batch, self._batch_size = count, first_batch, batch_size
+        self._small, start = [], 0
+        while start < count and self._size(start) < batch_size:
+            self._small.append(start)
+            start += self._size(start)
+        self._full = range(start, count, batch_size)
+
+    def _size(self, start: int) -> int:
+        return min(self._first_batch + start // _PAYS_BACK, self._batch_size)
+
+    def __len__(self) -> int:
+        return len(self._small) + len(self._full)
+
+    def __getitem__(self, index: int) -> slice:
+        small = len(self._small)
+        start = self._small[index] if index < small else self._full[index - small]
+        return slice(start, min(start + self._size(start), self._count))
+
+
 class _Compiled:
     """The two functions of a model that run on the device, each compiled once, for one shape."""
 
@@ -458,7 +495,7 @@ class _Compiled:
             return jax.vmap(lambda y: denoiser(alpha * y, logsnr_t).reverse(logsnr_s))(y)
 
         y, logsnr = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (self._shape, ()))
-        return jax.jit(reverse).lower(self._arrays, y, logsnr, logsnr).compile()
+        return _compile(jax.jit(reverse).lower(self._arrays, y, logsnr, logsnr))
 
     @functools.cached_property
     def _data(self) -> Callable:
@@ -469,7 +506,17 @@ class _Compiled:
             return jax.vmap(lambda x: model.decoder.log_prob(x, level.alpha * y, level))(levels)
 
         y, logsnr = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((self.rows,), ()))
-        return jax.jit(jax.vmap(log_prob, (0, None))).lower(y, logsnr).compile()
+        return _compile(jax.jit(jax.vmap(log_prob, (0, None))).lower(y, logsnr))
+
+
+def _compile(lowered: jax.stages.Lowered) -> Callable:
+    """Compile so that the same input gives the same bits, in this process and in the next.
+
+    On a GPU this leaves out operations whose order of summation is open, and the tuning that takes the
+    kernel which happens to be the fastest. Elsewhere it changes nothing.
+    """
+    tpu = jax.default_backend() == "tpu"  # whose compiler does not know the option
+    return lowered.compile({} if tpu else {"xla_gpu_deterministic_ops": True})
 
 
 def _scales(

@@ -21,6 +21,7 @@ import json
 import math
 import operator
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -33,7 +34,7 @@ from jaxtyping import Float64, Integer
 
 import diffkit as dk
 from diffkit_bitsback.chain import RESOLUTION, Chain, ChainStatistics
-from diffkit_bitsback.container import Chunk, Damaged, Reader, Writer, digest
+from diffkit_bitsback.container import Chunk, Damaged, Reader, Writer, digest, packed_names
 from diffkit_bitsback.errors import (
     CannotEncode,
     CannotReproduce,
@@ -51,8 +52,9 @@ Progress = Callable[[float, float | None], None]
 
 # What a file may ask for before anything of it has been decoded.
 _MAX_STEPS: Final = 2**16
-_MAX_BATCH_DIMENSIONS: Final = 2**22
-_MAX_CHUNK_DIMENSIONS: Final = 2**28
+_MAX_BATCH_DIMENSIONS: Final = 2**20
+_MAX_CHUNK_DIMENSIONS: Final = 2**26
+_MAX_LABEL: Final = 1000
 
 _DTYPES: Final = tuple(np.dtype(f"{kind}{size}").name for kind in "ui" for size in (1, 2, 4, 8))
 _SOFTWARE: Final = (
@@ -65,6 +67,7 @@ _SOFTWARE: Final = (
 )
 _PROBE_STEPS: Final = 6
 # Of a codec, and as such in a file's header.
+_SOURCES: Final = ("array", "folder")
 _SETTINGS: Final = ("batch_size", "first_batch", "chunk", "resolution", "seed")
 
 
@@ -111,9 +114,13 @@ class Header:
         """
         names = {each.name for each in fields(cls)}
         if set(found) != names:
-            raise DamagedFile(f"the header must say {', '.join(sorted(names))}; got {set(found)}.")
+            raise DamagedFile(
+                f"the header must say {', '.join(sorted(names))}; got {sorted(found)!r:.500}."
+            )
         given = dict(found)
         _check("model", given["model"], _is_texts(given["model"], ("parameters", "structure")))
+        for text in given["model"].values():
+            _check("model", text, re.fullmatch("[0-9a-f]{1,64}", text) is not None)
         _check("software", given["software"], _is_texts(given["software"], None))
         for name in ("label", "dtype", "grid", "logsnrs", "probe", "device", "source"):
             _check(name, given[name], isinstance(given[name], str))
@@ -141,13 +148,18 @@ class Header:
         _check("images", images, images is None or _is_integer(images, 0, 2**48))
         _check("dtype", given["dtype"], given["dtype"] in _DTYPES)
         _check("dtype", given["dtype"], np.iinfo(given["dtype"]).max >= given["levels"] - 1)
-        _check("source", given["source"], given["source"] in ("array", "folder"))
+        _check("source", given["source"], given["source"] in _SOURCES)
         return cls(**given | {"model": Fingerprint(**given["model"]), "shape": tuple(shape)})
 
 
 def _check(name: str, value: Any, good: bool) -> None:
     if not good:
         raise DamagedFile(f"the header says {name}={value!r:.100}, which no codec writes.")
+
+
+def _check_number(name: str, value: int, most: int) -> None:
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} must be from 1 to {most}, got {value}.")
 
 
 def _is_integer(value: Any, least: int, most: int) -> bool:
@@ -203,7 +215,8 @@ class Codec:
     **Attributes:** the arguments; `fingerprint`: that of the model; `logsnrs`: those of the steps, from
     data to noise.
 
-    **Raises:** `CannotEncode` for a model without discrete levels; `ValueError` for a number out of range.
+    **Raises:** `CannotEncode` for a model without discrete levels; `ValueError` for a number out of range
+    or a label of more than 1000 characters.
     """
 
     def __init__(
@@ -219,27 +232,15 @@ class Codec:
         seed: int = 0,
         label: str = "",
     ):
-        if model.decoder.levels is None:
-            raise CannotEncode(
-                f"decoder {type(model.decoder).__name__} is for continuous data, which have no "
-                "shortest code: take a model with decoder=discretized."
-            )
         size = math.prod(model.shape)
-        for name, value, most in (
-            ("steps", steps, _MAX_STEPS),
-            ("batch_size", batch_size, max(1, _MAX_BATCH_DIMENSIONS // size)),
-            ("first_batch", first_batch, batch_size),
-            ("chunk", chunk, max(1, _MAX_CHUNK_DIMENSIONS // size)),
-        ):
-            if not 1 <= value <= most:
-                raise ValueError(f"{name} must be from 1 to {most}, got {value}.")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed must be from 0 to {2**64 - 1}, got {seed}.")
+        _check_number("steps", steps, _MAX_STEPS)
+        _check_number("batch_size", batch_size, max(1, _MAX_BATCH_DIMENSIONS // size))
+        _check_number("chunk", chunk, max(1, _MAX_CHUNK_DIMENSIONS // size))
+        if len(label) > _MAX_LABEL:
+            raise ValueError(f"label must have {_MAX_LABEL} characters at most, got {len(label)}.")
         self.model, self.steps, self.grid = model, steps, dk.part("grid", grid, model=model)
         self.batch_size, self.first_batch, self.chunk = batch_size, first_batch, chunk
         self.resolution, self.seed, self.label = float(resolution), seed, label
-        self.levels: int = model.decoder.levels
-        self.fingerprint = fingerprint(model)
         self.logsnrs = _logsnrs(model, self.grid, steps)
         self._chain = Chain(
             model,
@@ -249,6 +250,9 @@ class Codec:
             resolution=self.resolution,
             seed=seed,
         )
+        assert model.decoder.levels is not None  # or the chain would have refused it
+        self.levels: int = model.decoder.levels
+        self.fingerprint = fingerprint(model)
         self._known_probe: str | None = None
         self._other: Codec | None = None
 
@@ -258,8 +262,7 @@ class Codec:
         **Arguments:** `steps` and `grid` as for the constructor; the grid is by default the one that
         this one has.
         """
-        if not 1 <= steps <= _MAX_STEPS:
-            raise ValueError(f"steps must be from 1 to {_MAX_STEPS}, got {steps}.")
+        _check_number("steps", steps, _MAX_STEPS)
         other = copy.copy(self)
         other.steps = steps
         other.grid = self.grid if grid is None else dk.part("grid", grid, model=self.model)
@@ -317,11 +320,16 @@ class Codec:
 
         **Returns:** the bits of all chunks.
 
-        **Raises:** as `encode`, and `ValueError` for more or fewer images than `count` or `names` says.
+        **Raises:** as `encode`, and `ValueError` for more or fewer images than `count` or `names` says, for
+        another `source`, or for a folder without names.
         """
+        if source not in _SOURCES:
+            raise ValueError(f"source must be one of {', '.join(_SOURCES)}, got {source!r}.")
+        if source == "folder" and names is None:
+            raise ValueError("names must be given for source='folder', one for each image.")
         arrays = iter(images)
         head = next(arrays, None)
-        dtype = np.dtype("uint8") if head is None else head.dtype.newbyteorder("=")
+        dtype = self._chain.dtype if head is None else head.dtype.newbyteorder("=")
         header = self._header(dtype, images=count, source=source)
         writer = Writer(file, header)
         supply = None if names is None else iter(names)
@@ -332,10 +340,11 @@ class Codec:
             taken = () if supply is None else tuple(itertools.islice(supply, len(chunk)))
             if supply is not None and len(taken) < len(chunk):
                 raise ValueError(f"names must be one for each image, got {first + len(taken)}.")
+            packed_names(taken)  # refuses what would be refused when all is done
             words, statistics = self._chain.encode(chunk, progress=tell)
             seal = _images_digest(chunk)
             if verify:
-                self._decoded(Chunk(first, len(chunk), words, seal, taken), dtype, None)
+                self._decoded(Chunk(first, len(chunk), words, seal, taken), dtype)
             writer.write(Chunk(first, len(chunk), words, seal, taken))
             parts.append(statistics)
             if tell is not None:
@@ -430,7 +439,14 @@ class Codec:
                 f"the grid {header.grid!r:.200} comes out differently here: this machine "
                 f"rounds otherwise than the one that wrote the file. {_differences(header)}"
             )
-        if fit._probe() != header.probe:
+        try:
+            probe = fit._probe()
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            raise CannotReproduce(
+                f"the network cannot be run here as the file was written, with {header.batch_size} images "
+                f"together: {error}"
+            ) from error
+        if probe != header.probe:
             raise CannotReproduce(
                 "the network gives other floats here than where the file was written, and so cannot "
                 f"decode it. {_differences(header)}"
@@ -446,29 +462,35 @@ class Codec:
                 and all(getattr(known, name) == value for name, value in theirs.items())
             ):
                 return known
-        grid = self.grid if _describe(self.grid) == header.grid else self._grid(header.grid)
-        if all(getattr(self, name) == value for name, value in theirs.items()):
-            self._other = self.with_steps(header.steps, grid=grid)
-        else:
-            self._other = Codec(self.model, header.steps, grid=grid, label=self.label, **theirs)
+        try:
+            grid = self.grid if _describe(self.grid) == header.grid else self._grid(header.grid)
+            if all(getattr(self, name) == value for name, value in theirs.items()):
+                self._other = self.with_steps(header.steps, grid=grid)
+            else:
+                self._other = Codec(self.model, header.steps, grid=grid, label=self.label, **theirs)
+        except Exception as error:  # whatever a file may say, and a stranger's part may raise
+            raise CannotReproduce(
+                f"the file was written with {header.steps} steps on the grid {header.grid!r:.200}, which "
+                f"cannot be made here ({error!s:.500}): make the Codec with it, grid=..."
+            ) from error
         return self._other
 
     def _grid(self, described: str) -> Any:
         """The grid that a file names, with its options."""
         name, _, options = described.partition(" ")
-        try:
-            return dk.part("grid", (name, json.loads(options or "{}")), model=self.model)
-        except Exception as error:  # whatever a file may say, and a stranger's part may raise
-            raise CannotReproduce(
-                f"the file was written with the grid {described!r:.200}, which cannot be made here "
-                f"({error}): make the Codec with it, grid=..."
-            ) from error
+        return dk.part("grid", (name, json.loads(options or "{}")), model=self.model)
 
     def _probe(self) -> str:
-        """The digest of what a batch of made-up images is coded to; tested once on the way back."""
+        """The digest of what a batch of made-up images is coded to; tested once on the way back.
+
+        With that of NumPy's functions, which may round one number in many otherwise on another processor:
+        that happens too rarely to be seen in a batch, and too often for a large file.
+        """
         if self._known_probe is None:
             places = np.linspace(0, self.steps, min(self.steps, _PROBE_STEPS) + 1).round()
-            chain = self._chain.with_logsnrs(self.logsnrs[np.unique(places.astype(int))])
+            chain = self._chain.with_logsnrs(
+                self.logsnrs[np.unique(places.astype(int))], first_batch=self.batch_size
+            )
             shape = (self.batch_size, *self.model.shape)
             # Numbers that no version of NumPy makes differently.
             raw = hashlib.shake_256(b"diffkit bitsback probe").digest(4 * math.prod(shape))
@@ -483,10 +505,14 @@ class Codec:
             if not good:
                 raise CannotReproduce(
                     "what was encoded a moment ago does not decode: the network does not give the same "
-                    f"floats twice on this machine ({_device()}). Where jax has a setting for "
-                    "deterministic operations, such as XLA_FLAGS=--xla_gpu_deterministic_ops=true, set it."
+                    f"floats twice on this machine ({_device()}), although it was compiled to. Encode on "
+                    "the processor, with JAX_PLATFORMS=cpu."
                 )
-            self._known_probe = _digest(words.astype("<u4"))
+            x = np.linspace(0.001, 60, 2**16)
+            functions = (np.exp(-x), np.expm1(-x), np.log2(x), np.sqrt(x))
+            self._known_probe = _digest(
+                np.concatenate([words.astype(np.float64), *functions]).astype("<f8")
+            )
         return self._known_probe
 
     # Chunks.
@@ -529,17 +555,23 @@ class Codec:
                 )
 
     def _decoded(
-        self, chunk: Chunk, dtype: np.dtype, progress: Callable[[float], None] | None
+        self,
+        chunk: Chunk,
+        dtype: np.dtype,
+        progress: Callable[[float], None] | None = None,
+        hint: str = "",
     ) -> Decoded:
         last = chunk.first + chunk.count - 1
         what = f"images {chunk.first} to {last} were read as they were written"
         try:
             images = self._chain.decode(chunk.words, chunk.count, progress=progress)
         except CodecError as error:
-            raise CannotReproduce(f"{what}, but do not decode: {error}") from error
+            raise CannotReproduce(f"{what}, but do not decode: {error} {hint}".rstrip()) from error
         images = images.astype(dtype)
         if _images_digest(images) != chunk.images_digest:
-            raise CannotReproduce(f"{what}, but decode to other images than were encoded.")
+            raise CannotReproduce(
+                f"{what}, but decode to other images than were encoded. {hint}".rstrip()
+            )
         return Decoded(chunk.first, images, chunk.names)
 
 
@@ -568,7 +600,9 @@ class Decoding:
             if tell is not None:
                 tell.first = chunk.first
             try:
-                decoded = self._codec._decoded(chunk, np.dtype(header.dtype), tell)
+                decoded = self._codec._decoded(
+                    chunk, np.dtype(header.dtype), tell, _differences(header)
+                )
             except CodecError as error:
                 if damaged is None:
                     raise
@@ -641,7 +675,7 @@ def _differences(header: Header) -> str:
     there = {"device": header.device, **header.software}
     here = {"device": _device(), **_software()}
     differ = [
-        f"{name} was {there.get(name)!r:.80}, is {here.get(name)!r}"
+        f"{name!r:.80} was {there.get(name)!r:.80}, is {here.get(name)!r}"
         for name in sorted(there.keys() | here.keys())
         if there.get(name) != here.get(name)
     ]

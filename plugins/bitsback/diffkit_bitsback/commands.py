@@ -21,6 +21,7 @@ import numpy as np
 import diffkit as dk
 from diffkit_bitsback.chain import RESOLUTION
 from diffkit_bitsback.codec import Codec
+from diffkit_bitsback.errors import DamagedFile
 from diffkit_bitsback.images import (
     ArrayWriter,
     FolderSource,
@@ -156,17 +157,25 @@ def _parse(command: str, arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--cfg", choices=("job",), help="show the settings, and do nothing")
     words, nested = [], {}
     for word in arguments:
-        known = re.match(r"(?:--)?([a-z_]+)(?:\.([a-z_]+))?=(.*)", word, re.S)
-        if known is None or (not word.startswith("--") and Path(word).exists()):
+        match = re.fullmatch(r"(?:--)?([a-z_]+)(?:\.([a-z_]+))?=(.*)", word, re.DOTALL)
+        if match is None:
             words.append(word)
-        elif known[2] is None:
-            words.append(f"--{known[1]}={known[3]}")
-        elif known[1] in _NESTED and command != "decompress":
+            continue
+        name, option, value = match.groups()
+        if option is None and name in (*settings, "cfg"):
+            words.append(f"--{name}={value}")
+        elif option is not None and name in _NESTED and command != "decompress":
             import yaml
 
-            nested.setdefault(known[1], {})[known[2]] = yaml.safe_load(known[3])
+            try:
+                nested.setdefault(name, {})[option] = yaml.safe_load(value)
+            except Exception:  # of YAML itself, or of the type that the text seems to have
+                parser.error(f"the value of {word!r:.200} cannot be read as YAML")
+        # Only what is no setting can be a path: a sweep makes folders that are named as settings are.
+        elif not word.startswith("--") and os.path.exists(word):
+            words.append(word)
         else:
-            parser.error(f"there is no setting {known[1]}.{known[2]}")
+            parser.error(f"there is no setting {name if option is None else f'{name}.{option}'}")
     found = vars(parser.parse_intermixed_args(words))
     given = {name: found[name] for name in (*positional, *settings, "cfg")}
     if "grid" in given:
@@ -193,10 +202,11 @@ def _run(command: str, arguments: list[str], task: Callable[[Mapping[str, Any]],
             file=sys.stderr,
         )
         return 1
-    except (ValueError, TypeError, LookupError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:  # also what a stranger's part and Pillow raise
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
-        print(f"diffkit {command}: {error}", file=sys.stderr)
+        # Some have no message, such as MemoryError.
+        print(f"diffkit {command}: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
 
 
@@ -260,6 +270,11 @@ def _decompress(given: Mapping[str, Any]) -> int:
         # Steps and grid are those of the file.
         decoding = _codec(given, run, steps=1).open(file)
         header = decoding.header
+        if header.source == "folder" and header.levels > 256:
+            raise DamagedFile(
+                "the file says that it holds a folder of images, which have at most 256 levels, got "
+                f"{header.levels}."
+            )
         if header.source == "folder":
             folder, array = stack.enter_context(new_folder(out)), None
         else:
@@ -283,13 +298,19 @@ def _decompress(given: Mapping[str, Any]) -> int:
 
 
 def _rate(given: Mapping[str, Any]) -> int:
+    if given["passes"] < 1:
+        raise ValueError(f"passes must be at least 1, got {given['passes']}.")
     run = dk.load_run(given["run"])
     source = find_images(given["input"], run, given["data"])
     count = _first(given, len(source))
     images = np.concatenate(list(pieces(source, count)))
     # Refuses numbers out of range, before any work begins.
-    codecs = [_codec(given, run, steps=steps) for steps in given["steps"]]
-    with _Bar("coding", count * len(codecs)) as bar:
+    codec = _codec(given, run, steps=given["steps"][0])
+    for steps in given["steps"][1:]:
+        codec.with_steps(steps)
+    # Before the long part, whose rates would be lost if this failed.
+    codes = other_codes(images, codec.levels)
+    with _Bar("coding", count * len(given["steps"])) as bar:
         found = rates(
             run.model,
             images,
@@ -301,7 +322,7 @@ def _rate(given: Mapping[str, Any]) -> int:
             passes=given["passes"],
             progress=lambda done: bar(done, None),
         )
-    show(found, other_codes(images, codecs[0].levels))
+    show(found, codes)
     return 0
 
 

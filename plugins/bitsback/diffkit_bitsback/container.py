@@ -27,7 +27,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedIOBase
 from typing import Any, Final
@@ -75,6 +75,20 @@ def canonical(value: Any) -> bytes:
     **Raises:** `ValueError` for what JSON does not have, NaN and infinity included.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def packed_names(names: Sequence[str]) -> bytes:
+    """The names of a chunk's images, as they are stored.
+
+    **Raises:** `ValueError` if they are too long.
+    """
+    packed = canonical(names) if names else b""
+    if len(packed) > MAX_NAMES:
+        raise ValueError(
+            f"names must have {MAX_NAMES} bytes in a chunk at most, got {len(packed)}: put fewer images "
+            "in a chunk."
+        )
+    return packed
 
 
 @dataclass(frozen=True)
@@ -128,11 +142,11 @@ class Writer:
             raise ValueError(
                 f"names must be none or {chunk.count}, one for each image, got {len(chunk.names)}."
             )
-        names = canonical(chunk.names) if chunk.names else b""
-        if len(names) > MAX_NAMES or chunk.words.size > MAX_WORDS:
+        names = packed_names(chunk.names)
+        if chunk.words.size > MAX_WORDS:
             raise ValueError(
-                f"a chunk must have {MAX_WORDS} words and {MAX_NAMES} bytes of names at most, got "
-                f"{chunk.words.size} and {len(names)}: put fewer images in a chunk."
+                f"a chunk must have {MAX_WORDS} words at most, got {chunk.words.size}: put fewer images "
+                "in a chunk."
             )
         words = chunk.words.astype("<u4").tobytes()
         frame = _FRAME.pack(
@@ -281,17 +295,15 @@ class Reader:
         """The frame, or the end record, that begins here."""
         begin = self._file.tell()
         mark = self._take(len(_CHUNK_MARK), "the next chunk, or the end record,")
-        what, layout = {
-            _CHUNK_MARK: ("a chunk's frame", _FRAME),
-            _END_MARK: ("the end record", _END),
-        }.get(mark, ("", _END))
-        if not what:
+        if mark not in (_CHUNK_MARK, _END_MARK):
             raise DamagedFile(f"neither a chunk nor the end record begins at byte {begin}.")
+        is_end = mark == _END_MARK
+        what, layout = ("the end record", _END) if is_end else ("a chunk's frame", _FRAME)
         raw = mark + self._take(layout.size - len(mark), what)
         seal = self._take(_DIGEST, what)
         if digest(raw, key=self._key) != seal:
             raise DamagedFile(f"{what} is damaged: its checksum does not fit.")
-        if mark == _END_MARK:
+        if is_end:
             end = _End(raw)
             if end.images > MAX_IMAGES:
                 raise DamagedFile(f"a file has {MAX_IMAGES} images at most, got {end.images}.")

@@ -8,6 +8,7 @@ EXIF, colour profiles and dates, and hidden files.
 import contextlib
 import io
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,12 @@ _PIECE: Final = 64
 # Modes of Pillow that are grey or colour without loss: black and white, grey, a palette, RGB.
 _AS_GREY: Final = ("1", "L")
 _AS_COLOUR: Final = ("1", "L", "P", "RGB")
+# Folders below one another, and the last part: more are of no use, and mkdir and rmtree are recursive.
+_MAX_DEPTH: Final = 64
+# Windows takes these for devices, with any extension.
+_DEVICE: Final = re.compile(
+    r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[1-9¹²³]) *(\..*)?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -154,19 +161,35 @@ def _folder(folder: Path, shape: tuple[int, ...]) -> FolderSource:
             f"a folder of images is for models of grey or RGB images, got a model of the shape {shape}: "
             "give a .npy file."
         )
-    found = []
-    for file in folder.rglob("*"):
-        inside = file.relative_to(folder)
-        if file.is_file() and not any(part.startswith(".") for part in inside.parts):
-            found.append(inside.as_posix())
+    found = sorted(file.relative_to(folder).as_posix() for file in _files(folder))
     if not found:
         raise ValueError(f"there are no files in the folder {str(folder)!r}.")
-    source = FolderSource(folder, tuple(sorted(found)), shape)
+    source = FolderSource(folder, tuple(found), shape)
     source.kept_names()
     for name in source.names:  # the headers, before any work begins
         with _opened(folder / name, shape):
             pass
     return source
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in a folder and in those below it, but for hidden ones; none is left out in silence."""
+
+    def fail(error: OSError) -> None:  # os.walk passes over what it cannot read
+        raise error
+
+    for top, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # where it goes on
+        for below in (Path(top, name) for name in folders):
+            if below.is_symlink():
+                raise ValueError(
+                    f"{str(below)!r} is a link to a folder, and links to folders are not followed: "
+                    "give the real folder."
+                )
+        for file in (Path(top, name) for name in files if not name.startswith(".")):
+            if not file.is_file():
+                raise ValueError(f"{str(file)!r} is not a file: a broken link, a pipe or the like.")
+            yield file
 
 
 @contextlib.contextmanager
@@ -176,11 +199,12 @@ def _opened(file: Path, shape: tuple[int, ...]) -> Iterator[Any]:
         from PIL import Image
     except ImportError as error:
         raise ImportError("images need Pillow: pip install 'diffkit[train]'") from error
-    try:
-        image = Image.open(file)
-    except Exception as error:  # Pillow raises several kinds, by format and damage
-        raise ValueError(f"{str(file)!r} is not an image that can be read: {error}") from error
-    with image:
+    with contextlib.ExitStack() as stack:
+        try:
+            image = stack.enter_context(Image.open(file))
+            frames = getattr(image, "n_frames", 1)  # which reads on
+        except Exception as error:  # Pillow raises several kinds, by format and damage
+            raise ValueError(f"{str(file)!r} is not an image that can be read: {error}") from error
         modes = _AS_GREY if shape[0] == 1 else _AS_COLOUR
         kind = "grey" if shape[0] == 1 else "RGB"
         if image.mode not in modes or "transparency" in image.info:
@@ -189,7 +213,7 @@ def _opened(file: Path, shape: tuple[int, ...]) -> Iterator[Any]:
                 f"that no pixel changes, got the mode {image.mode!r}"
                 f"{' with transparency' if 'transparency' in image.info else ''}."
             )
-        if (frames := getattr(image, "n_frames", 1)) > 1:
+        if frames > 1:
             raise ValueError(f"{str(file)!r} must be one image, got {frames} frames.")
         if (image.height, image.width) != shape[1:]:
             raise ValueError(
@@ -217,9 +241,11 @@ def _is_safe(name: str) -> bool:
         return False
     return (
         name.lower().endswith(".png")
+        and len(parts) <= _MAX_DEPTH
         and all(0 < length <= 255 for length in lengths)
         and sum(lengths) <= 2048
         and not any(part in (".", "..") or part.endswith((" ", ".")) for part in parts)
+        and not any(_DEVICE.fullmatch(part) for part in parts)
         and not any(ord(letter) < 32 or letter in '\\:*?"<>|\x7f' for letter in name)
     )
 
@@ -241,8 +267,16 @@ def check_free(out: Path, overwrite: bool) -> None:
         )
 
 
+def _check_free_for_folder(out: Path) -> None:
+    if out.exists():
+        raise FileExistsError(
+            f"OUT must not exist yet, {str(out)!r} is a {'folder' if out.is_dir() else 'file'}: what is "
+            "written is a folder, which never replaces anything. Name another."
+        )
+
+
 def _hidden(out: Path) -> Path:
-    return out.parent / f".{out.name[:100]}.{secrets.token_hex(4)}.part"
+    return out.parent / f".diffkit-{secrets.token_hex(4)}.part"
 
 
 @contextlib.contextmanager
@@ -269,15 +303,15 @@ def new_file(out: Path, *, overwrite: bool) -> Iterator[io.BufferedRandom]:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder that is there when it is complete, and not before.
 
-    **Raises:** `FileExistsError` as `new_file`.
+    **Raises:** `FileExistsError` as `new_file`; a folder never replaces anything.
     """
-    check_free(out, overwrite=False)
+    _check_free_for_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     place = _hidden(out)
     place.mkdir()
     try:
         yield place
-        check_free(out, overwrite=False)
+        _check_free_for_folder(out)
         place.rename(out)
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -328,13 +362,19 @@ def write_images(
 ) -> None:
     """Write images into a new folder, as PNG.
 
-    **Raises:** `DamagedFile` for names that lead out of the folder, come twice, or are missing.
+    **Raises:** `DamagedFile` for names that lead out of the folder, come twice, or are missing, and for
+    images of more than 8 bits per channel.
     """
     from PIL import Image
 
     if len(names) != len(images) or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DamagedFile(
             "the file says that it holds a folder of images, but not with which names."
+        )
+    if images.max(initial=0) > 255:
+        raise DamagedFile(
+            "the file says that it holds a folder of images, which have values from 0 to 255, got "
+            f"{images.max()}."
         )
     for name, image in zip(names, images, strict=True):
         if not _is_safe(name):

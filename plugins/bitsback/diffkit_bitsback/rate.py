@@ -85,7 +85,8 @@ def rates(
 ) -> list[Rate]:
     """Code some images with each number of steps, on one stack.
 
-    The first batch is decoded again, so that a rate is never that of a code which cannot be read.
+    The first `batch_size` images are decoded again, so that a rate is never that of a code which cannot be
+    read.
 
     **Arguments:**
 
@@ -103,6 +104,9 @@ def rates(
     """
     if not len(images):
         raise ValueError("images must be at least one, got none.")
+    for name, values in (("steps", steps), ("passes", [passes])):
+        if min(values, default=0) < 1:
+            raise ValueError(f"{name} must be at least 1, got {values}.")
     found, chain = [], None
     for index, number in enumerate(steps):
         logsnrs = np.asarray(grid(model.schedule, number), np.float64)[::-1]
@@ -117,9 +121,8 @@ def rates(
         else:
             chain = chain.with_logsnrs(logsnrs)
         # A batch first, so that nothing is compiled within the time that is measured.
-        first = images[:first_batch]
-        words, _ = chain.encode(first)
-        if not np.array_equal(chain.decode(words, len(first)), first):
+        first, test = images[:batch_size], chain.with_logsnrs(logsnrs, first_batch=batch_size)
+        if not np.array_equal(test.decode(test.encode(first)[0], len(first)), first):
             raise CannotReproduce(
                 f"with steps={number} what was encoded does not decode to the same."
             )

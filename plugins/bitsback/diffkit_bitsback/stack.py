@@ -93,6 +93,10 @@ class Stack:
             self._coder = _stacks.AnsCoder(words)
         self._untouched = self._coder.num_words() - _STATE
 
+    def __len__(self) -> int:
+        """How many words there are."""
+        return self._coder.num_words()
+
     def mask(self, symbols: int, number: int) -> None:
         """Make the bits random that a pop of so many symbols would take, or undo that.
 

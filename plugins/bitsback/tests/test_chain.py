@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import diffkit as dk
 from diffkit.objectives import diffusion_term, prior_term
-from diffkit_bitsback.chain import Chain
+from diffkit_bitsback.chain import Chain, _Batches
 from diffkit_bitsback.errors import CannotEncode, DamagedData
 
 slow = pytest.mark.slow
@@ -210,7 +210,10 @@ def test_a_small_first_batch_has_few_initial_bits():
     images = noise(known(), 40)
     words, few = ramp.encode(images)
     np.testing.assert_array_equal(ramp.decode(words, 40), images)
-    sizes = [rows.stop - rows.start for rows in ramp._batches(40)]
+    rows = _Batches(40, first_batch=1, batch_size=4)
+    sizes = [each.stop - each.start for each in rows]
+    assert list(reversed(rows)) == list(rows)[::-1]
+    assert sum(len(images[each]) for each in rows) == 40
     assert sizes == [1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 4, 4, 2]
     # These images pay back enough: the bits of the latents of one in place of four, and at most two words.
     many = whole.encode(images)[1]
@@ -412,6 +415,7 @@ def test_statistics_add_up():
             "first_batch must be from 1 to batch_size, which is 4",
         ),
         ({"first_batch": 0}, "first_batch must be from 1 to batch_size, which is 32, got 0"),
+        ({"seed": -1}, "seed must be from 0"),
         ({"resolution": 0.1}, "resolution must be between 0.5 and 1024, got 0.1"),
     ],
 )
@@ -424,6 +428,11 @@ def test_continuous_data_are_refused():
     model = dk.DiffusionModel(known().denoiser, dk.LinearLogSNR(), dk.GaussianDecoder(), (16,))
     with pytest.raises(CannotEncode, match="must have a discrete decoder"):
         Chain(model, np.array([5.0, -2.0]))
+
+
+def test_a_count_below_zero_is_refused():
+    with pytest.raises(CannotEncode, match="count must be 0 or more, got -1"):
+        known_chain(2).decode(np.ones(5, np.uint32), -1)
 
 
 def test_wrong_images():

@@ -1,5 +1,6 @@
 """The codec: what was encoded comes back bit by bit, or an error says why it does not."""
 
+import dataclasses
 import gzip
 import io
 import itertools
@@ -243,15 +244,33 @@ def test_refuses_streams_that_do_not_fit_together(codec, images):
         codec.encode_stream([images], file, names=["a", "b", "c"])
     with pytest.raises(ValueError, match="each of the 10 images, got more"):
         codec.encode_stream([images], file, names=map(str, range(11)))
+    for options, message in (
+        ({"source": "socket"}, "source must be one of array, folder, got 'socket'"),
+        ({"source": "folder"}, "names must be given for source='folder'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            codec.encode_stream([images], file, **options)
+
+
+def test_names_that_are_too_long_are_refused_before_the_work(codec, images, monkeypatch):
+    monkeypatch.setattr(Chain, "encode", lambda *_, **__: pytest.fail("this was coded"))
+    with pytest.raises(ValueError, match="names must have 4194304 bytes in a chunk at most"):
+        codec.encode_stream([images], io.BytesIO(), names=["x" * 2**21] * 10)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"steps": 0}, ValueError, "steps must be from 1 to 65536, got 0"),
-        ({"batch_size": 2**22}, ValueError, "batch_size must be from 1 to 699050"),
+        ({"batch_size": 2**22}, ValueError, "batch_size must be from 1 to 174762"),
         ({"chunk": 0}, ValueError, "chunk must be from 1"),
         ({"seed": -1}, ValueError, "seed must be from 0"),
+        (
+            {"first_batch": 33},
+            CannotEncode,
+            "first_batch must be from 1 to batch_size, which is 32",
+        ),
+        ({"label": "x" * 1001}, ValueError, "label must have 1000 characters at most, got 1001"),
         ({"resolution": 0.1}, CannotEncode, "resolution"),
         ({"grid": "no_such"}, dk.registry.UnknownPartError, "no grid 'no_such'"),
     ],
@@ -262,7 +281,7 @@ def test_refuses_settings(model, options, error, message):
 
 
 def test_refuses_continuous_data_and_levels_that_a_dtype_does_not_hold():
-    with pytest.raises(CannotEncode, match="GaussianDecoder is for continuous data"):
+    with pytest.raises(CannotEncode, match="GaussianDecoder, which is for continuous data"):
         Codec(make(levels=None, decoder="gaussian"))
     with pytest.raises(CannotEncode, match=r"integers 0 \.\.\. 255, got the dtype int8"):
         Codec(make(levels=256, schedule="linear_logsnr"), 1).encode(drawn(2, dtype=np.int8))
@@ -347,12 +366,15 @@ def test_a_network_that_is_not_deterministic_is_refused(model, monkeypatch):
 def test_what_was_otherwise_is_said(codec, data):
     software = codec.open(io.BytesIO(data)).header.software
     for header, message in (
-        ({"probe": "x", "device": "gpu H100"}, "device was 'gpu H100', is 'cpu"),
-        ({"probe": "x", "software": {**software, "jax": "0.9"}}, "jax was '0.9', is '"),
+        ({"probe": "x", "device": "gpu H100"}, "'device' was 'gpu H100', is 'cpu"),
+        ({"probe": "x", "software": {**software, "jax": "0.9"}}, "'jax' was '0.9', is '"),
         ({"probe": "x"}, "versions and the kind of device .* are the same"),
         ({"logsnrs": "x"}, "grid 'uniform_t {}' comes out differently"),
         ({"grid": "no_such {}"}, "grid 'no_such {}', which cannot be made here"),
         ({"grid": "respaced {]"}, "cannot be made here"),
+        ({"grid": 'respaced {"timesteps": 99999999999999999999}'}, "cannot be made here"),
+        ({"grid": 'respaced {"timesteps": 2}', "steps": 1000}, "1000 steps .* cannot be made here"),
+        ({"probe": "x", "software": {**software, "\x1b[2J": "1"}}, r"'\\x1b\[2J' was '1', is None"),
     ):
         with pytest.raises(CannotReproduce, match=message):
             codec.decode(rewritten(data, header=header))
@@ -391,6 +413,7 @@ def test_what_was_otherwise_is_said(codec, data):
         {"images": "ten"},
         {"model": {"parameters": "x"}},
         {"model": {"parameters": "x", "structure": 1}},
+        {"model": {"parameters": "\x1b[2J", "structure": "ab"}},
         {"model": []},
         {"software": {"jax": 1}},
         {"label": 1},
@@ -398,7 +421,12 @@ def test_what_was_otherwise_is_said(codec, data):
     ids=str,
 )
 def test_headers_that_no_codec_writes(codec, data, header):
-    with pytest.raises(CodecError, match=f"{next(iter(header))}|dtype='uint8'|images of the shape"):
+    (name, value), message = *header.items(), "the header says {}="
+    if name == "more" or value is None:
+        message = "the header must say"
+    elif value == 257:  # of which the dtype has no room for the last
+        message = "the header says dtype='uint8'"
+    with pytest.raises(DamagedFile, match=message.format(name)):
         codec.decode(rewritten(data, header=header))
 
 
@@ -424,6 +452,22 @@ def test_damage_costs_the_images_of_its_chunk(codec, data, images):
     )
     np.testing.assert_array_equal(np.concatenate(list(parts)), np.delete(images, range(4, 8), 0))
     assert [where for where, _ in missing] == [range(4, 8)]
+
+
+def test_a_file_that_claims_many_images_is_given_up_early(codec, data, monkeypatch):
+    # However few words there are, a model whose bound is poor leaves more of them for each image.
+    coded, decode_batch = [], Chain._decode_batch
+    monkeypatch.setattr(
+        Chain, "_decode_batch", lambda *args: coded.append(1) or decode_batch(*args)
+    )
+    written = codec.with_steps(1).encode(drawn(4))
+    header = {"chunk": 10**7, "images": 10**7}
+    claimed = rewritten(
+        written, header=header, chunk=lambda chunk: dataclasses.replace(chunk, count=10**7)
+    )
+    with pytest.raises(CannotReproduce, match=r"do not decode: .* of \d+ words \d+ are left"):
+        codec.decode(claimed)
+    assert len(coded) < 1000  # of three million batches
 
 
 def test_what_is_no_file_of_ours(codec, data):

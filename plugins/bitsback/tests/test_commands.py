@@ -1,8 +1,11 @@
 """`diffkit compress`, `decompress` and `rate`, as a user types them."""
 
 import io
+import os
 import re
+import struct
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+import diffkit as dk
 from diffkit.cli import main
 from diffkit.data import Digits
 from diffkit.runs import load_run, make, model_from_config, write_config
@@ -98,6 +102,7 @@ def folder(workplace):
     Image.fromarray(pixels(4)).quantize(7).save(path / "palette.gif")
     Image.fromarray(pixels(5)[:, :, 0]).save(path / "grey.png")
     (path / ".hidden").write_text("is left out")
+    (path / ".linked").symlink_to(workplace)
     return path
 
 
@@ -181,7 +186,6 @@ def test_rate_shows_what_is_coded(runs, capfd, workplace):
         assert f"{statistics.total_bits_per_dim:.4f}" in shown
     for code, (each, one) in other_codes(images, 17).items():
         assert re.search(rf"{code}\b.*{each:.4f}.*{one:.4f}", shown)
-    assert "steps must be from 1" in fails(capfd, "rate", runs / "digits", "digits", "steps=3,0")
     assert everything(workplace) == []
 
 
@@ -203,6 +207,20 @@ def spoil(folder, kind):
         frames[0].save(folder / "m.gif", save_all=True, append_images=frames[1:])
     elif kind == "cut":
         (folder / "cut.png").write_bytes((folder / "b.png").read_bytes()[:-30])
+    elif kind == "second":  # of a TIFF file's images begins beyond its end
+        file = io.BytesIO()
+        Image.fromarray(pixels(0)).save(file, "TIFF")
+        damaged = bytearray(file.getvalue())
+        (place,) = struct.unpack_from("<I", damaged, 4)
+        (entries,) = struct.unpack_from("<H", damaged, place)
+        struct.pack_into("<I", damaged, place + 2 + 12 * entries, len(damaged) + 100)
+        (folder / "second.tiff").write_bytes(damaged)
+    elif kind == "linked":
+        (folder / "sub dir" / "linked").symlink_to(folder.parent)
+    elif kind == "broken":
+        (folder / "broken.png").symlink_to(folder / "no_such.png")
+    elif kind == "device":
+        Image.fromarray(pixels(0)).save(folder / "sub dir" / "aux.png")
     else:
         Image.fromarray(pixels(0)).save(folder / "b.bmp")
 
@@ -216,6 +234,10 @@ def spoil(folder, kind):
         ("deep", r"8 bits per channel.* got the mode 'I;16'"),
         ("animated", r"must be one image, got 2 frames"),
         ("cut", r"cut.png' cannot be decoded"),
+        ("second", r"second.tiff' is not an image that can be read: \S"),
+        ("linked", r"'in/sub dir/linked' is a link to a folder.* give the real folder"),
+        ("broken", r"'in/broken.png' is not a file"),
+        ("device", r"file name 'sub dir/aux.png' cannot be kept"),
         ("twice", r"'b.bmp' and 'b.png' would both come back as 'b.png'"),
     ],
 )
@@ -224,6 +246,21 @@ def test_folders_that_would_not_come_back(runs, folder, capfd, kind, message):
     before = everything(folder.parent)
     assert re.search(message, fails(capfd, "compress", runs / "rgb", "in", "coded", "steps=1"))
     assert everything(folder.parent) == before
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(runs, folder, capfd, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("sub dir"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", closed)
+        message = fails(capfd, "compress", runs / "rgb", "in", "coded", "steps=1")
+    assert "Permission denied: 'in/sub dir'" in message
+    assert everything(folder.parent).count("coded") == 0
 
 
 @pytest.mark.parametrize(
@@ -256,14 +293,82 @@ def test_what_compress_refuses(runs, workplace, capfd, words, message):
     assert everything(workplace) == before
 
 
+LONG = "x" * 300
+
+
 @pytest.mark.parametrize(
-    "words",
-    [("RUN",), ("RUN", "IN", "OUT", "TOO_MUCH"), ("RUN", "IN", "OUT", "stepz=3")]
-    + [("RUN", "IN", "OUT", word) for word in ("steps=x", "verify=1", "data.x.y=1", "sampler.a=1")],
-    ids=str,
+    ("words", "message"),
+    [
+        (("RUN",), "required: input, out"),
+        (("RUN", "IN", "OUT", "TOO_MUCH"), "unrecognized arguments: TOO_MUCH"),
+        (("RUN", "IN", "OUT", "stepz=3"), "there is no setting stepz"),
+        (("RUN", "IN", "OUT", f"stepz={LONG}"), "there is no setting stepz"),
+        (("RUN", "IN", "OUT", "steps=x"), "--steps: invalid int value: 'x'"),
+        (("RUN", "IN", "OUT", "verify=1"), "--verify: must be true or false, got '1'"),
+        (("RUN", "IN", "OUT", "data.x.y=1"), "unrecognized arguments: data.x.y=1"),
+        (("RUN", "IN", "OUT", "sampler.a=1"), "there is no setting sampler.a"),
+        (("RUN", "IN", "OUT", "grid.rho=["), "value of 'grid.rho=[' cannot be read"),
+        (("RUN", "IN", "OUT", "data.x=2024-13-45"), "value of 'data.x=2024-13-45' cannot be read"),
+    ],
 )
-def test_wrong_usage(capfd, words):
-    assert "usage: diffkit compress" in fails(capfd, "compress", *words, status=2)
+def test_wrong_usage(capfd, words, message):
+    shown = fails(capfd, "compress", *words, status=2)
+    assert "usage: diffkit compress" in shown
+    assert message in shown
+
+
+def test_settings_are_settings_whatever_files_there_are(workplace, capfd):
+    for name in ("steps=50", "grid.rho=7", "input=1", "other=1"):  # as a sweep makes them
+        (workplace / name).mkdir()
+    words = ("RUN", "other=1", "steps=50", "input=1", "grid.rho=7", f"data.path={LONG}")
+    does("compress", *words, "--cfg=job")
+    config = yaml.safe_load(capfd.readouterr().out)
+    assert (config["input"], config["out"], config["steps"]) == ("other=1", "input=1", 50)
+    assert (config["grid"], config["data"]) == (["uniform_t", {"rho": 7}], {"path": LONG})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OverflowError("too large"),
+        MemoryError(),
+        EOFError("too short"),
+        struct.error("too short"),
+        SyntaxError("no TIFF"),
+    ],
+    ids=repr,
+)
+def test_whatever_goes_wrong_ends_in_a_message(capfd, monkeypatch, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(dk, "load_run", fail)
+    message = fails(capfd, "rate", "RUN", "test")
+    assert message == f"diffkit rate: {str(error) or 'MemoryError'}\n"
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    does("rate", "RUN", "test", status=1)
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_rate_begins_with_what_can_fail(runs, capfd, monkeypatch):
+    made = []
+
+    class Counted(Codec):
+        def __init__(self, *arguments, **settings):
+            made.append(self)
+            super().__init__(*arguments, **settings)
+
+    def fail(*arguments):
+        raise ImportError("there is no Pillow")
+
+    monkeypatch.setattr(commands, "Codec", Counted)
+    monkeypatch.setattr(commands, "other_codes", fail)
+    monkeypatch.setattr(commands, "rates", lambda *_, **__: pytest.fail("coding has begun"))
+    words = ("rate", runs / "digits", "test", "count=2")
+    assert "there is no Pillow" in fails(capfd, *words, "steps=2,3,4")
+    assert len(made) == 1
+    assert "steps must be from 1" in fails(capfd, *words, "steps=3,0")
+    assert "passes must be at least 1, got 0" in fails(capfd, *words, "passes=0")
 
 
 def test_help_and_settings(capfd):
@@ -333,36 +438,74 @@ def test_another_run_is_refused(runs, workplace, coded, capfd):
 
 
 @pytest.mark.parametrize(
-    "names",
+    "name",
     [
-        ("../evil.png", "b.png"),
-        ("/tmp/evil.png", "b.png"),
-        ("a/../../evil.png", "b.png"),
-        ("a\\..\\evil.png", "b.png"),
-        ("C:evil.png", "b.png"),
-        ("evil.sh", "b.png"),
-        ("", "b.png"),
-        ("a//b.png", "c.png"),
-        ("./a.png", "b.png"),
-        ("a\0.png", "b.png"),
-        ("\x1b[2J.png", "b.png"),
-        ("\udc80.png", "b.png"),
-        ("x" * 300 + ".png", "b.png"),
-        ("same.png", "same.png"),
-        ("a.png", "a.png/b.png"),
-        ("a.png/b.png", "a.png"),
-        (),
+        "../evil.png",
+        "/tmp/evil.png",
+        "a/../../evil.png",
+        "a\\..\\evil.png",
+        "C:evil.png",
+        "evil.sh",
+        "",
+        "a//b.png",
+        "./a.png",
+        "a\0.png",
+        "\x1b[2J.png",
+        "\udc80.png",
+        "x" * 300 + ".png",
+        "d/" * 64 + "a.png",
+        "d/" * 1000 + "a.png",
+        "CON.png",
+        "a/nul.tar.png",
+        "Com1/a.png",
+        "lpt9 .png",
     ],
-    ids=ascii,
+    ids=lambda name: ascii(name)[:30],
 )
-def test_names_that_lead_out_of_the_folder(workplace, names):
+def test_names_that_lead_out_of_the_folder(workplace, name):
     (workplace / "here").mkdir()
-    with pytest.raises(DamagedFile, match="name") as refused:
-        write_images(workplace / "here", np.zeros((2, *SHAPE), np.uint8), names)
+    message = re.escape(f"{name!r:.200} cannot be the name of an image in a folder")
+    with pytest.raises(DamagedFile, match=message) as refused:
+        write_images(workplace / "here", np.zeros((2, *SHAPE), np.uint8), (name, "b.png"))
     assert "\x1b" not in str(refused.value)
-    assert set(everything(workplace)) <= {"here", "here/a.png", "here/b.png", "here/same.png"} | {
-        "here/a.png/b.png"
-    }
+    assert everything(workplace) == ["here"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "written"),
+    [
+        (("same.png", "same.png"), "'same.png' stands for two things", ["same.png"]),
+        (("a.png", "a.png/b.png"), "'a.png/b.png' stands for two things", ["a.png"]),
+        (("a.png/b.png", "a.png"), "'a.png' stands for two things", ["a.png", "a.png/b.png"]),
+        ((), "but not with which names", []),
+    ],
+)
+def test_names_that_do_not_fit_together(workplace, names, message, written):
+    with pytest.raises(DamagedFile, match=message):
+        write_images(workplace, np.zeros((2, *SHAPE), np.uint8), names)
+    assert everything(workplace) == written
+
+
+def test_names_that_are_odd_and_possible(workplace):
+    names = ("d/" * 63 + "a.png", "console.png", "com10.png", "é.PNG")
+    write_images(workplace, np.zeros((4, *SHAPE), np.uint8), names)
+    assert all((workplace / name).is_file() for name in names)
+
+
+def test_levels_that_no_image_has_are_refused(runs, workplace, capfd, monkeypatch):
+    images = np.zeros((2, *SHAPE), np.int32)
+    images[1, 0, 0, 0] = 256
+    with pytest.raises(DamagedFile, match="values from 0 to 255, got 256"):
+        write_images(workplace, images, ("a.png", "b.png"))
+    assert everything(workplace) == []
+    # A file that says so is refused before anything is decoded.
+    (workplace / "coded").touch()
+    header = SimpleNamespace(source="folder", levels=257, shape=SHAPE, dtype="int32", images=2)
+    decoding = SimpleNamespace(header=header, chunks=lambda **_: pytest.fail("has begun"))
+    monkeypatch.setattr(Codec, "open", lambda *_: decoding)
+    message = fails(capfd, "decompress", runs / "rgb", "coded", "back")
+    assert "at most 256 levels, got 257" in message
+    assert everything(workplace) == ["coded"]
 
 
 @pytest.mark.slow
@@ -411,6 +554,26 @@ def test_nothing_appears_before_it_is_complete(workplace):
         (workplace / "b").mkdir()
     assert (workplace / "a").read_text() == "another's"
     assert everything(workplace) == ["a", "b"]
+
+
+def test_a_folder_replaces_nothing(workplace):
+    (workplace / "a").write_text("another's")
+    with (
+        pytest.raises(FileExistsError, match=r"'.*a' is a file.* never replaces") as refused,
+        new_folder(workplace / "a"),
+    ):
+        pass
+    assert "overwrite" not in str(refused.value)
+    assert everything(workplace) == ["a"]
+
+
+def test_names_as_long_as_the_file_system_takes(workplace):
+    name = "本" * 84  # 252 bytes of at most 255
+    with new_file(workplace / f"{name}a", overwrite=False) as file:
+        file.write(b"all")
+    with new_folder(workplace / f"{name}b"):
+        pass
+    assert everything(workplace) == [f"{name}a", f"{name}b"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 12, 12345])

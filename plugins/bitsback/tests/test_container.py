@@ -124,7 +124,10 @@ def test_reads_what_was_written():
         (Chunk(3, 1, np.zeros(1, np.uint32), bytes(16)), "begin with image 0.*first=3"),
         (Chunk(0, 0, np.zeros(1, np.uint32), bytes(16)), "one image or more.*count=0"),
         (Chunk(0, 2, np.zeros(1, np.uint32), bytes(16), ("a",)), "none or 2.*got 1"),
-        (Chunk(0, 1, np.zeros(1, np.uint32), bytes(16), ("a" * 2**22,)), "bytes of names at most"),
+        (
+            Chunk(0, 1, np.zeros(1, np.uint32), bytes(16), ("a" * 2**22,)),
+            "4194304 bytes in a chunk at most",
+        ),
     ],
 )
 def test_writer_refuses(chunk, message):
