@@ -2,6 +2,8 @@
 
 import equinox as eqx
 import jax
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from diffkit.decoders import AbstractDecoder
@@ -47,7 +49,8 @@ class DiffusionModel(eqx.Module):
     def encode(self, x: DataBatch) -> Float[Array, "batch *shape"]:
         """A batch of data as stored to the values that are diffused.
 
-        **Raises:** `ValueError` if the examples do not have the model's shape; a type error if their
+        **Raises:** `ValueError` if the examples do not have the model's shape, or hold levels that the
+        decoder does not have (which cannot be seen within a compiled function); a type error if their
         dtype is not the decoder's.
         """
         if x.shape[1:] != self.shape:
@@ -55,4 +58,27 @@ class DiffusionModel(eqx.Module):
                 f"x must be a batch of examples of shape {self.shape}, that is an array of shape "
                 f"(batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}."
             )
+        if not isinstance(x, Tracer):
+            check_levels(x, self.decoder.levels)
         return jax.vmap(self.decoder.encode)(x)
+
+
+def check_levels(x: DataBatch | np.ndarray, levels: int | None) -> None:
+    """Refuse data that a decoder with so many levels does not code.
+
+    **Arguments:** `x`: data as stored; `levels`: of the decoder, `None` if it is continuous.
+
+    **Raises:** `TypeError` for other than integers, `ValueError` for integers out of range.
+    """
+    if levels is None:
+        return
+    if not np.issubdtype(x.dtype, np.integer):
+        raise TypeError(
+            f"x must hold integers from 0 to {levels - 1}, as stored, since the decoder has "
+            f"levels={levels}; got {x.dtype}."
+        )
+    if x.size and not (x.min() >= 0 and x.max() < levels):
+        raise ValueError(
+            f"x must hold integers from 0 to {levels - 1}, since the decoder has levels={levels}; got "
+            f"values from {x.min()} to {x.max()}."
+        )

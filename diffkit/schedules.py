@@ -86,6 +86,21 @@ def check_range(
     return logsnr_max, logsnr_min
 
 
+def ordered_endpoints(schedule: AbstractSchedule) -> tuple[float, float]:
+    """The endpoints (max, min) as numbers.
+
+    **Raises:** `ValueError` unless they are finite and the larger one is at t = 0.
+    """
+    maximum, minimum = (float(end) for end in schedule.endpoints)
+    if not (math.isfinite(maximum) and math.isfinite(minimum) and maximum > minimum):
+        raise ValueError(
+            f"schedule must fall from a finite logsnr at t = 0, the data, to a smaller one at t = 1, the "
+            f"noise; got {maximum:g} and {minimum:g} from {type(schedule).__name__}. (VDM's gamma is "
+            "-logsnr.)"
+        )
+    return maximum, minimum
+
+
 @register("schedule", "linear_logsnr")
 class LinearLogSNR(AbstractSchedule):
     r"""The straight line $\lambda(t) = (1 - t)\,\lambda_{\max} + t\,\lambda_{\min}$.

@@ -23,6 +23,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 import diffkit as dk
 from diffkit.cli import main
+from diffkit.cli.plugins import FIRST_PARTY
+from diffkit.cli.plugins import commands_of as of_distribution
+from diffkit.cli.settings import SETTINGS
 
 SMALL = [
     "network=mlp",
@@ -179,9 +182,23 @@ def test_naming_the_presets_own_part_changes_nothing(workplace, capfd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "schedule=cosin"], "Could not find 'schedule/cosin'"),
-        (["train", "train.stpes=5"], "Could not override 'train.stpes'"),
-        (["train", "network=mlp", "network.widht=5"], "Could not override 'network.widht'"),
+        (["train", "schedule=cosin"], "there is no schedule 'cosin'. Did you mean 'cosine'?"),
+        (
+            ["train", "train.stpes=5"],
+            "option 'train.stpes'. Did you mean 'train.steps'? There are: ",
+        ),
+        (
+            ["train", "network=mlp", "network.widht=5"],
+            "no option 'network.widht'. Did you mean 'network.width'? There are: network.width, ",
+        ),
+        (["train", "nework.width=5"], "Did you mean 'network'?"),
+        (["evaluate", "a", "stpes=5"], "Did you mean 'steps'? There are: run, steps, passes, "),
+        (["evaluate", "a", "schedule.shift=1"], "give schedule=NAME as well"),
+        (
+            ["train", "--multirun", "schedule=cosine,linear_logsnr", "train.stpes=5"],
+            "'train.steps'?",
+        ),
+        (["sample", "nowhere", "out=x"], "out must end in .png, got 'x'"),
         (["train", "train.steps=many"], "could not be converted to Integer"),
         (["train", "train.steps=0"], "train.steps must be at least 1, got 0"),
         (["train", "decoder=gaussian"], "Choose decoder=discretized for integer levels"),
@@ -196,15 +213,17 @@ def test_naming_the_presets_own_part_changes_nothing(workplace, capfd):
         (["convert", "nowhere", "process=straight"], "convert needs two directories"),
         (["convert", "nowhere", "out", "process=straight"], "path must be a run directory"),
         (["convert", "nowhere", "out"], "convert needs process=NAME or schedule=NAME, or both"),
-        (["convert", "a", "b", "process=strait"], "Could not find 'process/strait'"),
-        (["convert", "a", "b", "sampler=ddim"], "Could not override 'sampler'"),
+        (["convert", "a", "b", "process=strait"], "no process 'strait'. Did you mean 'straight'?"),
+        (["convert", "a", "b", "sampler=ddim"], "There are: run, out, process, schedule."),
         (["equivalence", "vdm"], "equivalence compares two presets, run directories or config"),
         (["equivalence", "vdm", "edn"], "there is no preset 'edn'. Did you mean 'edm'?"),
         (["equivalence", "vdm", "edm", "levels=1"], "levels must be at least 2, got 1"),
     ],
 )
 def test_mistakes_are_named_without_a_stack_trace(workplace, capfd, arguments, message):
-    assert message in fails(arguments, capfd)
+    said = fails(arguments, capfd)
+    assert message in said
+    assert "HYDRA_FULL_ERROR" not in said
     assert not (workplace / "runs").exists() or not list(workplace.glob("runs/*/checkpoints"))
 
 
@@ -227,6 +246,92 @@ def test_help_lists_the_choices_of_every_kind(capfd, arguments):
         assert kind in out
         for name in dk.available(kind):
             assert name in out
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_help_says_what_every_setting_is(capfd, command):
+    main([command, "--help"])
+    out = capfd.readouterr().out
+    names = {f"  {field.name}" for field in dataclasses.fields(SETTINGS[command])}
+    if command == "train":
+        names |= {f"  train.{field.name}" for field in dataclasses.fields(dk.TrainConfig)}
+    for name in names:
+        assert re.search(rf"^{re.escape(name)}=\S+ +\S", out, re.M), name
+
+
+def test_help_of_train_shows_what_is_default(capfd):
+    main(["train", "--help"])
+    out = capfd.readouterr().out
+    assert "\n  preset=vdm  data=digits\n" in out
+    assert "preset=NAME --cfg job" in out
+    marked = set(re.findall(r"^\* (\w+)", out, re.M))
+    # What a run without choices is made of.
+    main(["train", "--cfg=job"])
+    config = yaml.safe_load(capfd.readouterr().out)
+    for kind in dk.registry.KINDS:
+        if kind != "preset":
+            (name,) = (n for n in marked if n in dk.available(kind))
+            assert config[kind]["_target_"].endswith(dk.get(kind, name).__qualname__)
+    assert len(marked) == len(dk.registry.KINDS)
+
+
+def test_our_plugins_are_named_where_they_are_missing(runs, monkeypatch, capfd):
+    reports = {report.name: report for report in dk.registry.plugins()}
+    for extra, names in FIRST_PARTY.items():
+        found = {
+            *reports[extra].parts.get("preset", ()),
+            *of_distribution(reports[extra].distribution),
+        }
+        assert found == set(names)
+
+    commands_of(monkeypatch)
+    assert "pip install 'diffkit[bitsback]'" in fails(["compress", "flow", "test", "out"], capfd)
+    with monkeypatch.context() as patch:
+        patch.setitem(dk.registry._STATE.parts, "preset", {})
+        ConfigStore.instance().repo.pop("preset", None)
+        for words, extra in (
+            (["data=digits"], "vdm"),
+            (["preset=vdm"], "vdm"),
+            (["preset=ve_sde"], "score_sde"),
+        ):
+            said = fails(["train", *words], capfd)
+            assert f"pip install 'diffkit[{extra}]' brings it" in said
+    monkeypatch.setitem(sys.modules, "diffkit_vdm", None)  # so that importing it fails
+    said = fails(["evaluate", "vdm"], capfd)
+    assert "diffkit_vdm" in said
+    assert "pip install 'diffkit[vdm]'" in said
+
+
+def test_a_run_of_python_is_for_python(runs, capfd):
+    shutil.copytree("flow/checkpoints", "python/checkpoints")  # as `fit` in Python leaves it
+    for command in ("evaluate", "sample"):
+        said = fails([command, "python"], capfd)
+        assert "dk.load_run('python', like=model)" in said
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OverflowError("too large"), EOFError("cut off")])
+def test_any_error_of_a_command_is_a_line(runs, capfd, monkeypatch, error):
+    def broken(path):
+        raise error
+
+    monkeypatch.setattr("diffkit.cli.commands.load_run", broken)
+    said = fails(["evaluate", "flow"], capfd)
+    assert said == f"diffkit evaluate: {str(error) or 'MemoryError'}\n"
+
+
+def test_a_damaged_configuration_is_a_line(runs, capfd):
+    (runs / "flow/config.yaml").write_text("train: [1, 2\nx: {")
+    said = fails(["evaluate", "flow"], capfd)
+    assert "diffkit evaluate: flow/config.yaml is damaged: " in said
+
+
+def test_an_interrupt_is_not_an_error(runs, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffkit.cli.commands.load_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["evaluate", "flow"])
 
 
 def commands_of(monkeypatch, *entries):
@@ -431,13 +536,13 @@ def test_convert_names_what_a_range_loses(runs, capfd, ends, said):
         (["flow", "out"], "convert needs process=NAME or schedule=NAME, or both; got neither"),
         (
             ["flow", "out", "schedule=cosine", "schedule.bend=1"],
-            "Could not override 'schedule.bend'",
+            "no option 'schedule.bend'. There are: schedule.logsnr_max, schedule.logsnr_min, ",
         ),
         (
             ["flow", "out", "schedule=cosine", "schedule.logsnr_max=-20.0"],
             "logsnr_max must be finite and greater than logsnr_min",
         ),
-        (["flow", "out", "process=cosine"], "Could not find 'process/cosine'"),
+        (["flow", "out", "process=cosine"], "there is no process 'cosine'"),
         (["nowhere", "out", "process=straight"], "path must be a run directory"),
         (["python", "out", "process=straight"], "use diffkit.equivalence.transport in Python"),
     ],

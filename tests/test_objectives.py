@@ -246,3 +246,21 @@ def test_the_divergence_of_a_step_is_that_of_its_gaussians(spread):
     )
     divergence = step_divergence(jnp.square(error), logsnr_t, logsnr_s, spread)
     assert float(divergence) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stored", "error", "message"),
+    [
+        (np.full((2, 1, 2, 2), 17, np.uint8), ValueError, "levels=17; got values from 17 to 17"),
+        (np.full((2, 1, 2, 2), -3), ValueError, "got values from -3 to -3"),
+        (np.zeros((2, 1, 2, 2), np.float32), TypeError, "integers from 0 to 16, .* got float32"),
+    ],
+)
+def test_data_that_the_decoder_does_not_code_are_refused(stored, error, message):
+    model = dk.preset(
+        "vdm", shape=(1, 2, 2), levels=17, network=("mlp", {"width": 8}), key=jax.random.key(0)
+    )
+    with pytest.raises(error, match=message):
+        dk.vlb(model, jnp.asarray(stored), key=jax.random.key(0))
+    with pytest.raises(error, match=message):
+        dk.evaluate(model, dk.data.ArraySource(stored), key=jax.random.key(0))

@@ -83,3 +83,37 @@ def test_wrong_endpoints_are_refused(kind):
         kind(-5.0, 13.3)
     with pytest.raises(ValueError, match="logsnr_max=inf"):
         kind(float("inf"), 0.0)
+
+
+class Rising(dk.AbstractSchedule):
+    """VDM's gamma by mistake."""
+
+    def __call__(self, t):
+        return -10.0 + 18.0 * t
+
+    def inverse(self, logsnr):
+        return (logsnr + 10.0) / 18.0
+
+
+class Endless(dk.AbstractSchedule):
+    def __call__(self, t):
+        return -jnp.log(t)
+
+    def inverse(self, logsnr):
+        return jnp.exp(-logsnr)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "ends"), [(Rising(), "got -10 and 8 from Rising"), (Endless(), "got inf and -0")]
+)
+def test_a_schedule_that_does_not_fall_is_refused(schedule, ends):
+    data = dk.data.Swirl()
+    network = dk.networks.MLP(data.shape, width=8, key=jax.random.key(0))
+    denoiser = dk.Denoiser(network, dk.Epsilon(), dk.VariancePreserving())
+    model = dk.DiffusionModel(denoiser, schedule, dk.DiscretizedDecoder(data.levels), data.shape)
+    for use in (
+        lambda: dk.fit(model, data, dk.TrainConfig(steps=1), progress=False),
+        lambda: dk.evaluate(model, data.test, key=jax.random.key(0)),
+    ):
+        with pytest.raises(ValueError, match=f"schedule must fall from a finite logsnr.*{ends}"):
+            use()

@@ -63,11 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         raise SystemExit(new_plugin(given[1:]))
     if command not in POSITIONAL:
-        from diffkit.cli.plugins import run_plugin_command
+        from diffkit.cli.plugins import FIRST_PARTY, how_to_install, run_plugin_command
 
         status = run_plugin_command(command, given[1:])
         if status is None:
-            print(f"diffkit: there is no command {command!r}.\n\n{_USAGE}", file=sys.stderr)
+            ours = command in FIRST_PARTY["bitsback"]
+            more = f"{how_to_install('bitsback')} brings it." if ours else _USAGE
+            print(f"diffkit: there is no command {command!r}.\n\n{more}", file=sys.stderr)
             raise SystemExit(2)
         raise SystemExit(status)
     if "--help" in given or "-h" in given:

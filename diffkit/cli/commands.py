@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +27,7 @@ from diffkit.model import DiffusionModel
 from diffkit.presets import TRAINING_KINDS, part
 from diffkit.registry import name_of
 from diffkit.runs import (
+    CONFIG_FILE,
     EVALUATION_FILE,
     VARIANCE_FILE,
     Run,
@@ -53,6 +55,7 @@ from diffkit.training import (
     save_statistics,
 )
 from diffkit.training.figures import has_picture
+from diffkit.training.loop import CHECKPOINTS
 from diffkit.training.metrics import replace_text
 from diffkit.transport import range_losses
 from diffkit.typing import PRNGKey
@@ -137,7 +140,16 @@ def train_command(config: Mapping[str, Any]) -> None:
 def _require_run(config: Mapping[str, Any], command: str) -> Run:
     if config["run"] is None:
         raise ValueError(f"RUN is missing: diffkit {command} RUN, a run directory.")
-    return load_run(config["run"])
+    path = Path(config["run"])
+    if (path / CHECKPOINTS).is_dir() and not (path / CONFIG_FILE).exists():
+        raise ValueError(
+            f"run {path} was started in Python and has no {CONFIG_FILE}, so it is for Python only: "
+            f"dk.load_run({str(path)!r}, like=model), with a model of the same structure."
+        )
+    try:
+        return load_run(path)
+    except yaml.YAMLError as error:  # which does not say of which file
+        raise ValueError(f"{path / CONFIG_FILE} is damaged: {error}") from None
 
 
 def evaluate_command(config: Mapping[str, Any]) -> None:

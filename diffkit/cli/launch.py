@@ -5,6 +5,7 @@ hydra-zen from the signature of its constructor; a preset becomes a config that 
 groups' choices.
 """
 
+import difflib
 import hashlib
 import itertools
 import os
@@ -18,11 +19,11 @@ from typing import Any, cast
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from hydra_zen import builds
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from diffkit import registry
 from diffkit.cli.commands import (
@@ -33,7 +34,14 @@ from diffkit.cli.commands import (
     sample_command,
     train_command,
 )
-from diffkit.cli.settings import POSITIONAL, RUN_CHOICES, SETTINGS
+from diffkit.cli.plugins import bringer, extra_of, how_to_install
+from diffkit.cli.settings import (
+    DEFAULT_DATA,
+    DEFAULT_PRESET,
+    POSITIONAL,
+    RUN_CHOICES,
+    SETTINGS,
+)
 from diffkit.presets import CONTEXT, MODEL_KINDS, TRAINING_KINDS, Preset
 from diffkit.runs import MAY_CHANGE
 from diffkit.training import TrainConfig
@@ -46,7 +54,6 @@ _COMMANDS: Mapping[str, Callable[..., None]] = {
     "equivalence": equivalence_command,
     "report": report_command,
 }
-_DEFAULT_PRESET = "vdm"
 _PREFIX = "diffkit_"  # of the name of a command's configuration
 _QUIET = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
 
@@ -66,7 +73,7 @@ def _named_presets(given: Sequence[str]) -> list[str]:
     named = [
         argument.removeprefix("preset=") for argument in given if argument.startswith("preset=")
     ]
-    return named[-1].split(",") if named else [_DEFAULT_PRESET]
+    return named[-1].split(",") if named else [DEFAULT_PRESET]
 
 
 def _fill_store(command: str, given: Sequence[str]) -> None:
@@ -106,8 +113,8 @@ def _fill_store(command: str, given: Sequence[str]) -> None:
         main["train"] = builds(TrainConfig, populate_full_signature=True)
         chosen = {kind: Preset().choice(kind)[0] for kind in kinds}
         defaults = [{kind: name} for kind, name in chosen.items()]
-        defaults += [{"data": "digits"}, "_self_"]
-        defaults += [{"preset": _DEFAULT_PRESET if _DEFAULT_PRESET in presets else "???"}]
+        defaults += [{"data": DEFAULT_DATA}, "_self_"]
+        defaults += [{"preset": DEFAULT_PRESET if DEFAULT_PRESET in presets else "???"}]
     else:
         # By default those of the run.
         defaults += [{kind: None} for kind in RUN_CHOICES.get(command, ())]
@@ -174,6 +181,7 @@ def launch(command: str, given: Sequence[str]) -> None:
     _fill_store(command, given)
     # Hydra reads its arguments from here; its own messages name the program by the first entry.
     sys.argv = [f"diffkit {command}", *_arguments(command, given)]
+    _check_overrides(command, sys.argv[1:])
     hydra.main(config_path=None, config_name=f"{_PREFIX}{command}", version_base="1.3")(_run)()
 
 
@@ -187,20 +195,8 @@ def _run(config: Any) -> None:
             plain["run"] = os.path.join(plain["root"], run_name(job.overrides.task))
         plain |= _checked(SETTINGS[command], plain)
         _COMMANDS[command](plain)
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        OSError,
-        ImportError,
-        FloatingPointError,
-        HydraException,
-        OmegaConfBaseException,
-        RuntimeError,  # of a part, inside compiled code
-    ) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        print(f"diffkit {command}: {_reason(error)}", file=sys.stderr)
+    except Exception as error:  # a stranger's part may raise anything
+        _show_error(command, _reason(error))
         if job.mode is RunMode.MULTIRUN:
             # Hydra runs the others before it fails; SystemExit would end them all.
             raise CompactHydraException("a run of the sweep failed.") from error
@@ -215,9 +211,92 @@ def compose(command: str, given: Sequence[str]) -> dict[str, Any]:
     **Raises:** `hydra.errors.HydraException` for an override that does not fit.
     """
     _fill_store(command, given)
-    with hydra.initialize(config_path=None, version_base="1.3"):
-        config = hydra.compose(f"{_PREFIX}{command}", overrides=_arguments(command, given))
+    config = _composed(command, _arguments(command, given))
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def _composed(command: str, overrides: Sequence[str]) -> Any:
+    with hydra.initialize(config_path=None, version_base="1.3"):
+        return hydra.compose(f"{_PREFIX}{command}", overrides=list(overrides))
+
+
+def _check_overrides(command: str, arguments: Sequence[str]) -> None:
+    """Compose once before Hydra does, to say in our words which override does not fit.
+
+    **Raises:** `SystemExit` with status 1 if one does not. Of a sweep the first combination is looked at;
+    what is not found here Hydra says itself.
+    """
+    if any(re.match(r"--config-|-c[pnd]\b|.*=glob\(", word) for word in arguments):
+        return  # configurations of the user's own and all that fit a pattern: only Hydra finds them
+    overrides = [w for w in arguments if w[0:1] not in ("-", "") and ("=" in w or w[0] == "~")]
+    try:
+        if any(word in ("-m", "--multirun") for word in arguments):
+            overrides = _first_of_sweep(overrides)
+        _composed(command, overrides)
+    except HydraException as error:
+        _show_error(command, _misfit(command, overrides, error))
+        raise SystemExit(1) from error
+
+
+def _first_of_sweep(overrides: Sequence[str]) -> list[str]:
+    """The first value of each override that has several."""
+    first = []
+    for word, override in zip(
+        overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True
+    ):
+        if not override.is_sweep_override():
+            first.append(word)
+        elif override.is_discrete_sweep():
+            first.append(f"{override.get_key_element()}={next(override.sweep_string_iterator())}")
+    return first
+
+
+def _misfit(command: str, overrides: Sequence[str], error: HydraException) -> str:
+    """Why a command line does not compose: Hydra's error in the words of what can be chosen here."""
+    said = str(error)
+    absent = re.search(r"Could not find '(\w+)/([^']*)'", said)
+    kind, name = absent.groups() if absent else ("preset", _named_presets(overrides)[0])
+    if (absent and kind in registry.KINDS) or said.startswith("You must specify 'preset'"):
+        try:
+            registry.get(kind, name)
+        except registry.UnknownPartError as unknown:
+            extra = bringer(name) if kind == "preset" else None
+            return f"{unknown} {how_to_install(extra)} brings it." if extra else str(unknown)
+    if match := re.match(r"Could not override '([^']+)'", said):
+        return _unknown_option(command, match[1], overrides)
+    return "\n".join([said, *([str(error.__cause__)] if error.__cause__ else [])])
+
+
+def _unknown_option(command: str, option: str, overrides: Sequence[str]) -> str:
+    """That there is no such option, the nearest that there is, and all of them."""
+    kinds = registry.KINDS if command == "train" else RUN_CHOICES.get(command, ())
+    choices = [word for word in overrides if word.partition("=")[0] in kinds]
+    try:
+        node, place = OmegaConf.to_container(_composed(command, choices), resolve=False), ""
+    except HydraException as error:
+        return str(error).splitlines()[0]
+    assert isinstance(node, dict)
+    word = ""
+    for word in option.split("."):
+        if not isinstance(node.get(word), dict):
+            break
+        node, place = node[word], f"{place}{word}."
+    if not place and word != option and word in kinds:
+        return f"{option} is an option of another {word}: give {word}=NAME as well."
+    names = [str(name) for name in node if not str(name).startswith("_")]
+    if not place:
+        names += [kind for kind in kinds if kind not in names]
+    near = difflib.get_close_matches(word, names, n=1)
+    hint = f" Did you mean '{place}{near[0]}'?" if near else ""
+    options = ", ".join(f"{place}{name}" for name in names) or "none"
+    return f"there is no option {option!r}.{hint} There are: {options}."
+
+
+def _show_error(command: str, message: str) -> None:
+    """Say why a command fails; with its trace, while it is handled, if that is asked for."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exc()
+    print(f"diffkit {command}: {message}", file=sys.stderr)
 
 
 def _checked(settings: type, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,4 +311,7 @@ def _reason(error: BaseException) -> str:
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return str(cause)
+    # Some have no message, such as MemoryError.
+    said = str(cause) or type(cause).__name__
+    extra = extra_of(cause.name) if isinstance(cause, ModuleNotFoundError) else None
+    return f"{said}: {how_to_install(extra)}." if extra else said

@@ -11,6 +11,33 @@ from diffkit import registry
 COMMAND_GROUP: Final = "diffkit.commands"
 """The entry-point group of commands: a name, and a function that is given the arguments after it."""
 
+FIRST_PARTY: Final[Mapping[str, tuple[str, ...]]] = {
+    "vdm": ("vdm", "vdm_cifar10"),
+    "ddpm": ("ddpm", "iddpm", "simple_diffusion"),
+    "score_sde": ("vp_sde", "subvp_sde", "ve_sde"),
+    "edm": ("edm",),
+    "flow": ("flow_matching", "rectified_flow"),
+    "solvers": (),
+    "bitsback": ("compress", "decompress", "rate"),
+}
+"""For each extra of ours that is a plugin, in the package `diffkit_EXTRA`, its presets and commands."""
+
+
+def how_to_install(extra: str) -> str:
+    """The command that installs one of our plugins."""
+    return f"pip install 'diffkit[{extra}]'"
+
+
+def bringer(name: str) -> str | None:
+    """The extra of ours that brings a preset or a command of this name, if one does."""
+    return next((extra for extra, names in FIRST_PARTY.items() if name in names), None)
+
+
+def extra_of(module: str | None) -> str | None:
+    """The extra of ours that a module belongs to, by its name, if it belongs to one."""
+    extra = (module or "").split(".")[0].removeprefix("diffkit_")
+    return extra if extra in FIRST_PARTY and extra != module else None
+
 
 def plugin_commands() -> Mapping[str, importlib.metadata.EntryPoint]:
     """The commands that plugins bring, by name; nothing is imported.

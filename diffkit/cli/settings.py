@@ -1,9 +1,15 @@
-"""The settings of the commands, apart from parts, data and the training loop."""
+"""The settings of the commands, apart from parts, data and the training loop.
+
+What the docstrings here say of each setting is also its line of `diffkit COMMAND --help`.
+"""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+DEFAULT_PRESET: Final = "vdm"
+DEFAULT_DATA: Final = "digits"
 
 
 def _at_least(settings: object, **least: int) -> None:
@@ -17,13 +23,18 @@ def _at_least(settings: object, **least: int) -> None:
 class TrainSettings:
     """`diffkit train`.
 
-    **Arguments:** `run`: the run directory, by default one under `root` named after the overrides, so
-    that the same command goes on with the same run; `passes`: draws per test example in the evaluation
-    at the end; `evaluate_steps`: numbers T of steps at which to evaluate then besides, as
-    `evaluate_steps=[10,100,null]` (null: continuous time); `variance`: also measure how noisy the estimate
-    of the loss is, as `diffkit evaluate` does; `samples`, `sample_steps`: how many samples to draw, in how
-    many steps (0 samples: none); `data_std`: the standard deviation of the encoded data that the model
-    assumes, by default the preset's.
+    **Arguments:**
+
+    - `run`: the run directory; by default one under `root` named after the overrides, so that the same
+      command goes on with the same run.
+    - `root`: where such directories are made.
+    - `data_std`: the standard deviation of the encoded data that the model assumes.
+    - `passes`: draws per test example in the evaluation at the end.
+    - `evaluate_steps`: numbers T of steps at which to evaluate then besides, as `[10,100,null]`; `null` is
+      continuous time.
+    - `variance`: also measure how noisy the estimate of the loss is, as `diffkit evaluate` does.
+    - `samples`: how many samples to draw at the end; 0 draws none.
+    - `sample_steps`: in how many steps to draw them.
     """
 
     run: str | None = None
@@ -49,12 +60,19 @@ class TrainSettings:
 class EvaluateSettings:
     """`diffkit evaluate RUN`.
 
-    **Arguments:** `run`: the run directory; `steps`: T of the discrete-time bound, by default
-    continuous time; `passes`: draws per example; `batch_size`: latents per call of the network;
-    `seed`: of the draws; `split`: `test` or `train`; `variance`: also measure how noisy the estimate of the
-    diffusion loss is, with the weighting, the T and the batch size of the run. With schedule=NAME the model
-    is carried over to another schedule first; time_sampler=NAME is for `variance` alone (one that adapts
-    starts anew).
+    **Arguments:**
+
+    - `run`: the run directory.
+    - `steps`: T of the discrete-time bound; `null` is continuous time.
+    - `passes`: draws per example.
+    - `batch_size`: latents per call of the network.
+    - `seed`: of the draws.
+    - `split`: the examples: `test` or `train`.
+    - `variance`: also measure how noisy the estimate of the diffusion loss is, with the weighting, the T
+      and the batch size of the run.
+
+    With schedule=NAME the model is carried over to another schedule first; time_sampler=NAME is for
+    `variance` alone (one that adapts starts anew).
     """
 
     run: str | None = None
@@ -75,12 +93,17 @@ class EvaluateSettings:
 class SampleSettings:
     """`diffkit sample RUN`.
 
-    **Arguments:** `run`: the run directory; `count`: how many samples; `steps`: of the sampler;
-    `condition`: for a model that was trained with conditions, a class (`condition=3`) or a vector of
-    numbers (`condition=[0.1,0.2]`), by default none; `guidance`: how closely the samples follow it, 1 as
-    the model does, more for more; `guidance_interval`: the `logsnr` between which to guide, as [min,
-    max], by default everywhere; `seed`; `out`: the PNG to write, by default in the run directory; the
-    samples as stored go beside it as .npy.
+    **Arguments:**
+
+    - `run`: the run directory.
+    - `count`: how many samples.
+    - `steps`: of the sampler.
+    - `condition`: for a model that was trained with conditions, a class, such as `3`, or a vector of
+      numbers, such as `[0.1,0.2]`; by default none.
+    - `guidance`: how closely the samples follow the condition: 1 as the model does, more for more.
+    - `guidance_interval`: the `logsnr` between which to guide, as `[min,max]`; by default everywhere.
+    - `seed`: of the draws.
+    - `out`: the PNG to write, by default in the run directory; the samples as stored go beside it as .npy.
     """
 
     run: str | None = None
@@ -94,6 +117,8 @@ class SampleSettings:
 
     def __post_init__(self):
         _at_least(self, count=1, steps=1, seed=0)
+        if self.out is not None and not self.out.endswith(".png"):
+            raise ValueError(f"out must end in .png, got {self.out!r}.")
         condition, interval = self.condition, self.guidance_interval
         if condition is not None and not (
             _is_number(condition, int)
@@ -121,7 +146,12 @@ class SampleSettings:
 class ConvertSettings:
     """`diffkit convert RUN OUT`.
 
-    **Arguments:** `run`: the run directory; `out`: the new one. Give process=NAME, schedule=NAME or both.
+    **Arguments:**
+
+    - `run`: the run directory.
+    - `out`: the new one.
+
+    Give process=NAME, schedule=NAME or both.
     """
 
     run: str | None = None
@@ -132,9 +162,11 @@ class ConvertSettings:
 class EquivalenceSettings:
     """`diffkit equivalence A B`.
 
-    **Arguments:** `a`, `b`: presets, run directories or configuration files; `levels`: of the data that
-    presets are meant for, by default those of the other's run, or 256; `out`: the PNG to write, by default
-    named after the two.
+    **Arguments:**
+
+    - `a`, `b`: presets, run directories or configuration files.
+    - `levels`: of the data that presets are meant for; by default those of the other's run, or 256.
+    - `out`: the PNG to write; by default named after the two.
     """
 
     a: str | None = None
@@ -150,9 +182,11 @@ class EquivalenceSettings:
 class ReportSettings:
     """`diffkit report RUN ...`.
 
-    **Arguments:** `runs`: run directories, or directories of them; `out`: the Markdown page to write, its
-    pictures go beside it; `baseline`: the run, or a run of the variant, that the others are compared with,
-    by default the first.
+    **Arguments:**
+
+    - `runs`: run directories, or directories of them.
+    - `out`: the Markdown page to write; its pictures go beside it.
+    - `baseline`: the run, or a run of the variant, that the others are compared with; by default the first.
     """
 
     runs: list[str] = field(default_factory=list)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from diffkit.parameterizations import AbstractParameterization, Epsilon
 from diffkit.processes import AbstractProcess, VariancePreserving
-from diffkit.schedules import AbstractSchedule
+from diffkit.schedules import AbstractSchedule, ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
 from diffkit.weightings import TABLE_POINTS, AbstractWeighting, tabulate
@@ -86,7 +86,7 @@ def canonical_time_sampling(
     assert jnp.abs(jax.vmap(schedule)(t).mean()) < 0.1  # evenly from 10 to -10
     ```
     """
-    maximum, minimum = (float(end) for end in schedule.endpoints)
+    maximum, minimum = ordered_endpoints(schedule)
     logsnr, log_values = tabulate(weighting, (maximum, minimum), TABLE_POINTS)
     with jax.enable_x64(True):
         levels = jax.vmap(process.at)(jnp.asarray(logsnr))

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from diffkit.data import AbstractSource, batches
-from diffkit.model import DiffusionModel
+from diffkit.model import DiffusionModel, check_levels
 from diffkit.objectives import vlb
+from diffkit.schedules import ordered_endpoints
 from diffkit.typing import PRNGKey
 
 
@@ -88,16 +89,19 @@ def evaluate(
 
     **Returns:** an `Evaluation`.
 
-    **Raises:** `ValueError` for a number below 1, or examples that do not have the model's shape.
+    **Raises:** `ValueError` for a number below 1, examples that do not have the model's shape or hold
+    levels that its decoder does not have, or a schedule that does not fall.
     """
     for name, value in (("passes", passes), ("batch_size", batch_size), ("steps", steps)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
+    ordered_endpoints(model.schedule)
     size = min(max(batch_size // passes, 1), len(source))
     collected = []
     for index, batch in enumerate(
         batches(source, batch_size=size, seed=0, shuffle=False, repeat=False, drop_remainder=False)
     ):
+        check_levels(jax.tree.leaves(batch)[0], model.decoder.levels)
         # The last batch is filled up, so that one function is compiled; what is too much is cut off.
         padded = jax.tree.map(
             lambda rows: jnp.asarray(np.resize(rows, (size, *rows.shape[1:]))), batch

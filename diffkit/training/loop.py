@@ -13,8 +13,9 @@ import numpy as np
 
 from diffkit.data import AbstractDataset, batches, condition_size
 from diffkit.denoiser import Denoiser, underlying
-from diffkit.model import DiffusionModel
+from diffkit.model import DiffusionModel, check_levels
 from diffkit.networks.base import network_condition_size
+from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.training.checkpoints import Checkpoints
 from diffkit.training.config import TrainConfig
@@ -54,7 +55,11 @@ class _Memory:
 
 
 def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
-    """Refuse data that the model cannot take, with a `ValueError` that says which and why."""
+    """Refuse data that the model cannot take, with a `ValueError` that says which and why.
+
+    And a model that cannot take any, since its schedule does not fall.
+    """
+    ordered_endpoints(model.schedule)
     if data.shape != model.shape:
         raise ValueError(
             f"data has examples of shape {data.shape}, but the model takes {model.shape}."
@@ -101,15 +106,16 @@ def fit(
     - `weighting`, `time_sampler`: the parts of the objective (`diffkit.part` makes them for a model). A
       time sampler that adapts belongs to the training state.
     - `directory`: where to write metrics and checkpoints. If it holds checkpoints, training goes on
-      from the newest one, exactly as if it had never stopped.
+      from the newest one, exactly as if it had never stopped. Give it the parts and settings that it was
+      begun with: of these only the shapes of the arrays are compared.
     - `progress`: show a progress bar.
     - `writers`: further receivers of the metrics.
 
     **Returns:** a `Fit`.
 
-    **Raises:** `ValueError` if the data do not fit the model; `CheckpointError` if the directory holds
-    checkpoints of another model; `FloatingPointError` if the loss or its gradient is no longer
-    finite, in which case the last good checkpoint stays the newest.
+    **Raises:** `ValueError` if the data do not fit the model or its schedule does not fall;
+    `CheckpointError` if the directory holds checkpoints of another model; `FloatingPointError` if the loss
+    or its gradient is no longer finite, in which case the last good checkpoint stays the newest.
     """
     check_data(model, data)
     state = init_state(model, config, time_sampler)
@@ -128,7 +134,8 @@ def fit(
         memory = _Memory()
         sinks = [memory]
     if progress:
-        sinks.append(ProgressBar(start=step, steps=config.steps))
+        what = "bits/dim" if isinstance(weighting, ELBO) else "weighted loss"
+        sinks.append(ProgressBar(start=step, steps=config.steps, what=what))
     sinks.extend(writers)
 
     chunk = config.steps_per_dispatch
@@ -170,7 +177,9 @@ def fit(
         pending = None
         while step < config.steps:
             count = min(chunk, config.steps - step)
-            stacked = jax.tree.map(jnp.asarray, next(iterator))
+            drawn = next(iterator)
+            check_levels(jax.tree.leaves(drawn)[0], model.decoder.levels)
+            stacked = jax.tree.map(jnp.asarray, drawn)
             inputs = (stacked, jnp.asarray(count), key, objective, settings)
             state, rows = train_steps(inputs, state)
             step += count

@@ -82,12 +82,12 @@ class TensorBoard:
 
 
 class ProgressBar:
-    """Steps, rate, running bits per dimension and time left.
+    """Steps, rate, the running loss under its name and time left.
 
     On a terminal a live bar; elsewhere, such as in a log file, a line every few seconds.
     """
 
-    def __init__(self, *, start: int, steps: int, every: float = 10.0):
+    def __init__(self, *, start: int, steps: int, what: str, every: float = 10.0):
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -98,7 +98,7 @@ class ProgressBar:
         )
 
         self._console = Console()
-        self._steps, self._every = steps, every
+        self._steps, self._what, self._every = steps, what, every
         self._loss: float | None = None
         self._began = self._shown = time.monotonic()
         self._start = start
@@ -123,7 +123,7 @@ class ProgressBar:
         self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
         now, step = time.monotonic(), int(record["step"])
         rate = (step - self._start) / max(now - self._began, 1e-9)
-        note = f"{rate:.1f} steps/s  {self._loss:.3f} bits/dim"
+        note = f"{rate:.1f} steps/s  {self._loss:.3f} {self._what}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
         elif now - self._shown > self._every or step == self._steps:

@@ -13,6 +13,7 @@ from diffkit.data import AbstractSource
 from diffkit.data import batches as read
 from diffkit.model import DiffusionModel
 from diffkit.objectives import diffusion_with_times
+from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.typing import PRNGKey
 from diffkit.weightings import ELBO, AbstractWeighting
@@ -109,7 +110,7 @@ def estimator_statistics(
         model, source, key, weighting, time_sampler, steps, batch_size, batches
     )
     mean, variance = loss.mean(), loss.var(ddof=1)
-    maximum, minimum = (float(end) for end in model.schedule.endpoints)
+    maximum, minimum = ordered_endpoints(model.schedule)
     by_logsnr = _profile(logsnr, loss, minimum, maximum, bins)
     seen = by_logsnr.share > 0
     root = np.sum(by_logsnr.share[seen] * np.sqrt(by_logsnr.second_moment[seen]))

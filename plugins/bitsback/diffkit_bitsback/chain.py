@@ -300,12 +300,17 @@ class Chain:
         **Returns:** float32 arrays: the mean like `y`; the standard deviation like `y` where the model
         predicts one for each dimension, else a scalar.
         """
-        padded = np.zeros((self._batch_size, *self._model.shape), np.float32)
-        padded[: len(y)] = y.reshape(len(y), *self._model.shape)
+        padded = self._padded(y.reshape(len(y), *self._model.shape), np.float32)
         mean, std = self._compiled.reverse(padded, self._logsnrs[step], self._logsnrs[step - 1])
         mean = np.asarray(mean)[: len(y)].reshape(y.shape)
         std = np.asarray(std)
         return mean, np.asarray(std[0]) if std.ndim == 1 else std[: len(y)].reshape(y.shape)
+
+    def _padded(self, examples: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
+        """As many examples as a batch has, those that are missing zero."""
+        padded = np.zeros((self._batch_size, *self._model.shape), dtype)
+        padded[: len(examples)] = examples
+        return padded
 
     def _check(self, images: Integer[np.ndarray, "..."]) -> None:
         shape = self._model.shape
@@ -374,7 +379,9 @@ class Chain:
 
     def _first(self, batch: Integer[np.ndarray, "count *shape"]) -> LatticeGaussians:
         """q(y_0 | x)."""
-        x = np.asarray(self._model.encode(batch), np.float64).ravel()
+        # Of one shape, since each has to be compiled.
+        values = self._model.encode(self._padded(batch, batch.dtype))
+        x = np.asarray(values, np.float64)[: len(batch)].ravel()
         return LatticeGaussians(x, float(self._forward[0]), float(self._spacing[0]))
 
     def _step(self, k: Int[np.ndarray, " n"], step: int) -> LatticeGaussians:

@@ -684,6 +684,6 @@ def _differences(header: Header) -> str:
         if differ
         else (
             f"The versions and the kind of device ({here['device']}) are the same: the processor, the "
-            "number of its cores or jax's settings must differ."
+            "number of its cores, jax's settings or, in a checkout, diffkit's own code must differ."
         )
     )
