@@ -59,11 +59,12 @@ class DiffusionModel(eqx.Module):
                 f"(batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}."
             )
         if not isinstance(x, Tracer):
-            check_levels(x, self.decoder.levels)
+            # As NumPy's, since within a compiled function JAX would trace what is asked of it.
+            check_levels(np.asarray(x), self.decoder.levels)
         return jax.vmap(self.decoder.encode)(x)
 
 
-def check_levels(x: DataBatch | np.ndarray, levels: int | None) -> None:
+def check_levels(x: np.ndarray, levels: int | None) -> None:
     """Refuse data that a decoder with so many levels does not code.
 
     **Arguments:** `x`: data as stored; `levels`: of the decoder, `None` if it is continuous.
