@@ -119,6 +119,8 @@ def step_divergence(
 
     **Arguments:** `squares`: the squared errors of eps; `logsnr_t` and `logsnr_s`, with
     `logsnr_t <= logsnr_s`; `spread`: as in a `Prediction`.
+
+    **Returns:** the divergence of all dimensions together, a scalar.
     """
     mean_term = jnp.expm1(logsnr_s - logsnr_t) * squares
     if spread is None:

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 from diffkit.data import AbstractDataset, condition_size, encode_condition
 from diffkit.model import DiffusionModel
 from diffkit.presets import MODEL_KINDS, build_model, build_schedule, part
+from diffkit.schedules import ordered_endpoints
 from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
 from diffkit.training.loop import CHECKPOINTS, METRICS_FILE
 from diffkit.training.metrics import replace_text
@@ -137,12 +138,6 @@ def transported(model: DiffusionModel, config: Mapping[str, Any]) -> DiffusionMo
     return carried(model, None if process is None else make(process)(), schedule)
 
 
-def endpoints(model: DiffusionModel) -> tuple[float, float]:
-    """The endpoints of a model's schedule, (max, min)."""
-    maximum, minimum = model.schedule.endpoints
-    return float(maximum), float(minimum)
-
-
 def convert_run(
     source: Path,
     out: Path,
@@ -185,7 +180,7 @@ def convert_run(
     config = {**run.config, "transport": moved}
     # An option that does not fit is refused here, before anything is written.
     model = transported(run.model, config)
-    losses = range_losses(endpoints(run.model), endpoints(model))
+    losses = range_losses(ordered_endpoints(run.model.schedule), ordered_endpoints(model.schedule))
     # Complete or not there at all.
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place:

@@ -248,6 +248,19 @@ def test_the_divergence_of_a_step_is_that_of_its_gaussians(spread):
     assert float(divergence) == pytest.approx(expected, rel=1e-5)
 
 
+class Given(dk.data.AbstractDataset):
+    """A source as data of 17 levels, whatever it holds."""
+
+    train: dk.data.ArraySource
+    test: dk.data.ArraySource
+    levels: int | None
+    shape: tuple[int, ...]
+
+    def __init__(self, source):
+        self.train = self.test = source
+        self.levels, self.shape = 17, source.shape
+
+
 @pytest.mark.parametrize(
     ("stored", "error", "message"),
     [
@@ -262,5 +275,8 @@ def test_data_that_the_decoder_does_not_code_are_refused(stored, error, message)
     )
     with pytest.raises(error, match=message):
         dk.vlb(model, jnp.asarray(stored), key=jax.random.key(0))
+    source = dk.data.ArraySource(stored)
     with pytest.raises(error, match=message):
-        dk.evaluate(model, dk.data.ArraySource(stored), key=jax.random.key(0))
+        dk.evaluate(model, source, key=jax.random.key(0))
+    with pytest.raises(error, match=message):
+        dk.fit(model, Given(source), dk.TrainConfig(steps=1, batch_size=2), progress=False)

@@ -288,3 +288,15 @@ def test_optimiser_is_adamw(toy, toy_model):
     np.testing.assert_allclose(np.abs(moved), 1e-3, rtol=1e-3)
     gradient = eqx.filter_grad(lambda m: objective(m, x, jax.random.fold_in(key, 0))[0])(model)
     assert float(metrics[-1]) == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
+
+
+def test_the_progress_names_its_loss(capfd):
+    """A weighted loss is no bound, and is not shown as one."""
+    data = dk.data.Swirl()
+    network = dk.networks.MLP(data.shape, width=4, depth=1, key=jax.random.key(0))
+    denoiser = dk.Denoiser(network, dk.Epsilon(), dk.VariancePreserving())
+    decoder = dk.DiscretizedDecoder(data.levels)
+    model = dk.DiffusionModel(denoiser, dk.LinearLogSNR(), decoder, data.shape)
+    for weighting, name in ((dk.Sigmoid(), "weighted loss"), (dk.ELBO(), "bits/dim")):
+        dk.fit(model, data, dk.TrainConfig(steps=1, batch_size=2), weighting=weighting)
+        assert capfd.readouterr().out.strip().endswith(name)

@@ -32,7 +32,6 @@ from diffkit.runs import (
     VARIANCE_FILE,
     Run,
     convert_run,
-    endpoints,
     is_finished,
     load_run,
     make,
@@ -41,6 +40,7 @@ from diffkit.runs import (
     write_config,
 )
 from diffkit.samplers import sample
+from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler
 from diffkit.training import (
     EstimatorStatistics,
@@ -162,7 +162,8 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
         )
     moved = {**run.config, "transport": {"schedule": schedule}} if schedule else {}
     model = transported(run.model, moved)
-    for sentence in range_losses(endpoints(run.model), endpoints(model)):
+    ends = (ordered_endpoints(each.schedule) for each in (run.model, model))
+    for sentence in range_losses(*ends):
         print(sentence)
     data = run.data()
     source = data.test if config["split"] == "test" else data.train

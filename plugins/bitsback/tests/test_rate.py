@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import diffkit as dk
-from diffkit_bitsback import rate
+from diffkit_bitsback import ChainStatistics, rate
 
 
 def images(count, channels=1, levels=256, seed=0):
@@ -103,6 +103,17 @@ def test_rates_of_a_model(capsys):
         "600 images",
     ):
         assert text in shown
+
+
+def test_the_error_of_the_gap_is_that_of_the_differences():
+    # Two images of four dimensions, whose bounds differ by 0.5 and by 0.1 bits per dimension.
+    statistics = ChainStatistics(2, 8, 64, 32, 31.5, np.array([4.0, 8.0]), 1.0, 1.0)
+    each = np.array([0.5, 1.9])
+    term = (0.0, 0.0)
+    evaluation = dk.training.Evaluation(term, term, term, (1.2, 0.7), 2, 1, 10, each)
+    gap, error = rate.Rate(10, statistics, evaluation).gap
+    assert gap == pytest.approx(32 / 8 - 1.2)
+    assert error == pytest.approx(0.2)  # (0.5 - 0.1) / 2
 
 
 @pytest.mark.slow
