@@ -11,7 +11,7 @@ variance of the estimate and where a sampler that is uniform in $t$ places its s
 
 import abc
 import math
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import equinox as eqx
 import jax
@@ -58,6 +58,11 @@ class AbstractVarianceMinimising(AbstractSchedule):
     @abc.abstractmethod
     def interior_parameters(self: S) -> S:
         """A tree like the schedule: `True` for each array that moves the interior and no endpoint."""
+
+
+def minimises_variance(schedule: AbstractSchedule) -> TypeGuard[AbstractVarianceMinimising]:
+    """Whether the interior of a schedule follows the variance of the estimate."""
+    return isinstance(schedule, AbstractVarianceMinimising) and schedule.minimise_variance
 
 
 def check_range(
@@ -152,7 +157,7 @@ class Cosine(AbstractSchedule):
     a dimension of the data takes, from which the default of `logsnr_max` follows (`check_range`);
     `shift`: added to the log SNR of the cosine, without moving the endpoints: 2 log(64 / d) for images
     of d x d pixels, so that they are as noisy as images of 64 x 64 are when they are looked at in
-    that size (simple diffusion, equation 4).
+    that size (simple diffusion, equation 4). That paper moves the endpoints too: add the shift to both.
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or a value is not finite.
     """

@@ -236,6 +236,9 @@ class Squares(dk.AbstractTimeSampler):
         importance = 2 * u
         if self.slip == "importance":
             importance = jnp.ones_like(t)
+        if self.slip == "outer":
+            # Of every twenty draws, the one that is nearest to an end.
+            importance = jnp.where(jnp.abs(u - 0.5) > 0.475, 1.5 * importance, importance)
         return t, importance
 
     def density(self, t):
@@ -259,6 +262,32 @@ wrong(
     r"t\^1",
     slip="importance",
 )(Squares)
+wrong(
+    "time_sampler",
+    "importance_makes_averages_unbiased",
+    r"t\^0 where",
+    "average = 1.02",
+    slip="outer",
+)(Squares)
+
+
+@wrong(
+    "time_sampler",
+    "importance_makes_averages_unbiased",
+    "share of draws where the density is below 0.01 = 0,",
+    "there = 0.00249",
+)
+class Half(dk.AbstractTimeSampler):
+    """A density of 0.005 on the first half, where no draw ever is. It hardly shows in averages."""
+
+    def __call__(self, key, batch_size):
+        t = 0.5 + 0.5 * jax.random.uniform(key, (batch_size,))
+        return t, 1 / jax.vmap(self.density)(t)
+
+    def density(self, t):
+        return jnp.where(jnp.asarray(t) < 0.5, 0.005, 1.995)
+
+
 wrong("time_sampler", "covers_evenly", "mean star discrepancy = 0.[4-9]", slip="clusters")(Squares)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import diffkit as dk
 from diffkit.training import Checkpoints, init_state, read_metrics, train_steps
-from diffkit.training.state import METRICS, Objective, learning_rate, train_step
+from diffkit.training.state import METRICS, Objective, _optimiser, learning_rate, train_step
 
 SMALL = dk.TrainConfig(
     steps=24, batch_size=16, steps_per_dispatch=8, warmup=4, decay="constant", checkpoint_every=8
@@ -90,8 +90,8 @@ def test_many_steps_are_single_steps(toy, toy_model):
     for index in range(2):
         state, row = step(state, x[index])
         np.testing.assert_allclose(rows[index], row, rtol=1e-5, atol=1e-6)
-        # The average by hand: old + (1 - d) (new - old), with the warm-up d = n / (n + 10).
-        decay = min(SMALL.ema, (index + 1) / (index + 11))
+        # The average by hand: old + (1 - d) (new - old), with the warm-up d = (1 + n) / (10 + n).
+        decay = min(SMALL.ema, (index + 2) / (index + 11))
         new = arrays(eqx.filter(state.model, dk.trainable(state.model)))
         averages.append([a + (1 - decay) * (b - a) for a, b in zip(averages[-1], new, strict=True)])
     np.testing.assert_array_equal(rows[2], 0)  # the third batch was not used
@@ -108,7 +108,7 @@ def test_loss_is_the_bound_and_weight_decay_spares_the_schedule(toy, toy_model):
     objective, key = Objective(dk.ELBO(), None), jax.random.key(2)
     x = jnp.asarray(toy.train.gather(np.arange(16)))
     value, (terms, _) = objective(model, x, key)
-    bound = dk.vlb(model, x, key=key, inference=False)
+    bound = dk.vlb(model, x, key=key, time_sampler=dk.LowDiscrepancy(), inference=False)
     assert float(value) == pytest.approx(float(bound.bits_per_dim.mean()), rel=1e-5)
     assert float(terms.sum()) == pytest.approx(float(value), rel=1e-6)
     # With a weight decay that would halve every parameter, only the denoiser's are halved.
@@ -124,12 +124,26 @@ def test_loss_is_the_bound_and_weight_decay_spares_the_schedule(toy, toy_model):
 
 def test_learning_rate():
     rate = learning_rate(dk.TrainConfig(steps=100, warmup=10, learning_rate=0.5, decay="cosine"))
-    assert float(rate(0)) == pytest.approx(0.05)
-    assert float(rate(10)) == pytest.approx(0.5)
-    assert float(rate(55)) == pytest.approx(0.25)
+    assert [float(rate(n)) for n in (0, 5, 10, 55)] == pytest.approx([0.0, 0.25, 0.5, 0.25])
     assert float(rate(100)) == pytest.approx(0.0, abs=1e-7)
     rate = learning_rate(dk.TrainConfig(warmup=10, learning_rate=0.5, decay="constant"))
-    assert [float(rate(n)) for n in (0, 9, 5000)] == pytest.approx([0.05, 0.5, 0.5])
+    assert [float(rate(n)) for n in (0, 1, 10, 5000)] == pytest.approx([0.0, 0.05, 0.5, 0.5])
+    rate = learning_rate(dk.TrainConfig(warmup=0, learning_rate=0.5, decay="constant"))
+    assert float(rate(0)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50, 100, 101, 150])
+def test_the_learning_rate_of_a_short_run_ends_at_zero_too(steps):
+    rate = learning_rate(dk.TrainConfig(steps=steps, warmup=100, learning_rate=0.5, decay="cosine"))
+    assert float(rate(steps)) == pytest.approx(0.0, abs=1e-7)
+    # Up to the full rate, and down again by the cosine over what is left.
+    rise = min(100, steps // 2)
+    values = [float(rate(n)) for n in range(steps + 1)]
+    assert values[rise] == max(values) == pytest.approx(0.5)
+    middle = (rise + steps) / 2
+    assert values[int(middle)] == pytest.approx(
+        0.25 * (1 + math.cos(math.pi * (int(middle) - rise) / (steps - rise)))
+    )
 
 
 def test_the_given_model_stays_usable(toy, toy_model):
@@ -239,42 +253,45 @@ def test_settings_out_of_range_are_refused(setting, message):
         dk.TrainConfig(**setting)
 
 
-def test_evaluation_counts_every_example_once(toy, toy_model):
-    # 11 examples in batches of 4, the last of them not full.
-    result = dk.evaluate(toy_model(), toy.test, key=jax.random.key(3), passes=2, batch_size=8)
-    assert result.examples == 11
-    assert result.per_example.shape == (11,)
-    mean, error = result.total
-    assert mean == pytest.approx(result.per_example.mean())
-    assert error == pytest.approx(result.per_example.std(ddof=1) / math.sqrt(11))
-    parts = (result.prior[0], result.reconstruction[0], result.diffusion[0])
-    assert sum(parts) == pytest.approx(mean)
-    # The prior term has no randomness: it can be computed apart.
-    model, x = toy_model(), jnp.asarray(toy.test.gather(np.arange(11)))
-    prior = dk.vlb(model, x, key=jax.random.key(9)).prior.mean() / (2 * math.log(2))
-    assert result.prior[0] == pytest.approx(float(prior), rel=1e-4)
-    with pytest.raises(ValueError, match="passes must be at least 1, got 0"):
-        dk.evaluate(model, toy.test, key=jax.random.key(3), passes=0)
-
-
-def test_more_passes_mean_less_noise(toy, toy_model):
-    model = toy_model()
-
-    def spread(passes):
-        keys = jax.random.split(jax.random.key(4), 6)
-        found = [dk.evaluate(model, toy.test, key=k, passes=passes).total[0] for k in keys]
-        return np.std(found)
-
-    # 64 draws of evenly spread times against one: far below 1 / sqrt(64) would allow alone.
-    assert spread(64) < 0.5 * spread(1)
-
-
 def test_baselines_of_the_digits():
     # The known values of this split: uniform 4.087, independent pixels 2.364, LZMA 2.773.
     found = dk.data.baselines(dk.data.Digits())
     assert found["uniform"] == pytest.approx(4.087, abs=1e-3)
     assert found["independent"] == pytest.approx(2.364, abs=1e-3)
     assert found["lzma"] == pytest.approx(2.773, abs=2e-2)
+
+
+@pytest.mark.parametrize("biases", [True, False])
+def test_weight_decay_and_biases(biases):
+    # The decay of one step by hand: a gradient of zero leaves nothing but - rate * decay * parameter.
+    data = dk.data.Swirl()
+    network = dk.networks.MLP(data.shape, width=4, depth=1, key=jax.random.key(0))
+    network = jax.tree.map(lambda a: a + 1.0 if eqx.is_array(a) else a, network)
+    denoiser = dk.Denoiser(network, dk.Epsilon(), dk.VariancePreserving())
+    decoder = dk.DiscretizedDecoder(data.levels)
+    model = dk.DiffusionModel(denoiser, dk.LinearLogSNR(), decoder, data.shape)
+    config = dk.TrainConfig(
+        weight_decay=0.5, learning_rate=0.1, warmup=0, decay="constant", decay_biases=biases
+    )
+    params = eqx.filter(model, dk.trainable(model))
+    optimiser = _optimiser(config)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimiser.update(nothing, optimiser.init(params), params)
+    dense, moved = network.dense_in, updates.denoiser.network.dense_in
+    np.testing.assert_allclose(moved.weight, -0.05 * dense.weight, rtol=1e-5)
+    np.testing.assert_allclose(moved.bias, (-0.05 if biases else 0.0) * dense.bias, rtol=1e-5)
+
+
+def test_the_average_without_a_warmup(toy, toy_model):
+    config = dataclasses.replace(SMALL, ema=0.75, ema_warmup=False, warmup=0)
+    state = init_state(toy_model(), config)
+    x, key = jnp.asarray(toy.train.gather(np.arange(16))), jax.random.key(1)
+    new, _ = train_step(state, x, key, Objective(dk.ELBO(), None), config)
+    after = eqx.filter(new.model, dk.trainable(new.model))
+    for old, parameter, average in zip(
+        *map(arrays, (state.average, after, new.average)), strict=True
+    ):
+        np.testing.assert_allclose(average, 0.75 * old + 0.25 * parameter, rtol=1e-5, atol=1e-6)
 
 
 def test_optimiser_is_adamw(toy, toy_model):

@@ -14,12 +14,16 @@ class TrainConfig:
     - `learning_rate`: of AdamW, after warm-up.
     - `interior_learning_rate`: the same for the interior of a schedule that minimises the variance, which
       follows another objective (`diffkit.AbstractVarianceMinimising`).
-    - `warmup`: steps over which the learning rate rises linearly from 0.
-    - `decay`: `"constant"`, or `"cosine"`: down to 0 at the last step.
+    - `warmup`: steps over which the learning rate rises linearly from 0. With `decay="cosine"` they are at
+      most half of all steps.
+    - `decay`: `"constant"`, or `"cosine"`: down to 0 at the end, after `steps`.
     - `weight_decay`: of AdamW, for the denoiser only: a schedule is not pulled towards zero.
+    - `decay_biases`: whether the weight decay acts on biases too.
     - `b1`, `b2`: of AdamW.
     - `clip`: the largest global norm of a gradient, apart from such an interior's; 0 does not clip.
     - `ema`: the decay per step of the exponential moving average of the parameters; 0 follows them.
+    - `ema_warmup`: whether the decay of step n is at most (1 + n) / (10 + n), so that the average forgets
+      the initial parameters soon.
     - `condition_dropout`: how often a condition is left out (replaced by zeros), example by example, so
       that the model learns the distribution without it as well, as guidance needs (`diffkit.Guided`;
       Ho and Salimans 2022, arXiv 2207.12598, algorithm 1). Without meaning for data without conditions.
@@ -41,10 +45,12 @@ class TrainConfig:
     warmup: int = 100
     decay: str = "cosine"
     weight_decay: float = 0.01
+    decay_biases: bool = True
     b1: float = 0.9
     b2: float = 0.99
     clip: float = 1.0
     ema: float = 0.999
+    ema_warmup: bool = True
     condition_dropout: float = 0.1
     timesteps: int | None = None
     seed: int = 0

@@ -1,5 +1,6 @@
 """The training state, and the compiled function that takes it many steps further."""
 
+import functools
 import math
 import operator
 from typing import Any, Final
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, PyTree, Real
 from diffkit.buffers import trainable
 from diffkit.model import DiffusionModel
 from diffkit.objectives import diffusion_with_times, end_terms
-from diffkit.schedules import AbstractVarianceMinimising
+from diffkit.schedules import minimises_variance
 from diffkit.time_samplers import (
     AbstractAdaptiveTimeSampler,
     AbstractTimeSampler,
@@ -53,31 +54,34 @@ class TrainState(eqx.Module):
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-    """The learning rate as a function of the step."""
-    rise = max(config.warmup, 1)
-    if config.decay == "constant":
-        return optax.linear_schedule(config.learning_rate / rise, config.learning_rate, rise - 1)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=config.learning_rate / rise,
-        peak_value=config.learning_rate,
-        warmup_steps=min(rise, config.steps),
-        decay_steps=max(config.steps, rise + 1),
-    )
+    """The learning rate as a function of the number of steps taken before."""
+    full, warmup = config.learning_rate, config.warmup
+    if config.decay == "cosine":
+        # A run that ended within its warm-up would end at the full rate.
+        warmup = min(warmup, config.steps // 2)
+        after = optax.cosine_decay_schedule(full, config.steps - warmup)
+    else:
+        after = optax.constant_schedule(full)
+    return optax.join_schedules([optax.linear_schedule(0.0, full, warmup), after], [warmup])
+
+
+def _decays(model: PyTree, *, biases: bool) -> PyTree:
+    """`True` for each leaf that weight decay acts on: those of the denoiser, with or without biases."""
+
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        names = [getattr(key, "name", None) for key in path]
+        return names[0] == "denoiser" and (biases or names[-1] != "bias")
+
+    return jax.tree_util.tree_map_with_path(decays, model)
 
 
 def _optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    def decayed(params: PyTree) -> PyTree:
-        none = jax.tree.map(lambda _: False, params)
-        return eqx.tree_at(
-            lambda tree: tree.denoiser, none, jax.tree.map(lambda _: True, params.denoiser)
-        )
-
     adamw = optax.adamw(
         learning_rate(config),
         b1=config.b1,
         b2=config.b2,
         weight_decay=config.weight_decay,
-        mask=decayed,
+        mask=functools.partial(_decays, biases=config.decay_biases),
     )
     # The state has one structure, whether gradients are clipped or not.
     clip = optax.clip_by_global_norm(config.clip) if config.clip > 0 else optax.identity()
@@ -96,7 +100,7 @@ def follows_loss(tree: PyTree) -> PyTree:
     """`True` for each leaf of a model but those of a schedule's interior that minimises the variance."""
     everything = jax.tree.map(lambda _: True, tree)
     schedule = tree.schedule
-    if not (isinstance(schedule, AbstractVarianceMinimising) and schedule.minimise_variance):
+    if not minimises_variance(schedule):
         return everything
     apart = jax.tree.map(operator.not_, schedule.interior_parameters())
     return eqx.tree_at(lambda tree: tree.schedule, everything, apart)
@@ -226,8 +230,10 @@ def train_step(
     if isinstance(time_sampler, AbstractAdaptiveTimeSampler):
         time_sampler = time_sampler.update(drawn.t, drawn.loss)
     step = state.step + 1
-    # The average forgets the initial parameters faster at first, by the usual warm-up.
-    decay = jnp.minimum(config.ema, step / (step + 10))
+    decay = jnp.asarray(config.ema)
+    if config.ema_warmup:
+        # That of TensorFlow's moving average with `num_updates`, which several papers' code took over.
+        decay = jnp.minimum(decay, (1 + step) / (10 + step))
     average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.average, params)
     norm = optax.tree.norm(eqx.filter(gradient, follows_loss(gradient)))
     metrics = jnp.concatenate([value[None], terms, norm[None]])

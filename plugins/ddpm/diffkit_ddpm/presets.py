@@ -33,18 +33,24 @@ DDPM = dk.register("preset", "ddpm")(
             },
         ),
         train={
-            # Appendix B: Adam, 2e-4 without a decay, batch 128, EMA 0.9999, 800k steps.
+            # Appendix B: Adam, 2e-4, batch 128, EMA 0.9999, 800k steps.
             "steps": 800_000,
             "batch_size": 128,
             "learning_rate": 2e-4,
+            "ema": 0.9999,
+            # make_ema in diffusion_tf/tpu_utils/tpu_utils.py: one decay, after a first step that copies.
+            "ema_warmup": False,
+            # make_optimizer and get_warmed_up_lr in diffusion_tf/utils.py: Adam without weight decay, and
+            # after the warm-up a constant rate.
             "decay": "constant",
             "weight_decay": 0.0,
-            "ema": 0.9999,
-            "b2": 0.999,  # Adam's own default
+            # Appendix B leaves Adam at its standard values, as the code does.
+            "b1": 0.9,
+            "b2": 0.999,
             # scripts/run_cifar.py.
             "warmup": 5000,
             "clip": 1.0,
-            "checkpoint_every": 10_000,
+            "checkpoint_every": 10_000,  # ours: the code saves by the clock
         },
     )
 )
@@ -86,13 +92,16 @@ IDDPM = dk.register("preset", "iddpm")(
             # README: --lr 1e-4 --batch_size 128.
             "batch_size": 128,
             "learning_rate": 1e-4,
-            # image_train.py: no warm-up, decay, weight decay or clipping; ema_rate 0.9999.
+            # scripts/image_train.py: weight_decay 0, lr_anneal_steps 0, ema_rate 0.9999, save_interval
+            # 10000. train_util.py has neither a warm-up nor clipping, and PyTorch's own betas of AdamW.
             "warmup": 0,
             "decay": "constant",
             "weight_decay": 0.0,
             "clip": 0.0,
+            "b1": 0.9,
+            "b2": 0.999,
             "ema": 0.9999,
-            "b2": 0.999,  # AdamW's own default
+            "ema_warmup": False,  # update_ema in nn.py: one rate for all steps
             "checkpoint_every": 10_000,
         },
     )
@@ -103,12 +112,15 @@ Hyper-parameters: those of "Unconditional CIFAR-10 with our L_hybrid objective a
 in the README of the published code (github.com/openai/improved-diffusion), and its defaults.
 """
 
+# Equation 5: 2 log(64 / d) is added to the log SNR of images of d x d pixels, here d = 128.
+_SHIFT = 2 * math.log(64 / 128)
+
 SIMPLE_DIFFUSION = dk.register("preset", "simple_diffusion")(
     dk.Preset(
-        # Appendix A: log SNR from 15 to -15; equation 5: shifted by 2 log(64 / resolution), here 128.
+        # Appendix A: log SNR from 15 to -15 before the shift, which moves both ends with the curve.
         schedule=(
             "cosine",
-            {"logsnr_max": 15.0, "logsnr_min": -15.0, "shift": 2 * math.log(64 / 128)},
+            {"logsnr_max": 15.0 + _SHIFT, "logsnr_min": -15.0 + _SHIFT, "shift": _SHIFT},
         ),
         process="variance_preserving",
         parameterization="v",
@@ -119,9 +131,9 @@ SIMPLE_DIFFUSION = dk.register("preset", "simple_diffusion")(
         sampler=("ancestral", {"spread": 0.2}),  # appendix A: noise_param 0.2
         grid="uniform_t",
         decoder="discretized",
-        # Appendix B, U-Net for ImageNet 128x128: 128 channels, attention at 16x16 and 8x8. Its blocks
-        # are [3, 4, 4, 12, 4] by resolution, and dropout is from 16x16 down only; `unet` has one
-        # number for all.
+        # Appendix B, U-Net for ImageNet 128x128, as unchecked as `train` below: 128 channels, attention
+        # at 16x16 and 8x8. Its blocks are [3, 4, 4, 12, 4] by resolution, and dropout is from 16x16 down
+        # only; `unet` has one number for all.
         network=(
             "unet",
             {
@@ -133,7 +145,8 @@ SIMPLE_DIFFUSION = dk.register("preset", "simple_diffusion")(
             },
         ),
         train={
-            # Appendix B, U-Net for ImageNet 128x128: Adam with 0.9 and 0.999.
+            # Meant to be those of appendix B, U-Net for ImageNet 128x128. Unchecked: neither the text of
+            # the appendix nor code of the authors was at hand.
             "steps": 1_500_000,
             "batch_size": 512,
             "learning_rate": 5e-5,
@@ -141,16 +154,21 @@ SIMPLE_DIFFUSION = dk.register("preset", "simple_diffusion")(
             "decay": "constant",
             "weight_decay": 0.0,
             "b1": 0.9,
-            "b2": 0.999,
+            "b2": 0.99,  # the least sure of them: it may be 0.999
             "clip": 1.0,
             "ema": 0.9999,
-            "checkpoint_every": 10_000,
+            "checkpoint_every": 10_000,  # ours
         },
     )
 )
 """Simple diffusion (Hoogeboom, Heek and Salimans 2023, arXiv 2301.11093) for images of 128x128.
 
-For another resolution d set `schedule.shift` to 2 log(64 / d). The paper's larger model has a U-ViT, a
-U-Net whose 16x16 level is a transformer of 36 blocks; it is not here, nor are the class labels, the
-multiscale loss and the wavelet patches that the paper uses for 256x256 and beyond.
+The loss is the plain error of eps, of which v is only the form. The shift s = 2 log(64 / d) moves the
+whole log SNR, ends included, so another resolution d changes three options: `schedule.shift` to s,
+`schedule.logsnr_max` to 15 + s and `schedule.logsnr_min` to -15 + s. For d = 128 they are -1.3863,
+13.6137 and -16.3863.
+
+The paper's larger model has a U-ViT, a U-Net whose 16x16 level is a transformer of 36 blocks; it is not
+here, nor are the class labels, the multiscale loss and the wavelet patches that the paper uses for 256x256
+and beyond. Network and optimiser could not be checked against the paper: see the comments beside them.
 """

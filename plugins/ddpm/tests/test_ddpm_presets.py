@@ -35,7 +35,8 @@ def test_size_of_the_network(name, channels, size, millions):
         ("ddpm", math.log(0.9999 / 1e-4), math.log(4.035993e-05)),
         # cos^2 at 1/4000 and at 3999/4000, the last step's alpha being 0.001.
         ("iddpm", 11.5264, -22.6085),
-        ("simple_diffusion", 15.0, -15.0),
+        # 15 and -15, both with 2 log(1 / 2).
+        ("simple_diffusion", 13.6137056, -16.3862944),
     ],
 )
 def test_noise_levels(name, first, last):
@@ -58,7 +59,13 @@ def test_shift_of_simple_diffusion_is_that_of_average_pooling():
     t = jnp.asarray([0.1, 0.5, 0.9])
     pooled = jax.vmap(wide)(t) + math.log(4)
     np.testing.assert_allclose(pooled, jax.vmap(plain)(t), atol=1e-4)
-    assert float(shifted(0.0)) == pytest.approx(15.0, rel=1e-6)
+    # The whole curve of images of 64x64 from 15 to -15 is moved: its ends, and its middle, where
+    # the angle is pi / 4 and log SNR without a shift 0.
+    ends_and_middle = [float(shifted(t)) for t in (0.0, 0.5, 1.0)]
+    assert ends_and_middle == pytest.approx([13.6137, -1.3863, -16.3863], abs=1e-4)
+    unshifted = dk.Cosine(15.0, -15.0)
+    moved = jax.vmap(shifted)(t) - jax.vmap(unshifted)(t)
+    np.testing.assert_allclose(moved, -math.log(4), atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "spread"), [("ddpm", 1.0), ("simple_diffusion", 0.2)])
@@ -115,3 +122,48 @@ def test_iddpm_learns_both_halves_and_samples_at_its_own_levels():
     t = np.array([0, 444, 889, 1333, 1777, 2222, 2666, 3110, 3555, 3999])[::-1] / 3999
     expected = jax.vmap(model.schedule)(jnp.asarray(t, jnp.float32))
     np.testing.assert_allclose(path.logsnr, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        # hojonathanho/diffusion: scripts/run_cifar.py, diffusion_tf/utils.py, tpu_utils.py; the steps
+        # are appendix B's.
+        (
+            "ddpm",
+            {
+                "steps": 800_000,
+                "batch_size": 128,
+                "learning_rate": 2e-4,
+                "warmup": 5000,
+                "clip": 1.0,
+                "ema": 0.9999,
+                "ema_warmup": False,
+                "b1": 0.9,
+                "b2": 0.999,
+                "weight_decay": 0.0,
+                "decay": "constant",
+            },
+        ),
+        # openai/improved-diffusion: README.md, scripts/image_train.py, train_util.py, nn.py.
+        (
+            "iddpm",
+            {
+                "steps": 500_000,
+                "batch_size": 128,
+                "learning_rate": 1e-4,
+                "warmup": 0,
+                "clip": 0.0,
+                "ema": 0.9999,
+                "ema_warmup": False,
+                "b1": 0.9,
+                "b2": 0.999,
+                "weight_decay": 0.0,
+                "decay": "constant",
+            },
+        ),
+    ],
+)
+def test_training_has_the_published_settings(name, settings):
+    config = dk.TrainConfig(**dk.get("preset", name).train)
+    assert {key: getattr(config, key) for key in settings} == settings

@@ -1,7 +1,8 @@
 """EDM as a preset: which parts make it up, and where each constant is from.
 
 "The paper" is Karras, Aittala, Aila and Laine 2022 (arXiv 2206.00364), "the code" its published
-implementation (github.com/NVlabs/edm, train.py and training/training_loop.py).
+implementation (github.com/NVlabs/edm). By its README the checkpoint cifar10-32x32-uncond-vp has train.py's
+defaults, with `--cond=0 --arch=ddpmpp`.
 """
 
 import diffkit as dk
@@ -18,11 +19,11 @@ EDM = dk.register("preset", "edm")(
         weighting=("edm", {"sigma_data": None}),
         loss=dk.Loss(),
         time_sampler="uniform",  # independent noise levels
-        sampler="edm_heun",  # without churn, as table 2 has it for CIFAR-10
+        sampler="edm_heun",  # generate.py for CIFAR-10: without churn
         grid="rho",  # rho = 7, table 1
         decoder="discretized",
-        # DDPM++ of the code: 128 channels, multipliers 2, 2, 2 over 32x32, 16x16 and 8x8, four blocks
-        # each, attention at 16x16; dropout 0.13, table 7.
+        # DDPM++ in train.py: 128 channels, multipliers 2, 2, 2 over 32x32, 16x16 and 8x8, dropout 0.13
+        # (table 7). Four blocks each and attention at 16x16 are defaults of SongUNet in networks.py.
         network=(
             "unet",
             {
@@ -36,21 +37,23 @@ EDM = dk.register("preset", "edm")(
         train={
             "steps": 200_000_000 // _BATCH,  # 200 million images, table 7
             "batch_size": _BATCH,
-            "learning_rate": 1e-3,  # table 7
-            "warmup": 10_000_000 // _BATCH,  # over 10 million images, table 7
-            "decay": "constant",  # the code: none
-            "weight_decay": 0.0,  # the code: Adam
-            "b1": 0.9,  # the code
-            "b2": 0.999,  # the code
-            "clip": 0.0,  # the code: none
-            "ema": 0.5 ** (_BATCH / 500_000),  # a half-life of 0.5 million images, table 7
-            "checkpoint_every": 10_000,
+            "learning_rate": 1e-3,  # table 7, --lr
+            # Over 10 million images, table 7; from a rate of 0, training_loop.py.
+            "warmup": 10_000_000 // _BATCH,
+            "decay": "constant",  # training_loop.py: none
+            "weight_decay": 0.0,  # train.py: Adam, with these betas
+            "b1": 0.9,
+            "b2": 0.999,
+            "clip": 0.0,  # training_loop.py: none
+            # A half-life of 0.5 million images, table 7, --ema. It has a ramp, though not ours.
+            "ema": 0.5 ** (_BATCH / 500_000),
+            "checkpoint_every": 10_000,  # ours
         },
     )
 )
 """EDM with the paper's hyper-parameters for unconditional CIFAR-10 (configuration F, DDPM++).
 
-The paper samples it in 18 steps, 35 network calls. Not here: its augmentation of the data, the
-re-arranged U-Net inside (`unet` is the nearest), and the ramp of the moving average over the first
-training.
+The paper samples it in 18 steps, 35 network calls. Not here: its augmentation of the data, and the
+re-arranged U-Net inside (`unet` is the nearest). The ramp of the moving average is another one: see
+docs/plugins/edm.md.
 """

@@ -24,7 +24,15 @@ def test_published_numbers():
     assert train["warmup"] == 19_531
     # Half of the average is forgotten after 0.5 million images.
     assert train["ema"] ** (500_000 / 512) == pytest.approx(0.5)
-    dk.TrainConfig(**train)  # refuses values out of range
+    config = dk.TrainConfig(**train)  # refuses values out of range
+    # train.py and training_loop.py of NVlabs/edm.
+    assert (config.learning_rate, config.b1, config.b2) == (1e-3, 0.9, 0.999)
+    assert (config.clip, config.weight_decay, config.decay) == (0.0, 0.0, "constant")
+    # Its average has a ramp too, of half-lives of 5 % of the images so far: the decay is 2^(-20 / n) after
+    # n steps, against (1 + n) / (10 + n). Both ramps end within the first 20 thousand steps.
+    assert config.ema_warmup
+    assert config.ema == pytest.approx(2 ** (-20 / 19_531), abs=1e-6)
+    assert 12_676 / 12_685 > config.ema > 12_674 / 12_683
     schedule = small().schedule
     np.testing.assert_allclose(np.exp(-np.array(schedule.endpoints) / 2), [0.002, 80], rtol=1e-6)
 

@@ -10,9 +10,7 @@ import diffkit as dk
 
 _SCHEDULE = ("straight_line", {"logsnr_min": -10.0})
 
-FLOW_MATCHING = dk.register(
-    "preset", "flow_matching"
-)(
+FLOW_MATCHING = dk.register("preset", "flow_matching")(
     dk.Preset(
         schedule=_SCHEDULE,
         process="straight",  # equation 22, with sigma_min = 0
@@ -41,13 +39,18 @@ FLOW_MATCHING = dk.register(
             "batch_size": 256,
             "learning_rate": 5e-4,
             "warmup": 45_000,
-            "decay": "cosine",  # the paper: polynomial, also down to zero at the end
-            "weight_decay": 0.0,  # appendix E, as are the betas
+            # Appendix E.2: "polynomial", a straight line down to 1e-8 at the last step. The cosine is the
+            # nearest that there is.
+            "decay": "cosine",
+            "weight_decay": 0.0,  # appendix E.2, as are the betas
             "b1": 0.9,
             "b2": 0.999,
             "clip": 0.0,  # the paper names none
-            "ema": 0.9999,  # not in the paper; that of Dhariwal and Nichol 2021, whose network it has
-            "checkpoint_every": 10_000,
+            # Not in the paper; that of Dhariwal and Nichol 2021, whose network it has, and who average
+            # with one rate for all steps (update_ema in nn.py of github.com/openai/guided-diffusion).
+            "ema": 0.9999,
+            "ema_warmup": False,
+            "checkpoint_every": 10_000,  # ours
         },
     )
 )
@@ -66,10 +69,11 @@ RECTIFIED_FLOW = dk.register("preset", "rectified_flow")(
         weighting=("simple", {"times": "logit_normal"}),
         loss=dk.Loss(times="logit_normal"),
         time_sampler="logit_normal",
-        sampler="euler",  # section 3.1 of Liu et al., and Esser et al.
+        sampler="euler",  # Esser et al.; the file below has RK45, of which Euler is the alternative
         grid="uniform_t",
         decoder="discretized",
-        # configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py of the code of Liu et al. (DDPM++).
+        # ImageGeneration/configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py of the code of Liu et al.
+        # (DDPM++).
         network=(
             "unet",
             {
@@ -81,18 +85,20 @@ RECTIFIED_FLOW = dk.register("preset", "rectified_flow")(
             },
         ),
         train={
-            "ema": 0.999999,  # the same file
-            # configs/default_cifar10_configs.py of the same code.
-            "steps": 1_300_000,
+            # The same file. The code is derived from github.com/yang-song/score_sde_pytorch, whose
+            # models/ema.py has a ramp.
+            "ema": 0.999999,
+            # ImageGeneration/configs/default_cifar10_configs.py of the same code.
+            "steps": 1_300_001,
             "batch_size": 128,
             "learning_rate": 2e-4,
-            "warmup": 5000,
+            "warmup": 5000,  # from a rate of 0: `optimization_manager` in losses.py
             "decay": "constant",
             "weight_decay": 0.0,
             "b1": 0.9,
-            "b2": 0.999,  # Adam's own default
+            "b2": 0.999,  # `get_optimizer` in losses.py
             "clip": 1.0,
-            "checkpoint_every": 10_000,
+            "checkpoint_every": 10_000,  # `training.snapshot_freq_for_preemption`
         },
     )
 )

@@ -107,7 +107,17 @@ def test_training_loss_is_the_error_of_the_velocity(name):
 @pytest.mark.parametrize("name", ["rectified_flow", "flow_matching"])
 def test_presets(name):
     chosen, model = dk.get("preset", name), small(name)
-    dk.TrainConfig(**chosen.train)  # refuses values out of range
+    config = dk.TrainConfig(**chosen.train)  # refuses values out of range
+    found = (config.steps, config.batch_size, config.learning_rate, config.warmup, config.clip)
+    assert (
+        found
+        == {
+            # Table 3 of Lipman et al.; ImageGeneration/configs/default_cifar10_configs.py of Liu et al.
+            "flow_matching": (391_000, 256, 5e-4, 45_000, 0.0),
+            "rectified_flow": (1_300_001, 128, 2e-4, 5000, 1.0),
+        }[name]
+    )
+    assert (config.b1, config.b2, config.weight_decay) == (0.9, 0.999, 0.0)
     # The whole path but for its ends.
     sigma = [float(model.level(t).sigma) for t in (0.0, 0.5, 1.0)]
     assert sigma[0] < 0.01

@@ -28,18 +28,21 @@ _NETWORK = (
 )
 
 
-def _train(*, steps: int, ema: float) -> Mapping[str, Any]:
+def _train(*, ema: float) -> Mapping[str, Any]:
     return {
-        "steps": steps,
+        # `training.n_iters` of the default, which none of the three configurations replaces. Appendix
+        # H.1 has 1.3M; appendix H.2 shortens the training of NCSN++ cont. to 0.95M.
+        "steps": 1_300_001,
         "batch_size": 128,  # `training.batch_size`, appendix H.1
         "learning_rate": 2e-4,  # `optim`, from here to `clip`
-        "warmup": 5000,
+        "warmup": 5000,  # from a rate of 0: `optimization_manager` in losses.py
         "decay": "constant",
         "weight_decay": 0.0,
         "b1": 0.9,
-        "b2": 0.999,
+        "b2": 0.999,  # not in `optim`: `get_optimizer` in losses.py
         "clip": 1.0,
-        "ema": ema,  # `model.ema_rate`: 0.9999 for VP, 0.999 for VE (appendix H.1)
+        # `model.ema_rate`: 0.9999 for VP, 0.999 for VE (appendix H.1). models/ema.py has a ramp too.
+        "ema": ema,
         "checkpoint_every": 10_000,  # `training.snapshot_freq_for_preemption`
     }
 
@@ -62,7 +65,7 @@ VP_SDE = dk.register("preset", "vp_sde")(
         schedule=("vp_beta", {"beta_min": 0.1, "beta_max": 20.0}),  # appendix C
         process="variance_preserving",
         sampler="euler_maruyama",
-        train=_train(steps=1_300_000, ema=0.9999),
+        train=_train(ema=0.9999),
         **_COMMON,
     )
 )
@@ -73,11 +76,11 @@ SUBVP_SDE = dk.register("preset", "subvp_sde")(
         schedule=("sub_vp_beta", {"beta_min": 0.1, "beta_max": 20.0}),  # appendix C
         process="sub_vp",
         sampler="euler_maruyama",
-        train=_train(steps=1_300_000, ema=0.9999),
+        train=_train(ema=0.9999),
         **_COMMON,
     )
 )
-"""DDPM++ cont. under the sub-VP SDE: the same configuration with `training.sde` = "subvpsde"."""
+"""DDPM++ cont. under the sub-VP SDE: the configuration of `vp_sde` with `training.sde` = "subvpsde"."""
 
 VE_SDE = dk.register("preset", "ve_sde")(
     dk.Preset(
@@ -87,7 +90,7 @@ VE_SDE = dk.register("preset", "ve_sde")(
         ),
         process="variance_exploding",
         sampler=("predictor_corrector", {"corrector": _CORRECTOR, "corrector_steps": 1}),
-        train=_train(steps=950_000, ema=0.999),  # appendix H.2 shortens this one
+        train=_train(ema=0.999),
         **_COMMON,
     )
 )

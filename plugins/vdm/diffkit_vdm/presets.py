@@ -20,6 +20,7 @@ VDM = dk.register("preset", "vdm")(
 
 VDM_CIFAR10 = dk.register("preset", "vdm_cifar10")(
     dk.Preset(
+        # `gamma_type` "learnable_scalar" from -13.3 to 5, which are the defaults for 256 levels.
         schedule="learned_linear",
         process="variance_preserving",
         parameterization="epsilon",
@@ -28,21 +29,27 @@ VDM_CIFAR10 = dk.register("preset", "vdm_cifar10")(
         sampler="ancestral",
         grid="uniform_t",
         decoder="discretized",
+        # `sm_n_embd`, `sm_n_layer`, `sm_pdrop`; the frequencies are ScoreUNet's in model_vdm.py.
         network=("vdm_unet", {"width": 128, "depth": 32, "dropout": 0.1, "fourier": (6, 7)}),
-        # The settings of the reference's configuration for CIFAR-10 without augmentation.
         train={
-            "steps": 10_000_000,
+            "steps": 10_000_000,  # `training`, to the batch size
             "batch_size": 128,
-            "learning_rate": 2e-4,
-            "warmup": 100,
+            "warmup": 100,  # from a rate of 0: get_lr_schedule in experiment.py
+            "learning_rate": 2e-4,  # `optimizer`, from here to `ema`
             "decay": "constant",
             "weight_decay": 0.01,
+            "decay_biases": False,  # decay_mask_fn in experiment.py
             "b1": 0.9,
             "b2": 0.99,
-            "clip": 0.0,
+            "clip": 0.0,  # no `gradient_clip_norm`
             "ema": 0.9999,
-            "checkpoint_every": 10_000,
+            "ema_warmup": False,  # apply_gradients in train_state.py: one rate for all steps
+            "checkpoint_every": 10_000,  # `steps_per_save`
         },
     )
 )
-"""VDM with the hyper-parameters of the paper for CIFAR-10 (appendix B and the published code)."""
+"""VDM with the published hyper-parameters for CIFAR-10 without augmentation.
+
+They are those of `configs/cifar10.py` in github.com/google-research/vdm, where names in the comments are
+from. docs/plugins/vdm.md lists what differs.
+"""
