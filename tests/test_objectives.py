@@ -5,6 +5,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import known
 import numpy as np
 import pytest
 
@@ -15,9 +16,6 @@ from diffkit.processes import rescaled_posterior
 
 ENDS = (11.0, -5.0)
 PROCESSES = [complete(dk.get("process", n), {}) for n in dk.available("process")]
-LEVELS = np.array([3, 60, 61, 62, 128, 129, 200, 251])
-P = np.array([0.25, 0.05, 0.1, 0.15, 0.2, 0.05, 0.12, 0.08])
-VALUES = (2 * LEVELS + 1) / 256 - 1
 
 
 class Bent(dk.AbstractSchedule):
@@ -37,59 +35,23 @@ SCHEDULES = {"linear": dk.LinearLogSNR(*ENDS), "cosine": dk.Cosine(*ENDS), "bent
 
 def categorical_model(process, schedule):
     decoder = dk.DiscretizedDecoder(256)
-    denoiser = dk.analytic.empirical(jnp.asarray(VALUES, jnp.float32)[:, None], P, process=process)
+    denoiser = dk.analytic.empirical(
+        jnp.asarray(known.VALUES, jnp.float32)[:, None], known.P, process=process
+    )
     return dk.DiffusionModel(denoiser, schedule, decoder, (1,))
 
 
-def gaussian_mixture(y, rho, weights=P):
-    """For each y: the density of y = x + rho eps, and the posterior over atoms; float64."""
-    density = weights * np.exp(-0.5 * ((y[:, None] - VALUES) / rho) ** 2)
-    density /= rho * np.sqrt(2 * np.pi)
-    total = density.sum(axis=1)
-    return total, density / np.maximum(total, 1e-300)[:, None]
-
-
-def mmse(logsnr):
-    """E |x - E[x | z]|^2 by quadrature in float64."""
-    rho = np.exp(-logsnr / 2)
-    # Fine where the atoms are, whatever rho is.
-    y = np.unique(np.concatenate([v + rho * np.linspace(-9, 9, 1001) for v in VALUES]))
-    total, posterior = gaussian_mixture(y, rho)
-    mean = posterior @ VALUES
-    return np.trapezoid(total * (posterior @ VALUES**2 - mean**2), y)
-
-
-def end_terms_exact():
-    """KL(q(z_1) || p(z_1)) and E KL(q(x | z_0) || p(x | z_0)), in nats, by quadrature."""
-    rho = np.exp(-ENDS[1] / 2)
-    y = np.linspace(-10 * rho - 2, 10 * rho + 2, 40_001)
-    total, _ = gaussian_mixture(y, rho)
-    prior = np.exp(-0.5 * y**2 / (1 + rho**2)) / np.sqrt(2 * np.pi * (1 + rho**2))
-    prior_gap = np.trapezoid(total * np.log(np.maximum(total, 1e-300) / prior), y)
-
-    rho = np.exp(-ENDS[0] / 2)
-    y = np.unique(np.concatenate([v + rho * np.linspace(-9, 9, 2001) for v in VALUES]))
-    total, posterior = gaussian_mixture(y, rho)
-    every = (2 * np.arange(256) + 1) / 256 - 1
-    logits = -0.5 * ((y[:, None] - every) / rho) ** 2
-    log_decoder = logits - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1))[:, None]
-    log_decoder -= logits.max(1, keepdims=True)
-    log_posterior = np.log(np.maximum(posterior, 1e-300))
-    gap = (posterior * (log_posterior - log_decoder[:, LEVELS])).sum(axis=1)
-    return prior_gap, np.trapezoid(total * gap, y)
-
-
 @eqx.filter_jit
-def estimate(model, x, key, steps=None):
-    bound = dk.vlb(model, x, key=key, steps=steps)
+def estimate(model, x, key, steps=None, times=dk.LowDiscrepancy()):
+    bound = dk.vlb(model, x, key=key, steps=steps, time_sampler=times)
     return bound.prior, bound.reconstruction, bound.diffusion
 
 
 def draws(count, seed=0):
     """Examples with exactly the probabilities P: no sampling error of the data."""
-    counts = np.round(P * count).astype(int)
-    assert np.allclose(counts / count, P)
-    return np.random.default_rng(seed).permutation(np.repeat(LEVELS, counts))[:, None]
+    counts = np.round(known.P * count).astype(int)
+    assert np.allclose(counts / count, known.P)
+    return np.random.default_rng(seed).permutation(np.repeat(known.LEVELS, counts))[:, None]
 
 
 def total_with_error(model, steps=None, batches=20, count=100_000):
@@ -106,10 +68,9 @@ def total_with_error(model, steps=None, batches=20, count=100_000):
 def test_continuous_vlb_is_the_entropy_plus_known_ends(name, process, record_property):
     # By the I-MMSE relation the VLB of an exact denoiser is the entropy, plus what the prior and the
     # decoder cost: whatever the schedule and the process between the same endpoints.
-    entropy = -(P * np.log(P)).sum()
-    expected = entropy + sum(end_terms_exact())
+    expected = known.ENTROPY + sum(known.gaps(ENDS))
     found, error = total_with_error(categorical_model(process, SCHEDULES[name]))
-    print(f"{name}: {found:.5f} +- {error:.5f}, exact {expected:.5f}, entropy {entropy:.5f} nats")
+    print(f"{name}: {found:.5f} +- {error:.5f}, exact {expected:.5f} nats")
     record_property("vlb", float(found))
     assert error < 0.008
     # Five standard errors, estimated from 20 batches: false alarm about 1e-4.
@@ -117,19 +78,14 @@ def test_continuous_vlb_is_the_entropy_plus_known_ends(name, process, record_pro
 
 
 def test_discrete_vlb_falls_towards_the_continuous_one():
-    # E |eps - eps_hat|^2 = SNR E |x - x_hat|^2, so that every term is known by quadrature.
     model = categorical_model(PROCESSES[0], SCHEDULES["linear"])
-    continuous = -(P * np.log(P)).sum() + sum(end_terms_exact())
+    continuous = known.ENTROPY + sum(known.gaps(ENDS))
     x = jnp.asarray(draws(20_000))
     prior, reconstruction, _ = estimate(model, x, jax.random.key(0))
     ends = float(prior.mean() + reconstruction.mean())
     exact = []
     for steps in (5, 20, 80):
-        logsnr = np.linspace(ENDS[0], ENDS[1], steps + 1)
-        snr = np.exp(logsnr)
-        exact.append(
-            sum(0.5 * (snr[i - 1] - snr[i]) * mmse(logsnr[i]) for i in range(1, steps + 1))
-        )
+        exact.append(known.discrete_diffusion(SCHEDULES["linear"], steps))
         totals = [float(estimate(model, x, jax.random.key(i), steps)[2].mean()) for i in range(20)]
         error = np.std(totals, ddof=1) / math.sqrt(20)
         assert np.mean(totals) == pytest.approx(exact[-1], abs=5 * error + 1e-3)

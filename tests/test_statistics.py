@@ -79,6 +79,27 @@ def test_moments_are_the_integrals(zeros, schedule, options):
     assert result.batch_variance * result.batch_size == pytest.approx(result.variance, rel=0.3)
 
 
+@pytest.mark.parametrize("steps", [None, 40])
+def test_the_ends_of_the_range_are_not_missed(zeros, steps):
+    """Times of training that hardly visit the ends of the range leave out most of the variance."""
+    schedule = dk.Truncated(dk.get("schedule", "log_normal")(), HIGH, LOW)
+    result = statistics(zeros, schedule, time_sampler=dk.Uniform(), steps=steps)
+    with jax.enable_x64(True):
+        if steps is None:
+            at = jnp.asarray(LOGSNR)
+            half = np.asarray(error(at)) ** 2
+            t = jax.vmap(schedule.inverse)(at)
+            slope = -np.asarray(jax.vmap(jax.grad(schedule))(t))
+            mean, second = integral(half), integral(half**2 * slope)
+        else:
+            # T / 2 expm1(logsnr_s - logsnr_t) |eps - eps_hat|^2, each step as likely as any other.
+            logsnr = np.asarray(jax.vmap(schedule)(jnp.arange(steps + 1) / steps))
+            loss = steps * np.expm1(logsnr[:-1] - logsnr[1:]) * np.asarray(error(logsnr[1:])) ** 2
+            mean, second = loss.mean(), (loss**2).mean()
+    assert result.mean == pytest.approx(mean, rel=0.01)
+    assert result.variance == pytest.approx(second - mean**2, rel=0.02)
+
+
 def test_profiles(zeros):
     schedule = dk.LinearLogSNR(HIGH, LOW)
     result = statistics(zeros, schedule, bins=28)

@@ -56,7 +56,7 @@ from diffkit.training import (
 )
 from diffkit.training.figures import has_picture
 from diffkit.training.loop import CHECKPOINTS
-from diffkit.training.metrics import replace_text
+from diffkit.training.metrics import as_json, replace_text
 from diffkit.transport import range_losses
 from diffkit.typing import PRNGKey
 from diffkit.weightings import AbstractWeighting
@@ -67,7 +67,8 @@ def _show(result: Mapping[str, Any], others: Mapping[str, float], *, title: str)
     table = Table("", "bits/dim", "standard error", title=title)
     for name in ("prior", "reconstruction", "diffusion", "total"):
         mean, error = result[f"{name}_bits_per_dim"], result[f"{name}_standard_error"]
-        table.add_row(name, f"{mean:.4f}", f"{error:.4f}", end_section=name == "total")
+        shown = "unknown" if error is None else f"{error:.4f}"
+        table.add_row(name, f"{mean:.4f}", shown, end_section=name == "total")
     for name, value in others.items():
         table.add_row(name, f"{value:.4f}", "")
     Console().print(table)
@@ -76,8 +77,14 @@ def _show(result: Mapping[str, Any], others: Mapping[str, float], *, title: str)
 def _show_trained(result: Mapping[str, Any], data: AbstractDataset) -> None:
     others = baselines(data) if data.levels is not None else {}
     _show(result, others, title=f"test, {result['examples']} examples")
+    _print_total("test", result, digits=2)
+
+
+def _print_total(split: str, result: Mapping[str, Any], *, digits: int) -> None:
+    """The last line. One example has no standard error, and none is shown."""
     mean, error = result["total_bits_per_dim"], result["total_standard_error"]
-    print(f"test bits/dim: {mean:.2f} +- {error:.2f}", flush=True)
+    known = "" if error is None else f" +- {error:.{digits}f}"
+    print(f"{split} bits/dim: {mean:.{digits}f}{known}", flush=True)
 
 
 def train_command(config: Mapping[str, Any]) -> None:
@@ -133,7 +140,7 @@ def train_command(config: Mapping[str, Any]) -> None:
     result = at(settings.timesteps)
     if config["evaluate_steps"]:
         result["at_steps"] = [at(steps) for steps in config["evaluate_steps"]]
-    replace_text(path / EVALUATION_FILE, json.dumps(result, indent=1) + "\n")
+    replace_text(path / EVALUATION_FILE, as_json(result, indent=1) + "\n")
     _show_trained(result, data)
 
 
@@ -177,7 +184,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
     )
     time = "continuous time" if result.steps is None else f"T = {result.steps}"
     _show(result.as_dict(), {}, title=f"{config['split']}, {result.examples} examples, {time}")
-    print("{} bits/dim: {:.4f} +- {:.4f}".format(config["split"], *result.total), flush=True)
+    _print_total(config["split"], result.as_dict(), digits=4)
     if config["variance"]:
         chosen = time_sampler or run.config["time_sampler"]
         before = model_from_config(run.config, data)
@@ -226,7 +233,7 @@ def _measure_variance(
         "weighting": name_of("weighting", weighting),
         "steps": settings.timesteps,
     }
-    replace_text(file, json.dumps(record, indent=1) + "\n")
+    replace_text(file, as_json(record, indent=1) + "\n")
     print(save_statistics(statistics, file.with_suffix(".png")), flush=True)
 
 

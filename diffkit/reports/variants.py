@@ -66,7 +66,7 @@ class Variant:
     - `mean`, `standard_error`: test bits per dimension, over seeds; `None` for the error of one seed.
     - `terms`: the means of `prior`, `reconstruction` and `diffusion`, which add up to `mean`.
     - `totals`: the test bits per dimension of each run; `test_errors`: of each, the standard error over the
-      examples of its test set, of which there are `examples`.
+      examples of its test set, of which there are `examples`; `None` for one example.
     - `steps`: T of the evaluation, `None` for continuous time.
     - `difference`: to the baseline, negative for fewer bits; `None` for the baseline itself.
       `difference_error`: its standard error, `None` where either has one seed. `compared`: how that was
@@ -85,7 +85,7 @@ class Variant:
     standard_error: float | None
     terms: Mapping[str, float]
     totals: tuple[float, ...]
-    test_errors: tuple[float, ...]
+    test_errors: tuple[float | None, ...]
     examples: int
     steps: int | None
     difference: float | None
@@ -261,7 +261,7 @@ def make_variants(
                     for term in TERMS
                 },
                 totals=tuple(run.total for run in same),
-                test_errors=tuple(float(e["total_standard_error"]) for e in evaluations),
+                test_errors=tuple(e["total_standard_error"] for e in evaluations),
                 examples=evaluations[0]["examples"],
                 steps=evaluations[0]["steps"],
                 difference=less[0] if index else None,

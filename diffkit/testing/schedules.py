@@ -14,6 +14,7 @@ from diffkit.decoders import GaussianDecoder
 from diffkit.model import DiffusionModel
 from diffkit.objectives import vlb
 from diffkit.testing.base import Subject, Violation, law, mapped, require, require_close, text
+from diffkit.time_samplers import LowDiscrepancy
 
 _T = np.linspace(0.0, 1.0, 10_000, dtype=np.float32)
 _EPS = float(np.finfo(np.float32).eps)
@@ -156,7 +157,7 @@ def _trained(params: Any, rest: Any) -> Any:
     def step(params, key):
         def loss(params):
             model = DiffusionModel(denoiser, eqx.combine(params, rest), GaussianDecoder(), (2,))
-            return jnp.mean(vlb(model, x, key=key).total)
+            return jnp.mean(vlb(model, x, key=key, time_sampler=LowDiscrepancy()).total)
 
         gradient = jax.grad(loss)(params)
         return jax.tree.map(

@@ -11,9 +11,14 @@ from jaxtyping import Array, Float, Real
 
 from diffkit.data import AbstractSource, batches
 from diffkit.model import DiffusionModel, check_levels
-from diffkit.objectives import vlb
-from diffkit.schedules import ordered_endpoints
+from diffkit.objectives import expected_reconstruction, prior_term, proposed_diffusion, vlb
+from diffkit.proposals import Proposal, measured, propose
+from diffkit.schedules import AbstractSchedule, minimises_variance, ordered_endpoints
+from diffkit.time_samplers import AbstractTimeSampler
 from diffkit.typing import PRNGKey
+
+# A pilot takes the network calls of one batch: at most an eighth of an evaluation.
+_BATCHES_FOR_A_PILOT = 8
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,16 @@ class Evaluation:
 
     **Attributes:** `prior`, `reconstruction`, `diffusion`, `total`: pairs (mean, standard error);
     `examples`: how many there were; `passes`: draws per example; `steps`: T, or `None` for continuous
-    time; `per_example`: the total of each example, in the order of the source.
+    time; `draws`: how the noise levels of the diffusion term were drawn; `per_example`: the total of each
+    example, in the order of the source.
+
+    `draws` is `"pilot"` if a pilot measured where the term comes from, `"uniform_logsnr"` for draws that
+    are uniform in `logsnr`, `"schedule"` for those of a schedule that minimises the variance, or the class
+    of the time sampler that was given. (In discrete time these are draws of steps, by how much of the range
+    each covers and how much an error costs there.)
 
     The standard error is that of the mean over examples, each with the mean of its own draws: it
-    counts both the spread of the data and what is left of the Monte Carlo error.
+    counts both the spread of the data and what is left of the Monte Carlo error. Of one example it is NaN.
     """
 
     prior: tuple[float, float]
@@ -35,35 +46,66 @@ class Evaluation:
     examples: int
     passes: int
     steps: int | None
+    draws: str
     per_example: Float[np.ndarray, " examples"]
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Plain numbers, for a JSON file."""
-        record: dict[str, float | int | None] = {}
+    def as_dict(self) -> dict[str, float | int | str | None]:
+        """Plain values, for a JSON file: `None` for a standard error that is not known."""
+        record: dict[str, float | int | str | None] = {}
         for name in ("prior", "reconstruction", "diffusion", "total"):
             mean, error = getattr(self, name)
             record[f"{name}_bits_per_dim"] = mean
-            record[f"{name}_standard_error"] = error
-        return record | {"examples": self.examples, "passes": self.passes, "steps": self.steps}
+            record[f"{name}_standard_error"] = error if math.isfinite(error) else None
+        return record | {
+            "examples": self.examples,
+            "passes": self.passes,
+            "steps": self.steps,
+            "draws": self.draws,
+        }
 
 
 @eqx.filter_jit
-def _terms(
+def _ends(
+    model: DiffusionModel, x: Real[Array, "batch *shape"], key: PRNGKey
+) -> Float[Array, "terms batch"]:
+    encoded, shifts = model.encode(x), jax.random.uniform(key, x.shape[:1])
+    prior = jax.vmap(lambda x: prior_term(model, x))(encoded)
+    reconstruction = jax.vmap(lambda x, shift: expected_reconstruction(model, x, shift))(x, shifts)
+    return jnp.stack([prior, reconstruction])
+
+
+@eqx.filter_jit
+def _diffusion(
     model: DiffusionModel,
     x: Real[Array, "batch *shape"],
     condition: Float[Array, "batch condition"] | None,
     key: PRNGKey,
+    times: Proposal | AbstractTimeSampler,
     steps: int | None,
     passes: int,
-) -> Float[Array, "terms batch"]:
-    # The passes of one example get evenly spread times: row i of pass p has the time
+) -> tuple[Float[Array, " batch"], list[Float[Array, " rows"]]]:
+    """The diffusion term of each example; and of each draw of a proposal the `logsnr` and the error."""
+    # The passes of one example get evenly spread draws: row i of pass p has the uniform number
     # mod(u + (p batch + i) / (passes batch), 1).
     x_passes, condition_passes = jax.tree.map(
         lambda rows: jnp.tile(rows, (passes,) + (1,) * (rows.ndim - 1)), (x, condition)
     )
-    bound = vlb(model, x_passes, key=key, steps=steps, condition=condition_passes)
-    terms = jnp.stack([bound.prior, bound.reconstruction, bound.diffusion])
-    return terms.reshape(3, passes, x.shape[0]).mean(axis=1) / (bound.dimensions * math.log(2))
+    found: list[Float[Array, " rows"]] = []
+    if isinstance(times, Proposal):
+        loss, logsnr, _, errors = proposed_diffusion(
+            model, x_passes, key, times, steps=steps, condition=condition_passes
+        )
+        found = [logsnr, errors]
+    else:
+        loss = vlb(
+            model,
+            x_passes,
+            key=key,
+            steps=steps,
+            time_sampler=times,
+            condition=condition_passes,
+        ).diffusion
+    return loss.reshape(passes, -1).mean(axis=0), found
 
 
 def evaluate(
@@ -74,8 +116,14 @@ def evaluate(
     steps: int | None = None,
     passes: int = 16,
     batch_size: int = 512,
+    time_sampler: AbstractTimeSampler | None = None,
 ) -> Evaluation:
     """The VLB of every example of a source.
+
+    The prior term is exact, and the reconstruction term nearly so
+    (`diffkit.objectives.expected_reconstruction`). The noise levels of the diffusion term are drawn where
+    the term comes from (`diffkit.proposals`): if there are eight batches or more, a pilot of one batch
+    measures the errors of the model over `logsnr` first.
 
     **Arguments:**
 
@@ -86,6 +134,7 @@ def evaluate(
     - `steps`: the number T of steps of the discrete-time model; `None` is continuous time.
     - `passes`: draws of time and noise per example.
     - `batch_size`: latents in one call of the network, about.
+    - `time_sampler`: draws times, in place of that.
 
     **Returns:** an `Evaluation`.
 
@@ -97,6 +146,9 @@ def evaluate(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     ordered_endpoints(model.schedule)
     size = min(max(batch_size // passes, 1), len(source))
+    ends_key, diffusion_key, pilot_key = jax.random.split(key, 3)
+    times, draws = _times(model.schedule, steps, time_sampler)
+    pilot = time_sampler is None and len(source) >= _BATCHES_FOR_A_PILOT * size
     collected = []
     for index, batch in enumerate(
         batches(source, batch_size=size, seed=0, shuffle=False, repeat=False, drop_remainder=False)
@@ -107,9 +159,19 @@ def evaluate(
             lambda rows: jnp.asarray(np.resize(rows, (size, *rows.shape[1:]))), batch
         )
         x, condition = padded if isinstance(padded, tuple) else (padded, None)
-        terms = _terms(model, x, condition, jax.random.fold_in(key, index), steps, passes)
+        if pilot and index == 0:
+            # Its draws are not used again: those of the estimate are independent of what it finds.
+            _, found = _diffusion(model, x, condition, pilot_key, times, steps, passes)
+            logsnr, errors = (np.asarray(rows, np.float64) for rows in found)
+            times, draws = propose(model.schedule, steps, measured(logsnr, errors)), "pilot"
+        ends = _ends(model, x, jax.random.fold_in(ends_key, index))
+        diffusion, _ = _diffusion(
+            model, x, condition, jax.random.fold_in(diffusion_key, index), times, steps, passes
+        )
+        terms = jnp.concatenate([ends, diffusion[None]])
         collected.append(terms[:, : len(jax.tree.leaves(batch)[0])])
-    terms = np.concatenate([np.asarray(part, dtype=np.float64) for part in collected], axis=1)
+    scale = 1 / (math.prod(model.shape) * math.log(2))
+    terms = scale * np.concatenate([np.asarray(part, np.float64) for part in collected], axis=1)
     total = terms.sum(axis=0)
     count = total.size
 
@@ -125,5 +187,16 @@ def evaluate(
         examples=count,
         passes=passes,
         steps=steps,
+        draws=draws,
         per_example=total,
     )
+
+
+def _times(
+    schedule: AbstractSchedule, steps: int | None, time_sampler: AbstractTimeSampler | None
+) -> tuple[Proposal | AbstractTimeSampler, str]:
+    """How noise levels are drawn, and the word for it in a record."""
+    if time_sampler is not None:
+        return time_sampler, type(time_sampler).__name__
+    known = "schedule" if minimises_variance(schedule) else "uniform_logsnr"
+    return propose(schedule, steps), known

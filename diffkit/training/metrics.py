@@ -1,10 +1,11 @@
 """Where metrics go while training: a JSON Lines file, TensorBoard, the terminal."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 Record = Mapping[str, int | float]
 """Metrics of one dispatch: `step`, `seconds` of training so far, and the means over its steps."""
@@ -29,10 +30,24 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     if path.exists():
         for line in path.read_text().splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except json.JSONDecodeError:
                 break
+            records.append({k: math.nan if v is None else v for k, v in record.items()})
     return records
+
+
+def as_json(value: Any, *, indent: int | None = None) -> str:
+    """Plain values as JSON, which has no NaN and no infinity: `null` in their place."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: known(one) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [known(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(known(value), indent=indent, allow_nan=False)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -51,13 +66,13 @@ class JsonLines:
 
     def __init__(self, path: Path, *, step: int):
         kept = [record for record in read_metrics(path) if record["step"] <= step]
-        replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        replace_text(path, "".join(as_json(record) + "\n" for record in kept))
         self.records = kept
         self._file = path.open("a")
 
     def write(self, record: Record) -> None:
         self.records.append(dict(record))
-        self._file.write(json.dumps(dict(record)) + "\n")
+        self._file.write(as_json(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:
