@@ -2,6 +2,8 @@
 
     python benchmarks/samplers.py                       # the tables, and samplers.png
     python benchmarks/samplers.py --out FILE.png --counts 5 10 20
+    python benchmarks/samplers.py --schedules           # on the grids that schedules make, in even times
+    python benchmarks/samplers.py --few                 # at 1 to 4 steps, against DDIM
     python benchmarks/samplers.py --loop                # microseconds a step without a network
     python benchmarks/samplers.py --loop --peers PYTHON # ... and that of torch libraries beside it
 
@@ -15,11 +17,12 @@ PYTHON is the interpreter of an environment with torch, and any of k-diffusion, 
 """
 
 import argparse
+import functools
 import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -141,27 +144,91 @@ def samplers() -> dict[str, dk.AbstractSampler]:
     return found
 
 
+def schedule_grids() -> dict[str, Callable[[int], Float[Array, " points"]]]:
+    """`uniform_t` under schedules with the range of the problems."""
+    ends = tuple(float(end) for end in SCHEDULE.endpoints)
+    schedules = {
+        "vp_beta": dk.Truncated(dk.get("schedule", "vp_beta")(), *ends),
+        "cosine": dk.Cosine(*ends),
+        "straight_line": dk.get("schedule", "straight_line")(*ends),
+        "log_normal": dk.get("schedule", "log_normal")(),
+    }
+    uniform = dk.UniformT()
+    return {
+        f"uniform_t, {name}": functools.partial(uniform, schedule)
+        for name, schedule in schedules.items()
+    }
+
+
 Errors = dict[str, np.ndarray]  # by sampler, one entry per count
 
 
-def measure(counts: tuple[int, ...]) -> dict[tuple[str, str], Errors]:
-    """The error of every sampler, for each problem and grid."""
+def measure(
+    counts: tuple[int, ...], places: Mapping[str, Callable[[int], Float[Array, " points"]]]
+) -> dict[tuple[str, str], Errors]:
+    """The error of every sampler, for each problem and grid, by calls of the network."""
     result: dict[tuple[str, str], Errors] = {}
     exact = problems()
-    for grid_name, grid in grids().items():
+    for grid_name, grid in places.items():
         for problem_name, problem in exact.items():
             row: Errors = {}
             for name, sampler in samplers().items():
                 assert sampler.calls is not None
-                errors = []
-                for count in counts:
-                    steps = max(count // sampler.calls, 1)
-                    places = jnp.pad(grid(steps), (0, max(counts) - steps), mode="edge")
-                    y = run(sampler, problem.denoiser, problem.start, places, jnp.asarray(steps))
-                    errors.append(rms(y, problem.end))
-                row[name] = np.array(errors)
+                steps = [max(count // sampler.calls, 1) for count in counts]
+                row[name] = errors_at(sampler, problem, grid, steps, max(counts))
             result[problem_name, grid_name] = row
-    return {key: result[key] for key in PEERS}
+    return result
+
+
+def errors_at(
+    sampler: dk.AbstractSampler,
+    problem: Problem,
+    grid: Callable[[int], Float[Array, " points"]],
+    counts: Sequence[int],
+    most: int,
+) -> np.ndarray:
+    """The error with each number of steps, of which `most` is the largest."""
+    errors = []
+    for steps in counts:
+        padded = jnp.pad(grid(steps), (0, most - steps), mode="edge")
+        y = run(sampler, problem.denoiser, problem.start, padded, jnp.asarray(steps))
+        errors.append(rms(y, problem.end))
+    return np.array(errors)
+
+
+def report_schedules(counts: tuple[int, ...]) -> None:
+    """The tables on the grids of schedules: geometric mean over the two problems."""
+    result = measure(counts, schedule_grids())
+    for grid in schedule_grids():
+        rows = [row for (_, name), row in result.items() if name == grid]
+        print(f"\n{grid}: RMS error against network calls, geometric mean of both problems")
+        print(line("calls", counts, " {:9d}"))
+        for name in rows[0]:
+            print(line(name, np.exp(np.mean([np.log(row[name]) for row in rows], axis=0))))
+
+
+def report_few() -> bool:
+    """Errors at 1 to 4 steps by that of DDIM with the same calls, the largest over problems and grids."""
+    steps, exact = (1, 2, 3, 4), problems()
+    places = grids() | schedule_grids()
+    ddim = dk.samplers.DDIM()
+    print(f"\nerror by that of DDIM with the same calls, the largest over {len(places)} grids")
+    print(line("steps", steps, " {:9d}"))
+    largest = 0.0
+    for name, sampler in samplers().items():
+        calls = sampler.calls
+        assert calls is not None
+        ratios = []
+        for grid in places.values():
+            for problem in exact.values():
+                found = errors_at(sampler, problem, grid, steps, 8)
+                same = errors_at(ddim, problem, grid, [calls * each for each in steps], 8)
+                ratios.append(found / same)
+        worst = np.max(ratios, axis=0)
+        largest = max(largest, worst.max())
+        print(line(name, worst, " {:9.2f}"))
+    print(f"no sampler has more than twice the error of DDIM: {'yes' if largest <= 2 else 'NO'}")
+    return bool(largest <= 2)
 
 
 def line(name: str, values: Any, form: str = " {:9.1e}") -> str:
@@ -369,6 +436,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", default="samplers.png", help="where the plot goes")
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
+    parser.add_argument("--schedules", action="store_true", help="the grids that schedules make")
+    parser.add_argument("--few", action="store_true", help="1 to 4 steps, against DDIM")
     parser.add_argument("--loop", action="store_true", help="cost of a step instead of accuracy")
     parser.add_argument("--peers", metavar="PYTHON", help="with --loop: torch libraries as well")
     parser.add_argument("--repeats", type=int, default=7)
@@ -388,7 +457,13 @@ def main() -> None:
 
     with jax.enable_x64(True):
         counts = tuple(sorted(set(args.counts)))
-        result = measure(counts)
+        if args.few:
+            raise SystemExit(0 if report_few() else 1)
+        if args.schedules:
+            report_schedules(counts)
+            return
+        found = measure(counts, grids())
+        result = {key: found[key] for key in PEERS}
         kept = report(counts, result)
         plot(args.out, counts, result)
     if not kept:

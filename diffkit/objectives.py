@@ -441,9 +441,9 @@ def vlb(
     """The variational lower bound of a batch: an unbiased estimate from one draw per example.
 
     By default noise levels are drawn as the bound asks (`diffkit.proposals`). In continuous time they are
-    uniform in `logsnr` whatever the schedule, so that schedules with the same endpoints have the same
-    estimates. Times that are uniform in t leave most reports too good under schedules that hardly visit the
-    ends of their range.
+    uniform in `logsnr`, so that schedules with the same endpoints have the same estimates; only a schedule
+    that minimises the variance is followed. Times that are uniform in t leave most reports too good under
+    schedules that hardly visit the ends of their range.
 
     **Arguments:**
 

@@ -109,15 +109,18 @@ def measured(
 
     **Arguments:** `logsnr`: where the pilot's draws fell; `squares`: the squared error of each.
 
-    **Returns:** mean `logsnr` and root mean square over groups of neighbouring draws, with some overlap.
+    **Returns:** mean `logsnr` and root mean square over groups of neighbouring draws, with some overlap; of
+    each value of `logsnr` by itself where there are few.
     """
     distinct, group = np.unique(logsnr, return_inverse=True)
-    if len(distinct) > CELLS:
+    few = len(distinct) <= CELLS  # steps, each with many draws
+    if not few:
         group = group * CELLS // len(distinct)
     count = np.bincount(group)
     at, moment = (np.bincount(group, values) / count for values in (logsnr, squares**2))
-    # A rare large error speaks for its neighbours too.
-    padded = np.pad(moment, 1, mode="edge")
-    moment = np.maximum(moment, (padded[:-2] + padded[1:-1] + padded[2:]) / 3)
+    if not few:
+        # A rare large error speaks for its neighbours too.
+        padded = np.pad(moment, 1, mode="edge")
+        moment = np.maximum(moment, (padded[:-2] + padded[1:-1] + padded[2:]) / 3)
     dtype = jnp.result_type(float)
     return jnp.asarray(at, dtype), jnp.asarray(np.sqrt(moment), dtype)

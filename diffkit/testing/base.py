@@ -319,7 +319,8 @@ def require(
         index = int(broken[0])
     else:
         # NaN is the worst of all.
-        index = int(broken[np.argmax(np.nan_to_num(worst[broken], nan=np.inf, posinf=1e300))])
+        size = np.nan_to_num(np.float64(worst[broken]), nan=np.inf, posinf=1e300)
+        index = int(broken[np.argmax(size)])
 
     def show(items: Mapping[str, Any]) -> str:
         shown = []

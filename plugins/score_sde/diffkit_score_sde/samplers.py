@@ -12,9 +12,21 @@ import jax
 import jax.numpy as jnp
 
 import diffkit as dk
-from diffkit.samplers import AbstractSampler
+from diffkit.samplers import LONG_STEP, AbstractSampler, between
 from diffkit.samplers.base import Denoise
 from diffkit.typing import Example, PRNGKey, Scalar
+
+# The most noise that a step leaves, in units of the level that it leads to.
+_MOST_NOISE = 2.0
+
+
+def _reverse(y: Example, prediction: dk.Prediction, logsnr: Scalar, noise: Example) -> Example:
+    """The Euler-Maruyama step from the level of a prediction to `logsnr`."""
+    rho_t, rho_s = prediction.level.rho, jnp.exp(-logsnr / 2)
+    # rho_t^2 - rho_s^2 = c rho_t^2, without the difference of the squares.
+    c = -jnp.expm1(prediction.level.logsnr - logsnr)
+    std = jnp.minimum(rho_t, _MOST_NOISE * rho_s) * jnp.sqrt(c)
+    return y - rho_t * c * prediction.eps + std * noise
 
 
 @dk.register("sampler", "euler_maruyama")
@@ -29,6 +41,10 @@ class EulerMaruyama(AbstractSampler):
     by the factor $\rho_t / \rho_s$, so that it leaves too much variance at few steps where ancestral
     sampling leaves too little. The paper discretises the VP and sub-VP SDE in their own latents and
     times; the limit and the order are the same.
+
+    In a step in which $\rho$ falls to less than half, the noise has the standard deviation
+    $2 \rho_s \sqrt{1 - \rho_s^2 / \rho_t^2}$ in place of $\sqrt{\rho_t^2 - \rho_s^2}$. Otherwise a single
+    step from $\rho_t = 80$ would leave noise of that size in the sample.
 
     Choose it, with a thousand steps, to reproduce the paper's VP and sub-VP samples. The noise of the
     last step stays in the sample; the paper leaves that one out (its appendix G, "Denoising"), which
@@ -60,10 +76,8 @@ class EulerMaruyama(AbstractSampler):
         key: PRNGKey | None,
     ) -> tuple[Example, None]:
         assert key is not None
-        # rho_t^2 - rho_s^2 = c rho_t^2, without the difference of the squares.
-        c = -jnp.expm1(logsnr_t - logsnr_s)
-        noise = jnp.sqrt(c) * jax.random.normal(key, y.shape, y.dtype)
-        return y + jnp.exp(-logsnr_t / 2) * (noise - c * denoise(y, logsnr_t).eps), None
+        noise = jax.random.normal(key, y.shape, y.dtype)
+        return _reverse(y, denoise(y, logsnr_t), logsnr_s, noise), None
 
 
 @dk.register("sampler", "predictor_corrector")
@@ -88,6 +102,9 @@ class PredictorCorrector(AbstractSampler):
     vanishes with it, so that the whole converges, each example by itself. Where there is only noise,
     the paper's step is $1 - a = 2 r^2$: r = 0.16 at 1000 steps from 50 to 0.01 is c = 3.09. Correctors
     come before the predictor, as in the published code; algorithm 1 has them after it.
+
+    In a long step (`diffkit.samplers.LONG_STEP`) a correction at the level of t would be wasted. There the
+    same calls of the network are Euler-Maruyama steps along the way.
 
     **Arguments:**
 
@@ -137,14 +154,20 @@ class PredictorCorrector(AbstractSampler):
     ) -> tuple[Example, None]:
         assert key is not None
         predictor_key, corrector_key = jax.random.split(key)
-        rho = jnp.exp(-logsnr_t / 2)
         time = self.corrector * (logsnr_s - logsnr_t)
         lost, fresh = -jnp.expm1(-time), jnp.sqrt(-jnp.expm1(-2 * time))
+        long = logsnr_s - logsnr_t > LONG_STEP
+        share = jnp.arange(self.calls) / self.calls
+        levels = jnp.where(long, between(logsnr_t, logsnr_s, share), logsnr_t)
 
-        def correct(y: Example, key: PRNGKey) -> tuple[Example, None]:
-            noise = fresh * jax.random.normal(key, y.shape, y.dtype)
+        def correct(y: Example, inputs: tuple[Scalar, Scalar, PRNGKey]) -> tuple[Example, None]:
+            here, there, key = inputs
+            prediction = denoise(y, here)
+            noise = jax.random.normal(key, y.shape, y.dtype)
             # An increment, so that small steps keep their digits.
-            return y + rho * (noise - lost * denoise(y, logsnr_t).eps), None
+            corrected = y + prediction.level.rho * (fresh * noise - lost * prediction.eps)
+            return jnp.where(long, _reverse(y, prediction, there, noise), corrected), None
 
-        y, _ = jax.lax.scan(correct, y, jax.random.split(corrector_key, self.corrector_steps))
-        return EulerMaruyama().step(denoise, y, logsnr_t, logsnr_s, None, predictor_key)
+        keys = jax.random.split(corrector_key, self.corrector_steps)
+        y, _ = jax.lax.scan(correct, y, (levels[:-1], levels[1:], keys))
+        return EulerMaruyama().step(denoise, y, levels[-1], logsnr_s, None, predictor_key)

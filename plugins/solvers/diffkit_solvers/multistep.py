@@ -53,6 +53,12 @@ _LIMITS = (3.0, 7.0, 10.0)
 # the new point. Without a bound, steps of 4 and more in logsnr diverge in the forms eps and v.
 _CONTRACTION = 1.0
 
+# The longest steps in logsnr that look back, before three values are known and after. Longer ones made
+# methods of two to four points up to five times worse than DDIM on the problems of benchmarks/samplers.py,
+# with four steps. Five steps from rho = 80 to 0.002 gain from looking back: they are 4.24 long, or 2.4 to
+# 7.5 on EDM's grid.
+_KNOWN, _LONGEST, _LONGEST_AFTER = 3, 4.25, 8.0
+
 
 class History(eqx.Module):
     """What `Multistep` carries from step to step, for one example.
@@ -61,7 +67,7 @@ class History(eqx.Module):
 
     - `quantities`: the last values of the form's quantity, the latest first.
     - `logsnr`: where they were taken.
-    - `count`: how many of them there are.
+    - `count`: how many there have been since the start or the last long step.
     - `pending`: entry k is the integral of the corrector's term for the last step if that step had
       k + 1 points, else 0; all are 0 if it is not to be corrected.
     """
@@ -76,10 +82,10 @@ class History(eqx.Module):
 class Multistep(dk.AbstractSampler):
     r"""The linear multistep method with every choice open; one call of the network per step.
 
-    Choose it with its defaults, the velocity of the straight path with a corrector, from twenty calls
-    on: it is then the most accurate on average over the two problems and two grids of
-    `benchmarks/samplers.py`, and with `points=4` is more so at most counts. Below twenty choose `deis`.
-    The published samplers are other choices, and have names of their own:
+    Choose it with its defaults, the velocity of the straight path with a corrector, from twenty calls on
+    the grids `uniform_logsnr` and `rho`: it is then the most accurate on average over the two problems of
+    `benchmarks/samplers.py`, and with `points=4` is more so at most counts. Below twenty choose `deis`; on
+    the grid `uniform_t` choose `ab_v`. The published samplers are other choices, with names of their own:
 
     | name | `form` | `variable` | `points` | `corrector` | `midpoint` | `eta` |
     |---|---|---|---|---|---|---|
@@ -98,7 +104,10 @@ class Multistep(dk.AbstractSampler):
 
     Where a step is several times as long as the one before it, extrapolation magnifies errors. There the
     order is lowered, for that step, to the highest whose weights have $\sum_j |w_j|$ at most 3, 7 or 10
-    times $|\sum_j w_j|$ (for 2, 3, 4 points).
+    times $|\sum_j w_j|$ (for 2, 3, 4 points). In a step of more than
+    4.25 in logsnr, or of more than 8 once three values are known, earlier values say nothing of the new
+    one. There the method begins anew: the step has one point and no correction, and no value before it is
+    used again. Without noise it is a step of DDIM, in the form `v` too.
 
     **Noise.** With `eta` above 0 it is the multistep method for the reverse SDE: form `x` with
     $u = y / \rho^{1 + \eta^2}$ and $\kappa = \rho^{-(1 + \eta^2)}$, and noise of variance
@@ -184,8 +193,11 @@ class Multistep(dk.AbstractSampler):
         key: PRNGKey | None,
     ) -> tuple[Example, History]:
         form = _noisy(self.eta) if self.stochastic else FORMS[self.form]
-        newest = form.quantity(denoise(y, logsnr_t))
+        prediction = denoise(y, logsnr_t)
+        newest = form.quantity(prediction)
         size = len(state.quantities)
+        longest = jnp.where(state.count < _KNOWN, _LONGEST, _LONGEST_AFTER)
+        long = logsnr_s - logsnr_t > longest
 
         # The variable, relative to the start of the step. Values that are not there yet are given places
         # that no other has, beyond the end, and no weight.
@@ -199,16 +211,22 @@ class Multistep(dk.AbstractSampler):
 
         # As many points as there are, and as the limit on the weights allows.
         used, weights = [jnp.ones((), bool)], integrals[0] * differences[0]
+        more = ~long
         for k in range(1, self.points):
             weights = weights + integrals[k] * differences[k]
             limit = _LIMITS[k - 1] * jnp.abs(integrals[0])
-            used.append(used[-1] & (k <= state.count) & (jnp.sum(jnp.abs(weights)) <= limit))
+            more = more & (k <= state.count) & (jnp.sum(jnp.abs(weights)) <= limit)
+            used.append(more)
 
         # In differences from the newest value: first the correction of the last step, then this step.
         weights = (1 + growth) * (state.pending @ differences[1:])
         for k in range(1, self.points):
             weights = weights + jnp.where(used[k], integrals[k], 0) * differences[k]
         step = growth * y + integrals[0] * newest
+        if self.form == "v":
+            # In the other forms one point is DDIM already. Here it is a step along the tangent of a circle.
+            rho_t, rho_s = jnp.exp(-logsnr_t / 2), jnp.exp(-logsnr_s / 2)
+            step = jnp.where(long, (rho_s - rho_t) * prediction.eps, step)
         for weight, earlier in zip(weights[1:], state.quantities, strict=True):
             step = step + weight * (earlier - newest)
         y = y + step
@@ -223,12 +241,12 @@ class Multistep(dk.AbstractSampler):
         correct = _contracts(form, end - tau[:-1], integrals[1:], logsnr_s)
         if not self.corrector:
             correct = correct & (state.count + 1 <= self.points - 2)
-        pending = jnp.where(jnp.stack(exactly)[:size] & correct, integrals[1:], 0)
+        pending = jnp.where(jnp.stack(exactly)[:size] & correct & ~long, integrals[1:], 0)
 
         return y, History(
             quantities=(newest, *state.quantities)[:size],
             logsnr=jnp.concatenate([logsnr_t[None].astype(y.dtype), state.logsnr])[:size],
-            count=jnp.minimum(state.count + 1, size),
+            count=jnp.where(long, 0, state.count + 1),
             pending=pending,
         )
 

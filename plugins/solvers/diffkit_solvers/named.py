@@ -64,7 +64,7 @@ def deis(order: int = 3, variable: str = "logsnr") -> Multistep:
     The predicted noise is a polynomial in `variable`. With `rho` it is the paper's rhoAB-DEIS, the
     classical Adams-Bashforth method in sigma (k-diffusion's LMS). The paper prefers the time of the
     schedule; logsnr, into which no schedule enters, was more accurate than rho in all that we
-    measured. Choose it below twenty calls.
+    measured. Choose it below twenty calls, on the grids `uniform_logsnr` and `rho`.
 
     **Arguments:** `order`, 1 to 4 (1 is DDIM); `variable`, as in `Multistep`.
 
@@ -79,8 +79,9 @@ def ab_v(order: int = 3) -> Multistep:
 
     In the angle the probability-flow ODE of the variance preserving process is $dz / d\varphi = v$
     (Salimans and Ho 2022, arXiv 2202.00512, appendix D), with a right-hand side that stays of order one at
-    both ends. Choose it for v networks on grids that are even in the angle, such as the cosine
-    schedule's; with few steps and data near a low-dimensional set it is the least stable one here.
+    both ends. Choose it on the grid `uniform_t`, from twenty calls on: the angle is even in time under the
+    cosine schedule, and nearly so under `straight_line` and `vp_beta`, where steps that are even in time
+    are very uneven in logsnr.
 
     **Arguments:** `order`, 1 to 4.
 
