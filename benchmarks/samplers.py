@@ -2,8 +2,8 @@
 
     python benchmarks/samplers.py                       # the tables, and samplers.png
     python benchmarks/samplers.py --out FILE.png --counts 5 10 20
-    python benchmarks/samplers.py --schedules           # on the grids that schedules make, in even times
-    python benchmarks/samplers.py --few                 # at 1 to 4 steps, against DDIM
+    python benchmarks/samplers.py --time                # the same on grids that are uniform in time
+    python benchmarks/samplers.py --few                 # 1 to 4 steps, and DDIM with as many calls
     python benchmarks/samplers.py --loop                # microseconds a step without a network
     python benchmarks/samplers.py --loop --peers PYTHON # ... and that of torch libraries beside it
 
@@ -11,18 +11,18 @@ Problems, in the rescaled latent y = z / alpha from rho = 80 to rho = 0.002, flo
 points from a normal with the data's mean and variance + 80^2: N((0.7, -0.3), 0.5^2 I), whose
 probability-flow ODE has an affine map, and 8 equal modes of standard deviation 0.1 on a circle of radius
 sqrt 2, with an adaptive solver at 1e-11 as reference. Error: RMS over points and coordinates. The samplers
-are all deterministic ones that are registered, with their defaults, and the variants below.
+are all deterministic ones that are registered, with their defaults, and the variants below. Grids uniform
+in time are those of three schedules, cut to the same range.
 
 PYTHON is the interpreter of an environment with torch, and any of k-diffusion, diffusers and azula.
 """
 
 import argparse
-import functools
 import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -71,15 +71,18 @@ def integrate(
     steps: int | Array,
 ) -> Float[Array, "count dim"]:
     """The sampler from given start points over the first `steps` steps of a grid."""
+    keys = jax.random.split(jax.random.key(0), len(start))
 
     def denoise(y: Any, logsnr: Any) -> dk.Prediction:
         return denoiser(denoiser.process.at(logsnr).alpha * y, logsnr)
 
     def body(i: Any, carry: Any) -> Any:
-        def step(y: Any, state: Any) -> Any:
-            return sampler.step(denoise, y, grid[i], grid[i + 1], state, None)
+        def step(y: Any, state: Any, key: Any) -> Any:
+            key = jax.random.fold_in(key, i) if sampler.stochastic else None
+            return sampler.step(denoise, y, grid[i], grid[i + 1], state, key)
 
-        return jax.vmap(step)(*carry)
+        every: Any = jax.vmap(step)
+        return every(*carry, keys)
 
     # A loop with an unknown number of steps: compiled once for all counts.
     return jax.lax.fori_loop(0, steps, body, (start, jax.vmap(sampler.init)(start)))[0]
@@ -131,104 +134,124 @@ def grids() -> dict[str, Callable[[int], Float[Array, " points"]]]:
     return found | {"rho=7": computed}
 
 
-def samplers() -> dict[str, dk.AbstractSampler]:
-    """All deterministic samplers with a fixed number of calls, by name and options."""
+def time_grids() -> dict[str, Callable[[int], Float[Array, " points"]]]:
+    """Grids uniform in time, by the schedule: in the angle, on the straight path, of the VP SDE."""
+    schedules = {
+        "cosine": dk.Cosine(15.0, -15.0),
+        "straight_line": dk.get("schedule", "straight_line")(13.3, -10.0),
+        "vp_beta": dk.get("schedule", "vp_beta")(t_min=1e-6),
+    }
+    ends = SCHEDULE.endpoints
+    uniform = dk.UniformT()
+
+    def of(schedule: dk.AbstractSchedule) -> Callable[[int], Float[Array, " points"]]:
+        cut = dk.Truncated(schedule, float(ends[0]), float(ends[1]))
+        return lambda steps: uniform(cut, steps)
+
+    return {name: of(schedule) for name, schedule in schedules.items()}
+
+
+def samplers(*, stochastic: bool = False) -> dict[str, dk.AbstractSampler]:
+    """All samplers with a fixed number of calls, deterministic or not, by name and options."""
     found: dict[str, dk.AbstractSampler] = {}
     for name in dk.available("sampler"):
         part = dk.get("sampler", name)
         for options in ({}, *VARIANTS.get(name, ())):
             sampler = part(**options) if options else complete(part, {})
-            if not sampler.stochastic and sampler.calls is not None:
+            if sampler.stochastic == stochastic and sampler.calls is not None:
                 label = " ".join([name, *(f"{k}={v}" for k, v in options.items())])
                 found[label] = sampler
     return found
 
 
-def schedule_grids() -> dict[str, Callable[[int], Float[Array, " points"]]]:
-    """`uniform_t` under schedules with the range of the problems."""
-    ends = tuple(float(end) for end in SCHEDULE.endpoints)
-    schedules = {
-        "vp_beta": dk.Truncated(dk.get("schedule", "vp_beta")(), *ends),
-        "cosine": dk.Cosine(*ends),
-        "straight_line": dk.get("schedule", "straight_line")(*ends),
-        "log_normal": dk.get("schedule", "log_normal")(),
-    }
-    uniform = dk.UniformT()
-    return {
-        f"uniform_t, {name}": functools.partial(uniform, schedule)
-        for name, schedule in schedules.items()
-    }
-
-
 Errors = dict[str, np.ndarray]  # by sampler, one entry per count
 
 
-def measure(
-    counts: tuple[int, ...], places: Mapping[str, Callable[[int], Float[Array, " points"]]]
-) -> dict[tuple[str, str], Errors]:
-    """The error of every sampler, for each problem and grid, by calls of the network."""
+def error(sampler: dk.AbstractSampler, problem: Problem, grid: Any, steps: int, most: int) -> float:
+    """The error after all steps of a grid, padded to the most that there are."""
+    places = jnp.pad(grid(steps), (0, most - steps), mode="edge")
+    y = run(sampler, problem.denoiser, problem.start, places, jnp.asarray(steps))
+    return rms(y, problem.end)
+
+
+def measure(counts: tuple[int, ...], grids: Mapping[str, Any]) -> dict[tuple[str, str], Errors]:
+    """The error of every sampler, for each problem and grid."""
     result: dict[tuple[str, str], Errors] = {}
-    exact = problems()
-    for grid_name, grid in places.items():
-        for problem_name, problem in exact.items():
+    for problem_name, problem in problems().items():
+        for grid_name, grid in grids.items():
             row: Errors = {}
             for name, sampler in samplers().items():
-                assert sampler.calls is not None
-                steps = [max(count // sampler.calls, 1) for count in counts]
-                row[name] = errors_at(sampler, problem, grid, steps, max(counts))
+                calls = sampler.calls or 1
+                row[name] = np.array(
+                    [
+                        error(sampler, problem, grid, max(count // calls, 1), max(counts))
+                        for count in counts
+                    ]
+                )
             result[problem_name, grid_name] = row
     return result
 
 
-def errors_at(
-    sampler: dk.AbstractSampler,
-    problem: Problem,
-    grid: Callable[[int], Float[Array, " points"]],
-    counts: Sequence[int],
-    most: int,
-) -> np.ndarray:
-    """The error with each number of steps, of which `most` is the largest."""
-    errors = []
-    for steps in counts:
-        padded = jnp.pad(grid(steps), (0, most - steps), mode="edge")
-        y = run(sampler, problem.denoiser, problem.start, padded, jnp.asarray(steps))
-        errors.append(rms(y, problem.end))
-    return np.array(errors)
+def mean(rows: list[Errors]) -> Errors:
+    """The geometric mean of tables."""
+    return {name: np.exp(np.mean([np.log(row[name]) for row in rows], axis=0)) for name in rows[0]}
 
 
-def report_schedules(counts: tuple[int, ...]) -> None:
-    """The tables on the grids of schedules: geometric mean over the two problems."""
-    result = measure(counts, schedule_grids())
-    for grid in schedule_grids():
-        rows = [row for (_, name), row in result.items() if name == grid]
-        print(f"\n{grid}: RMS error against network calls, geometric mean of both problems")
+def over_time(counts: tuple[int, ...]) -> None:
+    """Print the tables of the grids that are uniform in time, means over both problems."""
+    result = measure(counts, time_grids())
+    groups = {
+        f"uniform_t, {name}": [r for k, r in result.items() if k[1] == name]
+        for name in time_grids()
+    }
+    for name, rows in (groups | {"all of uniform_t": list(result.values())}).items():
+        print(f"\n{name}: geometric mean of the RMS errors on both problems against network calls")
         print(line("calls", counts, " {:9d}"))
-        for name in rows[0]:
-            print(line(name, np.exp(np.mean([np.log(row[name]) for row in rows], axis=0))))
+        table = mean(rows)
+        for sampler, errors in table.items():
+            print(line(sampler, errors))
+        best = np.argmin(np.stack(list(table.values())), axis=0)
+        print(line("best by", [list(table)[i].split()[0] for i in best], " {:>9.9s}"))
 
 
-def report_few() -> bool:
-    """Errors at 1 to 4 steps by that of DDIM with the same calls, the largest over problems and grids."""
-    steps, exact = (1, 2, 3, 4), problems()
-    places = grids() | schedule_grids()
+def few() -> None:
+    """Print the errors at 1 to 4 steps, and how often that of DDIM with as many calls."""
+    steps, most = (1, 2, 3, 4), 16
+    places, found = grids() | time_grids(), problems()
     ddim = dk.samplers.DDIM()
-    print(f"\nerror by that of DDIM with the same calls, the largest over {len(places)} grids")
-    print(line("steps", steps, " {:9d}"))
-    largest = 0.0
+    print(
+        f"\nRMS error at 1 to 4 steps, geometric mean over both problems and {len(places)} grids;"
+    )
+    print("worst: the largest error by that of DDIM with as many calls of the network")
+    print(line("steps", [*map(str, steps), "worst"], " {:>9s}"))
     for name, sampler in samplers().items():
-        calls = sampler.calls
-        assert calls is not None
-        ratios = []
-        for grid in places.values():
-            for problem in exact.values():
-                found = errors_at(sampler, problem, grid, steps, 8)
-                same = errors_at(ddim, problem, grid, [calls * each for each in steps], 8)
-                ratios.append(found / same)
-        worst = np.max(ratios, axis=0)
-        largest = max(largest, worst.max())
-        print(line(name, worst, " {:9.2f}"))
-    print(f"no sampler has more than twice the error of DDIM: {'yes' if largest <= 2 else 'NO'}")
-    return bool(largest <= 2)
+        table, ratios = [], []
+        for problem in found.values():
+            for grid in places.values():
+                table.append([error(sampler, problem, grid, n, most) for n in steps])
+                fine = [error(ddim, problem, grid, n * (sampler.calls or 1), most) for n in steps]
+                ratios.append(np.array(table[-1]) / fine)
+        print(line(name, [*np.exp(np.mean(np.log(table), axis=0)), np.max(ratios)]))
+
+    print("\nstochastic: Wasserstein's distance of order 2 on the Gaussian, by mean and variance")
+    print(line("steps", [*map(str, steps), "worst"], " {:>9s}"))
+    gaussian = found["gaussian"].denoiser
+    centre, std = np.array([0.7, -0.3]), 0.5
+    normal = np.random.default_rng(0).standard_normal((8192, 2))
+    start = jnp.asarray(centre + normal * np.hypot(std, RHO_MAX))
+
+    def distance(sampler: dk.AbstractSampler, grid: Any, n: int) -> float:
+        y = run(
+            sampler, gaussian, start, jnp.pad(grid(n), (0, most - n), mode="edge"), jnp.asarray(n)
+        )
+        return float(np.sqrt(np.mean((y.mean(0) - centre) ** 2 + (y.std(0) - std) ** 2)))
+
+    for name, sampler in ({"ddim": ddim} | samplers(stochastic=True)).items():
+        calls = sampler.calls or 1
+        table = [[distance(sampler, grid, n) for n in steps] for grid in places.values()]
+        fine = [[distance(ddim, grid, n * calls) for n in steps] for grid in places.values()]
+        ratio = np.max(np.array(table) / fine)
+        print(line(name, [*np.exp(np.mean(np.log(table), axis=0)), ratio]))
 
 
 def line(name: str, values: Any, form: str = " {:9.1e}") -> str:
@@ -254,11 +277,7 @@ def report(counts: tuple[int, ...], result: Mapping[tuple[str, str], Errors]) ->
     ours, theirs = (np.exp(np.log(np.array(values)).mean(axis=0)) for values in (best, peers))
     print("\ngeometric mean over the four")
     print(line("calls", counts, " {:9d}"))
-    means = {
-        name: np.exp(np.mean([np.log(row[name]) for row in result.values()], axis=0))
-        for name in next(iter(result.values()))
-    }
-    for name, values in means.items():
+    for name, values in mean(list(result.values())).items():
         print(line(name, values))
     print(line("best", ours))
     print(line("best of peers", theirs))
@@ -436,8 +455,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", default="samplers.png", help="where the plot goes")
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
-    parser.add_argument("--schedules", action="store_true", help="the grids that schedules make")
-    parser.add_argument("--few", action="store_true", help="1 to 4 steps, against DDIM")
+    parser.add_argument("--time", action="store_true", help="on grids that are uniform in time")
+    parser.add_argument(
+        "--few", action="store_true", help="1 to 4 steps instead of counts of calls"
+    )
     parser.add_argument("--loop", action="store_true", help="cost of a step instead of accuracy")
     parser.add_argument("--peers", metavar="PYTHON", help="with --loop: torch libraries as well")
     parser.add_argument("--repeats", type=int, default=7)
@@ -457,14 +478,15 @@ def main() -> None:
 
     with jax.enable_x64(True):
         counts = tuple(sorted(set(args.counts)))
-        if args.few:
-            raise SystemExit(0 if report_few() else 1)
-        if args.schedules:
-            report_schedules(counts)
+        if args.time or args.few:
+            if args.time:
+                over_time(counts)
+            if args.few:
+                few()
             return
-        found = measure(counts, grids())
-        result = {key: found[key] for key in PEERS}
-        kept = report(counts, result)
+        # In the order of the peers' table.
+        result = measure(counts, grids())
+        kept = report(counts, {key: result[key] for key in PEERS})
         plot(args.out, counts, result)
     if not kept:
         raise SystemExit(1)

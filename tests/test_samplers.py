@@ -64,6 +64,32 @@ def test_order_of_convergence(sampler, order):
     assert errors[-1] < 0.005
 
 
+def test_a_long_step_is_two_of_ddim_and_a_short_one_is_not():
+    # The place is that of rho / (rho + 1/2) = the mean of both ends', by hand: 80 and 0.002 give 0.5.
+    ends = -2 * np.log([80.0, 0.002])
+    share = np.mean([80.0 / 80.5, 0.002 / 0.502])
+    rho = 0.5 * share / (1 - share)
+    with jax.enable_x64(True):
+        place = float(dk.samplers.between(*jnp.asarray(ends), 0.5))
+        assert np.exp(-place / 2) == pytest.approx(rho)
+        denoise = rescaled(dk.analytic.gaussian(MEAN, STD**2 * np.eye(2)), None)
+        start = jnp.asarray([30.0, -55.0])
+        y = np.asarray(start)
+        for a, b in ((80.0, rho), (rho, 0.002)):
+            y = MEAN + (y - MEAN) * (STD**2 + a * b) / (STD**2 + a**2)
+        for form, node in itertools.product(FORMS, (0.5, 1.0)):
+            sampler = dk.samplers.RungeKutta2(form, node)
+            found, _ = sampler.step(denoise, start, *jnp.asarray(ends), None, None)
+            np.testing.assert_allclose(found, y, rtol=1e-9)
+        # Heun's method over a third of rho, with eps = rho (y - m) / (s^2 + rho^2).
+        slope = 3.0 / (STD**2 + 9.0)
+        inner = 1 - 2.0 * slope
+        factor = 1 - (slope + inner * 1.0 / (STD**2 + 1.0))
+        short = jnp.asarray(-2 * np.log([3.0, 1.0]))
+        found, _ = dk.samplers.RungeKutta2().step(denoise, start, *short, None, None)
+        np.testing.assert_allclose(found, MEAN + (np.asarray(start) - MEAN) * factor, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_forms_are_forms_of_one_equation(name):
     # d(scale y) / dkappa = quantity, by finite differences along y = x + rho eps with dy / drho = eps,

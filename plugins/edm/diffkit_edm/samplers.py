@@ -150,7 +150,8 @@ def edm_heun(
     Two network calls a step, of order 2. Choose it with the grid `rho` for deterministic samples in some
     20 to 40 steps; add churn where a trained network leaves errors that more steps do not cure. Both
     algorithms take a last step from $\sigma_{min}$ to 0, by Euler's method; here the decoder has that
-    part.
+    part. A step in which $\sigma$ falls to less than a fifth is two steps of DDIM, as in
+    `diffkit.samplers.RungeKutta2`.
 
     Published choices of (churn, churn_min, churn_max, noise), from table 5 of the paper: for CIFAR-10
     with an older VP network (30, 0.01, 1, 1.007), with an older VE network (80, 0.05, 1, 1.007); for

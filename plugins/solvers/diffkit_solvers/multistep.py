@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 import diffkit as dk
-from diffkit.samplers import FORMS, Form
+from diffkit.samplers import FORMS, LONGEST, Form, is_long
 from diffkit.samplers.base import Denoise
 from diffkit.typing import Example, Index, PRNGKey, Scalar
 
@@ -53,11 +53,9 @@ _LIMITS = (3.0, 7.0, 10.0)
 # the new point. Without a bound, steps of 4 and more in logsnr diverge in the forms eps and v.
 _CONTRACTION = 1.0
 
-# The longest steps in logsnr that look back, before three values are known and after. Longer ones made
-# methods of two to four points up to five times worse than DDIM on the problems of benchmarks/samplers.py,
-# with four steps. Five steps from rho = 80 to 0.002 gain from looking back: they are 4.24 long, or 2.4 to
-# 7.5 on EDM's grid.
-_KNOWN, _LONGEST, _LONGEST_AFTER = 3, 4.25, 8.0
+# Once three values are known, steps up to this length in logsnr gain from them: of five on EDM's grid the
+# last two are 4.9 and 7.5 long.
+_KNOWN, _LONGEST_KNOWN = 3, 8.0
 
 
 class History(eqx.Module):
@@ -82,10 +80,11 @@ class History(eqx.Module):
 class Multistep(dk.AbstractSampler):
     r"""The linear multistep method with every choice open; one call of the network per step.
 
-    Choose it with its defaults, the velocity of the straight path with a corrector, from twenty calls on
-    the grids `uniform_logsnr` and `rho`: it is then the most accurate on average over the two problems of
-    `benchmarks/samplers.py`, and with `points=4` is more so at most counts. Below twenty choose `deis`; on
-    the grid `uniform_t` choose `ab_v`. The published samplers are other choices, with names of their own:
+    Choose it with its defaults, the velocity of the straight path with a corrector, from twenty calls on,
+    on grids even in logsnr or in a power of rho (`uniform_logsnr`, `rho`): there it is the most accurate on
+    average over the problems of `benchmarks/samplers.py`, and with `points=4` is more so at most counts.
+    Below twenty choose `deis`. On grids uniform in time (`uniform_t`) choose `ab_v`.
+    The published samplers are other choices, and have names of their own:
 
     | name | `form` | `variable` | `points` | `corrector` | `midpoint` | `eta` |
     |---|---|---|---|---|---|---|
@@ -104,10 +103,14 @@ class Multistep(dk.AbstractSampler):
 
     Where a step is several times as long as the one before it, extrapolation magnifies errors. There the
     order is lowered, for that step, to the highest whose weights have $\sum_j |w_j|$ at most 3, 7 or 10
-    times $|\sum_j w_j|$ (for 2, 3, 4 points). In a step of more than
-    4.25 in logsnr, or of more than 8 once three values are known, earlier values say nothing of the new
-    one. There the method begins anew: the step has one point and no correction, and no value before it is
-    used again. Without noise it is a step of DDIM, in the form `v` too.
+    times $|\sum_j w_j|$ (for 2, 3, 4 points).
+
+    **Long steps.** In a step of more than 4.25 in logsnr, where $\rho$ falls to less than an eighth, a
+    polynomial in logsnr has one point: the others are too far away. If the step is long otherwise too
+    (`diffkit.samplers.is_long`), a polynomial in any variable has one, the step is not corrected, and what
+    came before is forgotten. Without noise it is a step of DDIM; in the form `v` one point would be a step
+    along the tangent of a circle. So the error of one to four steps is at most twice that of DDIM. Once
+    three values are known, 8 stands in place of 4.25.
 
     **Noise.** With `eta` above 0 it is the multistep method for the reverse SDE: form `x` with
     $u = y / \rho^{1 + \eta^2}$ and $\kappa = \rho^{-(1 + \eta^2)}$, and noise of variance
@@ -196,8 +199,9 @@ class Multistep(dk.AbstractSampler):
         prediction = denoise(y, logsnr_t)
         newest = form.quantity(prediction)
         size = len(state.quantities)
-        longest = jnp.where(state.count < _KNOWN, _LONGEST, _LONGEST_AFTER)
-        long = logsnr_s - logsnr_t > longest
+        longest = jnp.where(state.count < _KNOWN, LONGEST, _LONGEST_KNOWN)
+        long = is_long(logsnr_t, logsnr_s, longest)
+        alone = logsnr_s - logsnr_t > longest if self.variable == "logsnr" else long
 
         # The variable, relative to the start of the step. Values that are not there yet are given places
         # that no other has, beyond the end, and no weight.
@@ -211,20 +215,18 @@ class Multistep(dk.AbstractSampler):
 
         # As many points as there are, and as the limit on the weights allows.
         used, weights = [jnp.ones((), bool)], integrals[0] * differences[0]
-        more = ~long
         for k in range(1, self.points):
             weights = weights + integrals[k] * differences[k]
             limit = _LIMITS[k - 1] * jnp.abs(integrals[0])
-            more = more & (k <= state.count) & (jnp.sum(jnp.abs(weights)) <= limit)
-            used.append(more)
+            more = used[-1] & (k <= state.count) & (jnp.sum(jnp.abs(weights)) <= limit)
+            used.append(more & ~alone)
 
         # In differences from the newest value: first the correction of the last step, then this step.
         weights = (1 + growth) * (state.pending @ differences[1:])
         for k in range(1, self.points):
             weights = weights + jnp.where(used[k], integrals[k], 0) * differences[k]
         step = growth * y + integrals[0] * newest
-        if self.form == "v":
-            # In the other forms one point is DDIM already. Here it is a step along the tangent of a circle.
+        if not self.stochastic:
             rho_t, rho_s = jnp.exp(-logsnr_t / 2), jnp.exp(-logsnr_s / 2)
             step = jnp.where(long, (rho_s - rho_t) * prediction.eps, step)
         for weight, earlier in zip(weights[1:], state.quantities, strict=True):
@@ -238,15 +240,15 @@ class Multistep(dk.AbstractSampler):
 
         # The corrector's term of this step: that of one point more than it used.
         exactly = [one & ~more for one, more in itertools.pairwise([*used, jnp.zeros((), bool)])]
-        correct = _contracts(form, end - tau[:-1], integrals[1:], logsnr_s)
+        correct = _contracts(form, end - tau[:-1], integrals[1:], logsnr_s) & ~long
         if not self.corrector:
             correct = correct & (state.count + 1 <= self.points - 2)
-        pending = jnp.where(jnp.stack(exactly)[:size] & correct & ~long, integrals[1:], 0)
+        pending = jnp.where(jnp.stack(exactly)[:size] & correct, integrals[1:], 0)
 
         return y, History(
             quantities=(newest, *state.quantities)[:size],
             logsnr=jnp.concatenate([logsnr_t[None].astype(y.dtype), state.logsnr])[:size],
-            count=jnp.where(long, 0, state.count + 1),
+            count=jnp.where(long, 1, state.count + 1),
             pending=pending,
         )
 
@@ -274,21 +276,13 @@ class Multistep(dk.AbstractSampler):
 
         # y = x is a fixed point without noise. So this is the integral of the quantity of data alone,
         # and not a difference of nearly equal scales.
-        start, data = _response(form, logsnr_t)[0], jax.vmap(lambda n: _response(form, n)[0])(nodes)
+        start, data = form.coefficients(logsnr_t)[0], jax.vmap(form.coefficients)(nodes)[0]
         growth = -(start * whole + measure @ (data - start))
 
         if self.midpoint:
             nodes, measure = (logsnr_t + 0.5 * length)[None], whole[None]
         factors = self._offsets(form, nodes, logsnr_t)[:, None] - tau[:-1]
         return jnp.append(whole, measure @ jnp.cumprod(factors, axis=1)), growth
-
-
-def _response(form: Form, logsnr: Scalar) -> tuple[Scalar, Scalar]:
-    """The quantity's coefficients of x and of eps."""
-    level = dk.VariancePreserving().at(logsnr)
-    zero, one = jnp.zeros_like(logsnr), jnp.ones_like(logsnr)
-    of_x, of_eps = dk.Prediction(one, zero, level), dk.Prediction(zero, one, level)
-    return form.quantity(of_x), form.quantity(of_eps)
 
 
 def _divided_differences(tau: Float[Array, " points"]) -> Float[Array, "points points"]:
@@ -328,5 +322,5 @@ def _contracts(
 
     **Arguments:** `gaps`, of the new point from each of the others; `integrals`, of the corrector's terms.
     """
-    response = jnp.abs(_response(form, logsnr_s)[1]) * jnp.exp(logsnr_s / 2)
+    response = jnp.abs(form.coefficients(logsnr_s)[1]) * jnp.exp(logsnr_s / 2)
     return jnp.abs(integrals / jnp.cumprod(gaps)) * response <= _CONTRACTION

@@ -64,7 +64,8 @@ def deis(order: int = 3, variable: str = "logsnr") -> Multistep:
     The predicted noise is a polynomial in `variable`. With `rho` it is the paper's rhoAB-DEIS, the
     classical Adams-Bashforth method in sigma (k-diffusion's LMS). The paper prefers the time of the
     schedule; logsnr, into which no schedule enters, was more accurate than rho in all that we
-    measured. Choose it below twenty calls, on the grids `uniform_logsnr` and `rho`.
+    measured. Choose it below twenty calls on grids even in logsnr or in a power of rho (`uniform_logsnr`,
+    `rho`).
 
     **Arguments:** `order`, 1 to 4 (1 is DDIM); `variable`, as in `Multistep`.
 
@@ -79,9 +80,9 @@ def ab_v(order: int = 3) -> Multistep:
 
     In the angle the probability-flow ODE of the variance preserving process is $dz / d\varphi = v$
     (Salimans and Ho 2022, arXiv 2202.00512, appendix D), with a right-hand side that stays of order one at
-    both ends. Choose it on the grid `uniform_t`, from twenty calls on: the angle is even in time under the
-    cosine schedule, and nearly so under `straight_line` and `vp_beta`, where steps that are even in time
-    are very uneven in logsnr.
+    both ends. Choose it on grids uniform in time (`uniform_t`) from twenty calls on, under the cosine
+    schedule, on the straight path and under the VP SDE alike. On `uniform_logsnr` and `rho` it is less
+    accurate than `multistep`.
 
     **Arguments:** `order`, 1 to 4.
 
@@ -96,6 +97,7 @@ def heun() -> RungeKutta2:
 
     EDM's deterministic sampler (Karras et al. 2022, arXiv 2206.00364, algorithm 1). Choose it as a
     reference: it needs no history, and so any change of guidance between steps, and is robust; the
-    multistep methods reach its accuracy in half the calls or less.
+    multistep methods reach its accuracy in half the calls or less. A step in which rho falls to less than a
+    fifth is two steps of DDIM (see `diffkit.samplers.RungeKutta2`).
     """
     return RungeKutta2(form="eps", node=1.0)

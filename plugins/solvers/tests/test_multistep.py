@@ -391,6 +391,53 @@ def test_no_number_of_calls_and_no_grid_diverges(name, mixture_end):
                     assert error(sampler, *problem, grid(steps)) < 0.5, (grid.__name__, steps)
 
 
+def even_in_time(schedule, grid):
+    """The grid that a schedule makes, cut to the range of the problems."""
+    cut = dk.Truncated(schedule, ENDS[1], ENDS[0])
+    return lambda steps: np.asarray(grid(cut, steps), np.float64)
+
+
+@pytest.mark.parametrize("name", [*NAMED, "midpoint"])
+def test_one_to_four_steps_are_at_most_twice_as_far_off_as_ddim(name, mixture_end):
+    sampler = dk.get("sampler", name)()
+    problems = (
+        (gaussian(), GAUSSIAN_START, gaussian_map(GAUSSIAN_START, *ENDS)),
+        (mixture(), MIXTURE_START, mixture_end),
+    )
+    straight, cosine = dk.get("schedule", "straight_line")(13.3, -10.0), dk.Cosine(15.0, -15.0)
+    grids = {
+        "logsnr": uniform,
+        "rho": karras,
+        "straight": even_in_time(straight, dk.UniformT()),
+        "cosine": even_in_time(cosine, dk.UniformT()),
+        "respaced": even_in_time(cosine, dk.get("grid", "respaced")()),
+    }
+    with jax.enable_x64(True):
+        for (label, grid), problem, steps in itertools.product(
+            grids.items(), problems, range(1, 5)
+        ):
+            found = error(sampler, *problem, grid(steps))
+            ddim = error(dk.samplers.DDIM(), *problem, grid(sampler.calls * steps))
+            assert found <= 2 * ddim, (label, steps)
+        # From rho = 20000, where the cosine schedules of images start.
+        ends = (-19.8, ENDS[1])
+        start = MEAN + NORMAL * np.hypot(STD, np.exp(-ends[0] / 2))
+        for steps in range(1, 5):
+            problem = (gaussian(), start, gaussian_map(start, *ends))
+            ddim = error(dk.samplers.DDIM(), *problem, uniform(sampler.calls * steps, ends))
+            assert error(sampler, *problem, uniform(steps, ends)) <= 2 * ddim
+
+
+@pytest.mark.parametrize(("name", "goal"), [("ab_v", 1e-4), ("midpoint", 1e-4)])
+def test_the_last_step_of_a_grid_even_in_time_is_not_long(name, goal, mixture_end):
+    # On the straight path with 40 calls it is five in logsnr. As a step of DDIM it leaves an error of 1e-3.
+    sampler = dk.get("sampler", name)()
+    grid = even_in_time(dk.get("schedule", "straight_line")(13.3, -10.0), dk.UniformT())
+    with jax.enable_x64(True):
+        end = gaussian_map(GAUSSIAN_START, *ENDS)
+        assert error(sampler, gaussian(), GAUSSIAN_START, end, grid(40 // sampler.calls)) < goal
+
+
 @named
 def test_float32_keeps_its_digits_at_640_steps(name):
     for ends in ((-10.0, 13.3), (-9.0, 12.4)):
