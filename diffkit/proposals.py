@@ -88,7 +88,7 @@ def propose(
         maximum, minimum = schedule.endpoints
         edges = times * minimum + (1 - times) * maximum
     else:
-        edges = jax.vmap(schedule)(times)
+        edges = _values(schedule, times)
     fixed = jax.lax.stop_gradient(edges)
     widths = jnp.maximum(jnp.diff(fixed), 0.0)
     parts = widths if steps is None else jnp.expm1(widths)
@@ -100,6 +100,12 @@ def propose(
     shares = (1 - _DEFENSIVE) * parts / jnp.sum(parts) + _DEFENSIVE * widths / jnp.sum(widths)
     ends = jnp.concatenate([jnp.zeros(1), jnp.cumsum(shares)])
     return Proposal(edges, ends / ends[-1], steps is not None)
+
+
+@eqx.filter_jit
+def _values(schedule: AbstractSchedule, times: Float[Array, " edges"]) -> Float[Array, " edges"]:
+    # Compiled, since a learned schedule may make large arrays of many times.
+    return jax.vmap(schedule)(times)
 
 
 def measured(
