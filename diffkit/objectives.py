@@ -138,7 +138,7 @@ def diffusion_term(
     - `hybrid`: where a model predicts variances, leave them out of the loss and add the bound from which
       they are learnt.
     """
-    part = _range_parameterization(model) if hybrid else None
+    part = range_parameterization(model) if hybrid else None
     levels = _visit(model.schedule, t, steps, part)
     return _integrand(model.denoiser, x, eps, levels, steps, weighting, condition, key, part)
 
@@ -207,7 +207,8 @@ def _integrand(
     return loss
 
 
-def _range_parameterization(model: DiffusionModel) -> AbstractRangeParameterization | None:
+def range_parameterization(model: DiffusionModel) -> AbstractRangeParameterization | None:
+    """The parameterization of a model that predicts variances, else `None`."""
     denoiser = underlying(model.denoiser)
     if isinstance(denoiser, Denoiser):
         part = denoiser.parameterization
@@ -298,7 +299,7 @@ def _diffusion(
     eps = jax.random.normal(eps_key, encoded.shape, encoded.dtype)
     keys = None if inference else jax.random.split(dropout_key, batch)
 
-    part = _range_parameterization(model) if hybrid else None
+    part = range_parameterization(model) if hybrid else None
 
     def visit(schedule: AbstractSchedule) -> _Levels:
         return jax.vmap(lambda t: _visit(schedule, t, steps, part))(t)
@@ -451,8 +452,9 @@ def vlb(
     - `x`: a batch of data as stored, (batch, *shape).
     - `key`: from `jax.random.key`.
     - `steps`: the number T of steps of the discrete-time model; `None` is continuous time.
-    - `time_sampler`: draws times in place of the default; it does not change the expectation. Give one to
-      train the interior of a schedule, which has no gradient by default.
+    - `time_sampler`: draws times in place of the default; it does not change the expectation. By default
+      the interior of a schedule has no gradient in continuous time, and never that of the variance: give a
+      time sampler to train it.
     - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
     - `inference`: `False` keeps dropout on, for training.
 

@@ -74,7 +74,8 @@ def propose(
     uniform in `logsnr`. The interior of a schedule that minimises the variance
     (`diffkit.AbstractVarianceMinimising`) has learnt that density, and is followed.
 
-    **Arguments:** `schedule`; `steps`: T, or `None` for continuous time; `errors`: values of `logsnr`,
+    **Arguments:** `schedule`; `steps`: T, or `None` for continuous time; beyond about 10^6 steps, float32
+    cannot tell all of their probabilities from zero; `errors`: values of `logsnr`,
     increasing, and the root mean square of $\lVert \epsilon - \hat\epsilon \rVert^2$ there.
 
     **Returns:** a `Proposal`. It has no gradient by the density of the draws, so that a mean over draws
@@ -96,8 +97,10 @@ def propose(
         at = fixed[:-1] if steps is not None else (fixed[1:] + fixed[:-1]) / 2
         parts = parts * jnp.interp(at, *errors)
     elif own:
-        parts = parts / jnp.maximum(widths, jnp.finfo(widths.dtype).tiny)
-    shares = (1 - _DEFENSIVE) * parts / jnp.sum(parts) + _DEFENSIVE * widths / jnp.sum(widths)
+        parts = jnp.where(widths > 0, parts / widths, 0.0)
+    tiny = jnp.finfo(widths.dtype).tiny  # nothing is divided by zero, where no error is left
+    shares = (1 - _DEFENSIVE) * parts / jnp.maximum(jnp.sum(parts), tiny)
+    shares = shares + _DEFENSIVE * widths / jnp.maximum(jnp.sum(widths), tiny)
     ends = jnp.concatenate([jnp.zeros(1), jnp.cumsum(shares)])
     return Proposal(edges, ends / ends[-1], steps is not None)
 
@@ -116,12 +119,13 @@ def measured(
     **Arguments:** `logsnr`: where the pilot's draws fell; `squares`: the squared error of each.
 
     **Returns:** mean `logsnr` and root mean square over groups of neighbouring draws, with some overlap; of
-    each value of `logsnr` by itself where there are few.
+    each value of `logsnr` by itself where there are few, with many draws each.
     """
     distinct, group = np.unique(logsnr, return_inverse=True)
-    few = len(distinct) <= CELLS  # steps, each with many draws
+    # Steps, each with many draws.
+    few = len(distinct) <= CELLS and len(logsnr) >= 8 * len(distinct)
     if not few:
-        group = group * CELLS // len(distinct)
+        group = group * min(CELLS, len(distinct)) // len(distinct)
     count = np.bincount(group)
     at, moment = (np.bincount(group, values) / count for values in (logsnr, squares**2))
     if not few:

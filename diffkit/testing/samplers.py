@@ -321,8 +321,9 @@ def _distance_of_ddim(grid: str, calls: int, data: tuple[float, float, float]) -
 
 @law(
     "sampler",
-    "With 1, 2, 3 and 4 steps from rho = 80 to 0.002, on five grids, the error is at most twice that of "
-    "DDIM with as many calls of the network, give or take 0.01. The error is that of the exact map, for "
+    "With 1, 2, 3 and 4 steps to rho = 0.002, on five grids from rho = 80 or more, the error is at most "
+    "twice that of DDIM with as many calls of the network, give or take 0.01. The error is that of the "
+    "exact map, for "
     "normal data and for two narrow modes; of a stochastic sampler it is that of mean and standard "
     "deviation, for normal data.",
 )

@@ -32,8 +32,8 @@ class Evaluation:
 
     `draws` is `"pilot"` if a pilot measured where the term comes from, `"uniform_logsnr"` for draws that
     are uniform in `logsnr`, `"schedule"` for those of a schedule that minimises the variance, or the class
-    of the time sampler that was given. (In discrete time these are draws of steps, by how much of the range
-    each covers and how much an error costs there.)
+    of the time sampler that was given. In discrete time the words are the same, and stand for draws of
+    steps: with nothing known, by what an error would cost in each.
 
     The standard error is that of the mean over examples, each with the mean of its own draws: it
     counts both the spread of the data and what is left of the Monte Carlo error. Of one example it is NaN.

@@ -12,7 +12,11 @@ from jaxtyping import Array, Float, Key, Real
 from diffkit.data import AbstractSource
 from diffkit.data import batches as read
 from diffkit.model import DiffusionModel
-from diffkit.objectives import diffusion_with_times, proposed_diffusion
+from diffkit.objectives import (
+    diffusion_with_times,
+    proposed_diffusion,
+    range_parameterization,
+)
 from diffkit.proposals import Proposal, propose
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
@@ -66,9 +70,10 @@ class EstimatorStatistics:
     def as_dict(self) -> dict[str, float | int | None]:
         """Plain numbers, for a JSON file: `None` for what is not known."""
         names = ("mean", "mean_error", "variance", "batch_variance", "best_variance")
-        record: dict[str, float | int | None] = {name: getattr(self, name) for name in names}
-        if math.isnan(self.best_variance):  # which JSON does not have
-            record["best_variance"] = None
+        found = {name: getattr(self, name) for name in names}
+        record: dict[str, float | int | None] = {
+            name: value if math.isfinite(value) else None for name, value in found.items()
+        }
         return record | {"batch_size": self.batch_size, "batches": self.batches}
 
 
@@ -89,7 +94,8 @@ def estimator_statistics(
     The variance of a batch is measured over batches that are drawn as training draws them. For the bound
     all else comes from as many draws of a proposal (`diffkit.proposals`), reweighted to the times of
     training: where these hardly visit the ends of the range, the variance that they show of themselves is
-    mostly too small. Other weightings are measured at their own times.
+    mostly too small. Other losses, of another weighting or of predicted variances too, are measured at
+    their own times.
 
     **Arguments:**
 
@@ -118,24 +124,24 @@ def estimator_statistics(
     shape = (batch_size, batches)
     as_trained = _draws(model, source, key, weighting, time_sampler, None, steps, *shape)
     drawn = as_trained
-    if isinstance(weighting, ELBO):
+    if isinstance(weighting, ELBO) and range_parameterization(model) is None:
         proposal_key, proposal = jax.random.fold_in(key, batches), propose(model.schedule, steps)
         drawn = _draws(
             model, source, proposal_key, weighting, time_sampler, proposal, steps, *shape
         )
-    loss, weight, t, logsnr = drawn
-    mean, second = np.mean(weight * loss), np.mean(weight * loss**2)
-    by_logsnr = _profile(logsnr, loss, weight, minimum, maximum, bins)
+    weighted, weight, t, logsnr = drawn
+    mean, second = weighted.mean(), _squares(weighted, weight).mean()
+    by_logsnr = _profile(logsnr, weighted, weight, minimum, maximum, bins)
     seen = by_logsnr.share > 0
     root = np.sum(by_logsnr.share[seen] * np.sqrt(by_logsnr.second_moment[seen]))
-    means = np.mean(weight * loss, axis=1)
+    means = weighted.mean(axis=1)
     return EstimatorStatistics(
         mean=float(mean),
         mean_error=float(means.std(ddof=1) / math.sqrt(batches)),
         variance=float(second - mean**2),
         batch_variance=float(as_trained[0].mean(axis=1).var(ddof=1)),
         best_variance=float(root**2 - mean**2) if steps is None else math.nan,
-        by_t=_profile(t, loss, weight, 0.0, 1.0, bins),
+        by_t=_profile(t, weighted, weight, 0.0, 1.0, bins),
         by_logsnr=by_logsnr,
         batch_size=batch_size,
         batches=batches,
@@ -153,10 +159,10 @@ def _draws(
     batch_size: int,
     count: int,
 ) -> tuple[Float[np.ndarray, "count batch"], ...]:
-    """Losses as training has them, their weights, times and logsnr, a row for each batch.
+    """Weighted losses, weights, times and logsnr, a row for each batch.
 
     Drawn by the time sampler or, if there is one, by a proposal. The weight is the density of the one over
-    that of the other.
+    that of the other. A weighted loss is the weight times the loss that training would have there.
     """
     chunk = min(_CHUNK, count)
     iterator = read(source, batch_size=batch_size, seed=0, chunk=chunk)
@@ -218,6 +224,7 @@ def _proposed(
     proposal: Proposal,
     steps: int | None,
 ) -> tuple[Float[Array, " batch"], ...]:
+    key, offset_key = jax.random.split(key)
     weighted, logsnr, importance, _ = proposed_diffusion(
         model, x, key, proposal, steps=steps, condition=condition
     )
@@ -228,16 +235,24 @@ def _proposed(
     else:
         # The time sampler draws anywhere in a step; so does this.
         t = jnp.round(steps * jax.vmap(model.schedule.inverse)(logsnr)) / steps
-        drawn = t - jax.random.uniform(jax.random.fold_in(key, 0), t.shape) / steps
+        drawn = t - jax.random.uniform(offset_key, t.shape) / steps
         slope = -jnp.full(t.shape, steps)
     # Densities of logsnr, or in discrete time of t, whose cells have the size 1 / T.
     weight = jax.vmap(time_sampler.density)(drawn) / -slope * importance
-    return weighted / weight, weight, t, logsnr
+    return weighted, weight, t, logsnr
+
+
+def _squares(
+    weighted: Float[np.ndarray, "*draws"], weight: Float[np.ndarray, "*draws"]
+) -> Float[np.ndarray, "*draws"]:
+    """The weighted squares of the losses: infinite where training has no draws and the bound has a part."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(weighted == 0, 0.0, weighted**2 / weight)
 
 
 def _profile(
     at: Float[np.ndarray, "*draws"],
-    loss: Float[np.ndarray, "*draws"],
+    weighted: Float[np.ndarray, "*draws"],
     weight: Float[np.ndarray, "*draws"],
     low: float,
     high: float,
@@ -247,9 +262,9 @@ def _profile(
     index = np.clip(np.searchsorted(edges, at.ravel(), side="right") - 1, 0, bins - 1)
     share = np.bincount(index, weight.ravel(), minlength=bins)
 
-    def average(values: Float[np.ndarray, " draws"]) -> Float[np.ndarray, " bins"]:
-        with np.errstate(invalid="ignore"):
-            return np.bincount(index, weight.ravel() * values, minlength=bins) / share
+    def average(values: Float[np.ndarray, "*draws"]) -> Float[np.ndarray, " bins"]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.bincount(index, values.ravel(), minlength=bins) / share
 
-    flat = loss.ravel()
-    return Profile(edges, share / share.sum(), average(flat), average(flat**2))
+    moments = average(weighted), average(_squares(weighted, weight))
+    return Profile(edges, share / share.sum(), *moments)

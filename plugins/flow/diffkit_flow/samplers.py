@@ -28,7 +28,7 @@ def midpoint() -> RungeKutta2:
     $z_m = z_t + \tfrac12 \Delta\, v(z_t, \tau_t)$ and $z_s = z_t + \Delta\, v(z_m, \tau_t + \tfrac12
     \Delta)$ with $\Delta = \tau_s - \tau_t$, one of the fixed-step solvers with which Lipman et al. 2023
     (arXiv 2210.02747, section 6.2) sample. Order 2, two network calls a step, no random numbers. Choose
-    it where the flow is not straight, from some ten calls on. A long step is two steps of DDIM, as in
+    it where the flow is not straight, from some twenty calls on. A long step is two steps of DDIM, as in
     `diffkit.samplers.RungeKutta2`.
 
     **Returns:** `diffkit.samplers.RungeKutta2(form="velocity", node=0.5)`.

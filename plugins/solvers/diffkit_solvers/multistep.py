@@ -53,8 +53,8 @@ _LIMITS = (3.0, 7.0, 10.0)
 # the new point. Without a bound, steps of 4 and more in logsnr diverge in the forms eps and v.
 _CONTRACTION = 1.0
 
-# Once three values are known, steps up to this length in logsnr gain from them: of five on EDM's grid the
-# last two are 4.9 and 7.5 long.
+# Once three earlier values are known, steps up to this length in logsnr gain from them: of five on EDM's
+# grid the last two are 4.9 and 7.5 long.
 _KNOWN, _LONGEST_KNOWN = 3, 8.0
 
 
@@ -110,7 +110,7 @@ class Multistep(dk.AbstractSampler):
     (`diffkit.samplers.is_long`), a polynomial in any variable has one, the step is not corrected, and what
     came before is forgotten. Without noise it is a step of DDIM; in the form `v` one point would be a step
     along the tangent of a circle. So the error of one to four steps is at most twice that of DDIM. Once
-    three values are known, 8 stands in place of 4.25.
+    three earlier values are known, 8 stands in place of 4.25.
 
     **Noise.** With `eta` above 0 it is the multistep method for the reverse SDE: form `x` with
     $u = y / \rho^{1 + \eta^2}$ and $\kappa = \rho^{-(1 + \eta^2)}$, and noise of variance
