@@ -1,0 +1,24 @@
+"""What the tests of diffkit and of its plugins share: they must not run out of memory maps."""
+
+import gc
+from pathlib import Path
+
+import jax
+import pytest
+
+# Linux allows a process 65,530 of them. Each compiled function takes some, and beyond XLA crashes.
+_MANY = 20_000
+_MAPS = Path("/proc/self/maps")
+
+
+def _count() -> int:
+    return _MAPS.read_bytes().count(b"\n") if _MAPS.exists() else 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """After a module frees what was compiled, if that is much."""
+    yield
+    if _count() > _MANY:
+        jax.clear_caches()
+        gc.collect()
