@@ -25,9 +25,10 @@ from diffkit.typing import BatchScalar
 CELLS = 32
 """Cells of a proposal in continuous time."""
 
-_DEFENSIVE = 0.25
+_DEFENSIVE, _DEFENSIVE_PILOT = 0.25, 0.5
 """The share of draws that are uniform in `logsnr`, whatever else is known (a defensive mixture; Hesterberg
-1995, Technometrics 37). No importance exceeds that of uniform draws by more than 1 / 0.25."""
+1995, Technometrics 37). No importance exceeds that of uniform draws by more than one over the share. A
+pilot is small and misses rare large errors: half of the draws do not follow it."""
 
 
 class Proposal(eqx.Module):
@@ -99,8 +100,9 @@ def propose(
     elif own:
         parts = jnp.where(widths > 0, parts / widths, 0.0)
     tiny = jnp.finfo(widths.dtype).tiny  # nothing is divided by zero, where no error is left
-    shares = (1 - _DEFENSIVE) * parts / jnp.maximum(jnp.sum(parts), tiny)
-    shares = shares + _DEFENSIVE * widths / jnp.maximum(jnp.sum(widths), tiny)
+    uniform = _DEFENSIVE if errors is None else _DEFENSIVE_PILOT
+    shares = (1 - uniform) * parts / jnp.maximum(jnp.sum(parts), tiny)
+    shares = shares + uniform * widths / jnp.maximum(jnp.sum(widths), tiny)
     ends = jnp.concatenate([jnp.zeros(1), jnp.cumsum(shares)])
     return Proposal(edges, ends / ends[-1], steps is not None)
 

@@ -123,7 +123,10 @@ def test_more_steps_are_a_shorter_code_and_other_grids_have_no_bound():
     assert many.bound < few.bound - 0.02
     assert many.statistics.net_bits < few.statistics.net_bits
     for each in (few, many):
-        assert each.statistics.net_bits_per_dim == pytest.approx(each.bound, abs=0.05)
+        # Few steps between two points leave rare large errors: the bound's own draws tell how far it is off.
+        gap, error = each.gap
+        assert error < 0.04
+        assert abs(gap) < 4 * error + 64 / 4800
     (even,) = rate.rates(model, stored[:5], [3], grid=dk.UniformLogSNR(), batch_size=200)
     assert np.isnan(even.bound)
 
