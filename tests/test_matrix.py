@@ -36,7 +36,7 @@ SAMPLING = ("sampler", "grid")
 KINDS = TRAINING + SAMPLING
 CHOICES = {kind: dk.available(kind) for kind in KINDS}
 # One step is taken, which a warm-up would give a learning rate of zero.
-SMALL = ["network=mlp", "network.width=8", "network.depth=1", "train.warmup_steps=0"]
+SMALL = ["network=mlp", "network.width=8", "network.depth=1", "train.warmup=0"]
 STEPS, BATCH = 6, 8
 GROUPS = 12  # of rows, each a test of its own, so that workers can share them
 
