@@ -55,7 +55,7 @@ def per_second(taken: ChainStatistics) -> float:
 
 def speed(run: str | None, steps: int, batch_sizes: list[int], count: int) -> None:
     if run is None:
-        model = dk.preset("vdm", shape=(1, 8, 8), levels=17, key=jax.random.key(0))
+        model = dk.preset("vdm").model(shape=(1, 8, 8), levels=17, key=jax.random.key(0))
         source = dk.get("data", "digits")().test
     else:
         loaded = dk.load_run(run)

@@ -50,8 +50,8 @@ class Setup:
 
     def __init__(self, *, width: int, depth: int, batch: int, dtype: str):
         options = {"width": width, "depth": depth, "dropout": DROPOUT, "dtype": dtype}
-        model = dk.preset(
-            "vdm_cifar10", shape=SHAPE, key=jax.random.key(0), network=("vdm_unet", options)
+        model = dk.preset("vdm_cifar10", network=("vdm_unet", options)).model(
+            shape=SHAPE, key=jax.random.key(0)
         )
         self.width, self.blocks = width, 2 * depth + 3
         self.objective = Objective(dk.ELBO(), None)

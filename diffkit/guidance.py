@@ -130,9 +130,8 @@ def guide(
     **Raises:** `ValueError` as `diffkit.Guided`.
 
     ```python
-    model = dk.preset(
-        "vdm", shape=(2,), condition_size=10, network="mlp", key=jax.random.key(0)
-    )
+    vdm = dk.preset("vdm", network="mlp")
+    model = vdm.model(shape=(2,), condition_size=10, key=jax.random.key(0))
     stronger = dk.guide(model, 2.0, interval=(-3.0, 5.0))
     condition = dk.data.one_hot(3, 10)
     x = dk.sample(stronger, dk.samplers.DDIM(), 4, key=jax.random.key(1), steps=5, condition=condition)

@@ -1,10 +1,12 @@
-"""Presets: a named choice of every part, and how parts are put together.
+"""Presets: a choice of every part, and the one place where parts are put together.
 
-A preset is data: for each kind the name of a registered part, with options where they differ from its
-defaults, and the settings of the training loop. Any choice can be replaced, in Python and on the
+A preset is data: for each kind a registered part, with options where they differ from its defaults, or a
+part of one's own; and the settings of the training loop. Any choice can be replaced, in Python and on the
 command line alike.
 """
 
+import dataclasses
+import difflib
 import functools
 import inspect
 import math
@@ -14,7 +16,9 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from diffkit.data import AbstractDataset, condition_size
 from diffkit.decoders import AbstractDecoder
 from diffkit.denoiser import Denoiser, underlying
 from diffkit.grids import AbstractGrid
@@ -23,8 +27,8 @@ from diffkit.networks import AbstractNetwork
 from diffkit.parameterizations import AbstractParameterization, AbstractRangeParameterization
 from diffkit.processes import AbstractProcess
 from diffkit.registry import CONTEXT as CONTEXT
+from diffkit.registry import Context, get, is_constructor
 from diffkit.registry import complete as complete
-from diffkit.registry import get
 from diffkit.samplers import AbstractSampler
 from diffkit.schedules import AbstractSchedule
 from diffkit.time_samplers import AbstractTimeSampler
@@ -37,8 +41,8 @@ MODEL_KINDS: Final = ("schedule", "process", "parameterization", "decoder", "net
 TRAINING_KINDS: Final = ("weighting", "time_sampler", "sampler", "grid")
 """The kinds that a preset chooses besides, for training and for sampling."""
 
-Choice = str | tuple[str, Mapping[str, Any]]
-"""A registered name, or a name with options."""
+Choice = Any
+"""A registered name, a name with options, a constructor, or an instance."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +61,202 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Preset:
-    """A named choice of every part.
+class DataSpec:
+    """What a model has to know of its data.
 
-    **Arguments:** one choice for each kind: a name, or `(name, options)`; `train`: settings of
-    `diffkit.TrainConfig` that differ from its defaults; `data_std`: the standard deviation of the
-    encoded data that the network's input scaling assumes (`diffkit.Denoiser`); `loss`: the loss that the
-    weighting stands for, as the paper states it.
+    **Arguments:** `shape`: of one example, images as (channels, height, width); `levels`: how many values a
+    dimension takes, `None` for continuous data; `condition_size`: the length of a condition, 0 for none.
+    """
+
+    shape: tuple[int, ...]
+    levels: int | None = 256
+    condition_size: int = 0
+
+    @classmethod
+    def of(cls, data: "AbstractDataset | DataSpec") -> "DataSpec":
+        """That of a dataset."""
+        if isinstance(data, DataSpec):
+            return data
+        return cls(data.shape, data.levels, condition_size(data))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A composition: a choice of every part, and the settings of training.
+
+    Presets are immutable. `replace` gives another one, `model` builds the untrained model, and
+    `diffkit.fit(preset, data)` trains it with the preset's own weighting, times and settings.
+
+    **Arguments:**
+
+    - one choice for each kind: a registered name, `(name, options)`, a class, or an instance.
+    - `train`: settings of `diffkit.TrainConfig` that differ from its defaults.
+    - `sample_steps`: the number of steps to sample in.
+    - `data_std`: the standard deviation of the encoded data that the network's input scaling assumes
+      (`diffkit.Denoiser`).
+    - `loss`: the loss that the weighting stands for, as the paper states it.
     """
 
     schedule: Choice = "linear_logsnr"
     process: Choice = "variance_preserving"
     parameterization: Choice = "epsilon"
+    decoder: Choice = "discretized"
+    network: Choice = "mlp"
     weighting: Choice = "elbo"
     time_sampler: Choice = "low_discrepancy"
     sampler: Choice = "ancestral"
     grid: Choice = "uniform_t"
-    decoder: Choice = "discretized"
-    network: Choice = "mlp"
     train: Mapping[str, Any] = field(default_factory=dict)
+    sample_steps: int = 250
     data_std: float = 1.0
     loss: Loss | None = None
 
     def choice(self, kind: str) -> tuple[str, Mapping[str, Any]]:
-        """Name and options of the choice for a kind."""
-        chosen: Choice = getattr(self, kind)
-        return (chosen, {}) if isinstance(chosen, str) else chosen
+        """The registered name of the choice for a kind, and the options given with it.
+
+        **Raises:** `ValueError` for a part that has no name: one of one's own, or an instance.
+        """
+        chosen = getattr(self, kind)
+        if isinstance(chosen, str):
+            return chosen, {}
+        if not isinstance(chosen, tuple):
+            raise ValueError(f"the preset's {kind} is no registered name, got {chosen!r}.")
+        return chosen
+
+    def replace(self, **changes: Any) -> "Preset":
+        """This preset with other choices.
+
+        **Arguments:** `changes`: any of the arguments of `Preset`. `train` is merged: settings that it does
+        not name stay. With another weighting, the stated `loss` no longer holds and is dropped.
+
+        **Raises:** `ValueError` for something that a preset does not have, or for an option that a part
+        does not have; `diffkit.registry.UnknownPartError`; `TypeError` for a part of another kind.
+
+        ```python
+        mine = dk.preset("edm").replace(schedule=dk.Cosine(), train={"steps": 1000})
+        ```
+        """
+        known = [each.name for each in dataclasses.fields(self)]
+        for name, value in changes.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                if name in ("shape", "levels", "condition_size", "key"):
+                    hint = f" {name} is for the model: preset.model(shape=..., key=...)."
+                raise ValueError(f"a preset has no {name!r}.{hint} It has: {', '.join(known)}.")
+            if name in _BASES:
+                chosen = resolve(name, value)
+                if not is_constructor(chosen):
+                    _checked(name, chosen)
+        if "train" in changes:
+            changes["train"] = {**self.train, **changes["train"]}
+        if "weighting" in changes:
+            changes.setdefault("loss", None)
+        return dataclasses.replace(self, **changes)
+
+    def model(
+        self,
+        data: AbstractDataset | DataSpec | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
+        levels: int | None = 256,
+        condition_size: int = 0,
+        key: PRNGKey,
+    ) -> DiffusionModel:
+        """The untrained model.
+
+        **Arguments:** `data`: a dataset to build it for; or, in its place, `shape`, `levels` and
+        `condition_size` (see `DataSpec`); `key`: for the initial parameters.
+
+        **Raises:** `ValueError` if the decoder and the data do not go together, or for a target that means
+        nothing at an end of the schedule; `TypeError` if a part is not of its kind.
+
+        ```python
+        model = dk.preset("vdm", schedule="cosine").model(dk.data.Digits(), key=jax.random.key(0))
+        ```
+        """
+        if (data is None) == (shape is None):
+            raise ValueError(
+                "a model is built for data or for a shape: give one of data= and shape=."
+            )
+        spec = DataSpec(shape or (), levels, condition_size) if data is None else DataSpec.of(data)
+        return _build(self, spec, key)
+
+    @classmethod
+    def of(cls, model: DiffusionModel, **choices: Any) -> "Preset":
+        """The composition of a model that was put together by hand.
+
+        **Arguments:** `model`; `choices`: of the kinds that a model does not have, as for `Preset`.
+        """
+        denoiser = underlying(model.denoiser)
+        own: dict[str, Any] = {
+            "schedule": model.schedule,
+            "process": denoiser.process,
+            "decoder": model.decoder,
+            "network": denoiser,
+        }
+        if isinstance(denoiser, Denoiser):
+            own |= {
+                "network": denoiser.network,
+                "parameterization": denoiser.parameterization,
+                "data_std": denoiser.data_std,
+            }
+        return cls(**own, **choices)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A preset whose parts are made.
+
+    **Attributes:** `preset`; `model`, untrained; `weighting`, `time_sampler`, `sampler`, `grid`.
+    """
+
+    preset: Preset
+    model: DiffusionModel
+    weighting: AbstractWeighting
+    time_sampler: AbstractTimeSampler
+    sampler: AbstractSampler
+    grid: AbstractGrid
+
+    @classmethod
+    def around(cls, preset: Preset, model: DiffusionModel) -> "Assembly":
+        """The parts that a preset chooses beside a model, which is made already."""
+        return cls(
+            preset,
+            model,
+            *(part(kind, getattr(preset, kind), model=model) for kind in TRAINING_KINDS),
+        )
+
+
+def assemble(preset: Preset, data: AbstractDataset | DataSpec, *, key: PRNGKey) -> Assembly:
+    """Make every part of a preset, for these data. All of diffkit makes models here.
+
+    **Arguments:** `preset`; `data`: a dataset, or what a model has to know of it; `key`: for the initial
+    parameters.
+
+    **Raises:** as `Preset.model`.
+    """
+    return Assembly.around(preset, _build(preset, DataSpec.of(data), key))
+
+
+def key_of(seed: int) -> PRNGKey:
+    """The key of a seed: `jax.random.key(seed)`, for every number of 64 bits."""
+    words = jnp.array([seed >> 32, seed & 0xFFFFFFFF], jnp.uint32)
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def seed_of(key: PRNGKey) -> int:
+    """The seed of a key: `key_of(seed_of(key))` is that key, however it was made.
+
+    **Raises:** `ValueError` for a key of another generator than JAX's default.
+    """
+    words = np.asarray(jax.random.key_data(key))
+    if words.shape != (2,):
+        raise ValueError(
+            f"key must be one key of threefry2x32, as jax.random.key(0) makes it, got {key.dtype} with "
+            f"shape {key.shape}."
+        )
+    return (int(words[0]) << 32) + int(words[1])
 
 
 _BASES: Final[Mapping[str, type]] = {
@@ -106,78 +280,52 @@ def _checked(kind: str, made: Any) -> Any:
     return made
 
 
-def build_model(
-    parts: Mapping[str, Any],
-    *,
-    shape: tuple[int, ...],
-    levels: int | None,
-    key: PRNGKey,
-    data_std: float = 1.0,
-    condition_size: int = 0,
-) -> DiffusionModel:
-    """Put a model together from one part for each of `MODEL_KINDS`.
+def make_part(kind: str, choice: Any, context: Context) -> Any:
+    """A part of a kind from a choice, given what its constructor may ask for.
 
-    **Arguments:** `parts`: by kind, a constructor (see `complete`) or an instance; `shape`: of one
-    example; `levels`: of the data, `None` for continuous data; `key`: for the initial parameters;
-    `data_std`: of the encoded data (`diffkit.Denoiser`); `condition_size`: the length of a condition, 0
-    for none.
-
-    **Raises:** `ValueError` if the decoder and the data do not go together, or for a target that means
-    nothing at an end of the schedule; `TypeError` if a part is not of its kind.
+    **Raises:** `diffkit.registry.UnknownPartError`; `ValueError` for an option that it does not have;
+    `TypeError` for a part of another kind.
     """
-    context: dict[str, Any] = {
-        "shape": shape,
-        "data_std": data_std,
-        "condition_size": condition_size,
-    }
-    if levels is not None:
-        context["levels"] = levels
+    return _checked(kind, complete(resolve(kind, choice), context))
+
+
+def _build(preset: Preset, data: DataSpec, key: PRNGKey) -> DiffusionModel:
+    context = Context(
+        shape=data.shape,
+        levels=data.levels,
+        condition_size=data.condition_size,
+        data_std=preset.data_std,
+    )
     made: dict[str, Any] = {}
     for index, kind in enumerate(MODEL_KINDS):
-        context["key"] = jax.random.fold_in(key, index)
+        context = dataclasses.replace(context, key=jax.random.fold_in(key, index))
         if kind == "network" and isinstance(
             made["parameterization"], AbstractRangeParameterization
         ):
             # Beside the target, the network predicts variances.
-            if not shape:
+            if not data.shape:
                 raise ValueError(
                     f"parameterization {type(made['parameterization']).__name__} doubles the first axis "
                     "of the network, but shape=() has none."
                 )
-            context["shape"] = (2 * shape[0], *shape[1:])
-        made[kind] = _checked(kind, complete(parts[kind], context))
+            context = dataclasses.replace(context, shape=(2 * data.shape[0], *data.shape[1:]))
+        made[kind] = make_part(kind, getattr(preset, kind), context)
         if kind == "schedule":
             maximum, minimum = made[kind].endpoints
-            context["logsnr_range"] = (float(maximum), float(minimum))
+            context = dataclasses.replace(context, logsnr_range=(float(maximum), float(minimum)))
         if kind == "parameterization":
-            check_target(made[kind], made["process"], context["logsnr_range"])
-        if kind == "decoder" and made[kind].levels != levels:
+            assert context.logsnr_range is not None
+            check_target(made[kind], made["process"], context.logsnr_range)
+        if kind == "decoder" and made[kind].levels != data.levels:
             raise ValueError(
                 f"decoder {type(made[kind]).__name__} is for data with levels={made[kind].levels}, "
-                f"but the data have levels={levels}. Choose decoder=discretized for integer levels "
+                f"but the data have levels={data.levels}. Choose decoder=discretized for integer levels "
                 "and decoder=gaussian for continuous data (levels=None)."
             )
     denoiser = Denoiser(
-        made["network"], made["parameterization"], made["process"], data_std=data_std
+        made["network"], made["parameterization"], made["process"], data_std=preset.data_std
     )
-    return DiffusionModel(denoiser, made["schedule"], made["decoder"], shape)
-
-
-def build_schedule(
-    choice: Any, *, shape: tuple[int, ...], levels: int | None, key: PRNGKey
-) -> AbstractSchedule:
-    """A schedule for data of a shape and a number of levels, made as `build_model` makes it.
-
-    **Arguments:** `choice`: a registered name, `(name, options)`, a constructor or an instance; the rest
-    as `build_model`.
-
-    **Raises:** `diffkit.registry.UnknownPartError`; `ValueError` for an option that it does not have;
-    `TypeError` if it is no schedule.
-    """
-    context: dict[str, Any] = {"shape": shape, "key": key}
-    if levels is not None:
-        context["levels"] = levels
-    return _checked("schedule", complete(resolve("schedule", choice), context))
+    return DiffusionModel(denoiser, made["schedule"], made["decoder"], data.shape)
 
 
 # Networks return numbers of order one. In float32, with its seven digits, an error that counts this many
@@ -231,7 +379,7 @@ def part(kind: str, choice: Any, *, model: DiffusionModel) -> Any:
     `diffkit.registry.UnknownPartError`; `TypeError` for an instance of the wrong kind.
 
     ```python
-    model = dk.preset("vdm", shape=(2,), network="mlp", key=jax.random.key(0), schedule="cosine")
+    model = dk.preset("vdm", network="mlp").model(shape=(2,), key=jax.random.key(0))
     weighting = dk.part("weighting", ("min_snr", {"gamma": 5.0}), model=model)
     ```
     """
@@ -240,20 +388,18 @@ def part(kind: str, choice: Any, *, model: DiffusionModel) -> Any:
     maximum, minimum = model.schedule.endpoints
     # A target is meant under the process that the network was trained under.
     denoiser = underlying(model.denoiser)
-    context: dict[str, Any] = {
-        "shape": model.shape,
-        "logsnr_range": (float(maximum), float(minimum)),
-        "schedule": model.schedule,
-        "process": denoiser.process,
-    }
-    if model.decoder.levels is not None:
-        context["levels"] = model.decoder.levels
+    context = Context(
+        shape=model.shape,
+        levels=model.decoder.levels,
+        logsnr_range=(float(maximum), float(minimum)),
+        schedule=model.schedule,
+        process=denoiser.process,
+    )
     if isinstance(denoiser, Denoiser):
-        context |= {
-            "parameterization": denoiser.parameterization,
-            "data_std": denoiser.data_std,
-        }
-    return _checked(kind, complete(resolve(kind, choice), context))
+        context = dataclasses.replace(
+            context, parameterization=denoiser.parameterization, data_std=denoiser.data_std
+        )
+    return make_part(kind, choice, context)
 
 
 def resolve(kind: str, choice: Any) -> Any:
@@ -277,58 +423,20 @@ def resolve(kind: str, choice: Any) -> Any:
     return choice
 
 
-def preset(
-    name: str,
-    *,
-    shape: tuple[int, ...],
-    key: PRNGKey,
-    levels: int | None = 256,
-    condition_size: int = 0,
-    schedule: Any = None,
-    process: Any = None,
-    parameterization: Any = None,
-    decoder: Any = None,
-    network: Any = None,
-) -> DiffusionModel:
-    """A model by the name of its preset, with any of its parts replaced.
+def preset(name: str, **changes: Any) -> Preset:
+    """A registered preset, with any of its choices replaced.
 
-    **Arguments:**
+    **Arguments:** `name`: for example `"vdm"`; `changes`: as for `Preset.replace`.
 
-    - `name`: a registered preset, for example `"vdm"`.
-    - `shape`: the shape of one example, images as (channels, height, width).
-    - `key`: for the initial parameters.
-    - `levels`: how many values a dimension takes; `None` for continuous data.
-    - `condition_size`: the length of the vector that the model is conditioned on, 0 for none.
-    - `schedule`, `process`, `parameterization`, `decoder`, `network`: what to use instead of the
-      preset's choice: a registered name, `(name, options)`, or an instance.
+    **Returns:** a `Preset`. It is no model yet: `diffkit.fit(preset, data)` trains one, `preset.model`
+    builds one.
 
-    **Returns:** an untrained `DiffusionModel`.
-
-    **Raises:** `diffkit.registry.UnknownPartError`; `ValueError` for an option that a part does not
-    have, or if the decoder and `levels` do not go together; `TypeError` for an instance of the wrong
-    kind.
+    **Raises:** `diffkit.registry.UnknownPartError`; and as `Preset.replace`.
 
     ```python
-    model = dk.preset("vdm", shape=(1, 8, 8), levels=17, key=jax.random.key(0), schedule="cosine")
+    mine = dk.preset("vdm", schedule="cosine", network=("mlp", {"width": 64}))
+    model = mine.model(shape=(2,), levels=256, key=jax.random.key(0))
     ```
     """
     chosen: Preset = get("preset", name)
-    replaced = {
-        "schedule": schedule,
-        "process": process,
-        "parameterization": parameterization,
-        "decoder": decoder,
-        "network": network,
-    }
-    parts = {
-        kind: resolve(kind, getattr(chosen, kind) if other is None else other)
-        for kind, other in replaced.items()
-    }
-    return build_model(
-        parts,
-        shape=shape,
-        levels=levels,
-        key=key,
-        data_std=chosen.data_std,
-        condition_size=condition_size,
-    )
+    return chosen.replace(**changes) if changes else chosen

@@ -17,7 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, TypeVar
 
 ENTRY_POINT_GROUP: Final = "diffkit.plugins"
@@ -36,26 +36,36 @@ KINDS: Final = (
     "preset",
 )
 
-CONTEXT: Final = (
-    "shape",
-    "levels",
-    "condition_size",
-    "data_std",
-    "logsnr_range",
-    "schedule",
-    "process",
-    "parameterization",
-    "key",
-)
-"""What the constructor of a part may ask for by naming it as a parameter.
 
-`shape`: one example's; `levels`: how many values a dimension takes; `condition_size`: the length of a
-condition, 0 for none; `data_std`: the standard deviation of the encoded data that the model assumes;
-`logsnr_range`: the schedule's endpoints (max, min) before training; `schedule`, `process`,
-`parameterization`: the model's, before training, for parts that are chosen after them; `key`: a key of
-the part's own. None of these is an option. A schedule is made first, then process, parameterization,
-decoder and network, each with what is known by then; `condition_size` and `key` are for these alone.
-"""
+@dataclass(frozen=True)
+class Context:
+    """What the constructor of a part may ask for by naming it as a parameter. `None` is not known.
+
+    **Attributes:**
+
+    - `shape`: of one example.
+    - `levels`: how many values a dimension takes; unknown for continuous data.
+    - `condition_size`: the length of a condition, 0 for none.
+    - `data_std`: the standard deviation of the encoded data that the model assumes.
+    - `logsnr_range`: the schedule's endpoints (max, min) before training.
+    - `schedule`, `process`, `parameterization`: the model's, before training, for parts that are chosen
+      after them.
+    - `key`: a key of the part's own.
+    """
+
+    shape: tuple[int, ...] | None = None
+    levels: int | None = None
+    condition_size: int | None = None
+    data_std: float | None = None
+    logsnr_range: tuple[float, float] | None = None
+    schedule: Any = None
+    process: Any = None
+    parameterization: Any = None
+    key: Any = None
+
+
+CONTEXT: Final = tuple(each.name for each in fields(Context))
+"""The names of what the constructor of a part may ask for."""
 
 T = TypeVar("T")
 
@@ -304,17 +314,24 @@ def plugins() -> tuple[PluginReport, ...]:
     )
 
 
-def complete(part: Any, context: Mapping[str, Any]) -> Any:
-    """Make a part: call it with those entries of `context` that its signature names.
+def is_constructor(part: Any) -> bool:
+    """Whether this makes a part (a class, a function, a `functools.partial`), and is none itself."""
+    return inspect.isclass(part) or inspect.isfunction(part) or isinstance(part, functools.partial)
 
-    **Arguments:** `part`: a class, a function, a `functools.partial` of one with options; anything that
-    is not callable as such a constructor, that is an instance of a part, is returned as it is.
+
+def complete(part: Any, context: Context | Mapping[str, Any] = Context()) -> Any:
+    """Make a part: call it with what its signature names and the context knows.
+
+    **Arguments:** `part`: a class, a function, a `functools.partial` of one with options; an instance of a
+    part is returned as it is; `context`: what is known, as a `Context` or by name.
     """
-    is_partial = isinstance(part, functools.partial)
-    if not (inspect.isclass(part) or inspect.isfunction(part) or is_partial):
+    if not is_constructor(part):
         return part
+    if isinstance(context, Context):
+        known = {name: getattr(context, name) for name in CONTEXT}
+        context = {name: value for name, value in known.items() if value is not None}
     parameters = inspect.signature(part).parameters
-    given = part.keywords if is_partial else {}
+    given = part.keywords if isinstance(part, functools.partial) else {}
     return part(**{k: v for k, v in context.items() if k in parameters and k not in given})
 
 

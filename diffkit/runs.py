@@ -13,44 +13,43 @@ The configuration names parts by their import paths, as Hydra does, so that a ru
 read wherever the plugin is installed.
 """
 
-import functools
-import inspect
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffkit.data import AbstractDataset, condition_size, encode_condition
+from diffkit.configs import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    METRICS_FILE,
+    differences,
+    make,
+    model_nodes,
+    nodes_of,
+    preset_of,
+    read_config,
+    spec_of,
+)
+from diffkit.data import AbstractDataset, encode_condition
 from diffkit.model import DiffusionModel
-from diffkit.presets import MODEL_KINDS, build_model, build_schedule, part
+from diffkit.presets import (
+    Assembly,
+    Context,
+    DataSpec,
+    Preset,
+    assemble,
+    key_of,
+    make_part,
+    part,
+)
 from diffkit.schedules import ordered_endpoints
 from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
-from diffkit.training.loop import CHECKPOINTS, METRICS_FILE
-from diffkit.training.metrics import replace_text
 from diffkit.transport import carried, range_losses
-
-CONFIG_FILE: Final = "config.yaml"
-EVALUATION_FILE: Final = "evaluation.json"
-VARIANCE_FILE: Final = "variance.json"
-
-MAY_CHANGE: Final = (
-    "train.steps",
-    "train.checkpoint_every",
-    "train.evaluate_every",
-    "train.evaluate_passes",
-    "passes",
-    "evaluate_steps",
-    "variance",
-    "samples",
-    "sample_steps",
-)
-"""Settings that may differ when a run goes on: how long it trains, and what is looked at."""
 
 
 @dataclass(frozen=True)
@@ -92,38 +91,13 @@ class Run:
         return part(kind, make(self.config[kind]), model=self.model)
 
 
-def make(config: Any) -> Any:
-    """What a node of a configuration describes.
+def assembled(config: Mapping[str, Any], data: AbstractDataset | None = None) -> Assembly:
+    """The composition of a configuration, as it was before training.
 
-    **Arguments:** `config`: a mapping with `_target_`, as hydra-zen writes it.
-
-    **Returns:** an instance; or, for `_partial_: true`, a `functools.partial` with the options.
-    Sequences become tuples, which is what the constructors of parts take.
+    **Arguments:** `config`; `data`: its data, if they are loaded already.
     """
-    from hydra_zen import instantiate
-
-    made = instantiate(config, _convert_="all")
-    if isinstance(made, functools.partial):
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in made.keywords.items()}
-        return functools.partial(made.func, *made.args, **options)
-    return made
-
-
-def model_from_config(config: Mapping[str, Any], data: AbstractDataset) -> DiffusionModel:
-    """The untrained model of a configuration, for these data; its seed is `train.seed`.
-
-    If the data have conditions the model takes them.
-    """
-    parts = {kind: make(config[kind]) for kind in MODEL_KINDS}
-    key = jax.random.key(config["train"]["seed"])
-    return build_model(
-        parts,
-        shape=data.shape,
-        levels=data.levels,
-        key=key,
-        data_std=config.get("data_std", 1.0),
-        condition_size=condition_size(data),
-    )
+    spec = spec_of(config) if data is None else DataSpec.of(data)
+    return assemble(preset_of(config), spec, key=key_of(config["train"]["seed"]))
 
 
 def transported(model: DiffusionModel, config: Mapping[str, Any]) -> DiffusionModel:
@@ -131,10 +105,10 @@ def transported(model: DiffusionModel, config: Mapping[str, Any]) -> DiffusionMo
     moved = config.get("transport") or {}
     process, schedule = moved.get("process"), moved.get("schedule")
     if schedule is not None:
-        key = jax.random.key(config["train"]["seed"])
-        schedule = build_schedule(
-            make(schedule), shape=model.shape, levels=model.decoder.levels, key=key
+        context = Context(
+            shape=model.shape, levels=model.decoder.levels, key=key_of(config["train"]["seed"])
         )
+        schedule = make_part("schedule", make(schedule), context)
     return carried(model, None if process is None else make(process)(), schedule)
 
 
@@ -194,114 +168,43 @@ def convert_run(
     return load_run(out), losses
 
 
-def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Write a configuration into a run directory, or check that the one there is the same.
-
-    **Raises:** `ValueError` if the directory belongs to a run with other choices, naming them. The
-    settings in `MAY_CHANGE` may differ; what was evaluated under others is removed.
-    """
-    import yaml
-
-    file = path / CONFIG_FILE
-    if file.exists():
-        changes = _changes(yaml.safe_load(file.read_text()), config)
-        differ = [
-            f"{name} ({there!r} there, {now!r} now)"
-            for name, (there, now) in changes.items()
-            if name not in MAY_CHANGE
-        ]
-        if differ:
-            raise ValueError(
-                f"run={str(path)!r} holds a run with other choices: {'; '.join(differ[:5])}. "
-                "Name another directory, or remove this one."
-            )
-        if changes:
-            (path / EVALUATION_FILE).unlink(missing_ok=True)
-    path.mkdir(parents=True, exist_ok=True)
-    replace_text(file, yaml.safe_dump(dict(config), sort_keys=False))
-
-
-def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a directory holds a run of this very configuration that was trained and evaluated."""
-    import yaml
-
-    file = path / CONFIG_FILE
-    if not (file.exists() and (path / EVALUATION_FILE).exists()):
-        return False
-    return not _changes(yaml.safe_load(file.read_text()), config)
-
-
-def _changes(known: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between a configuration that was stored and a new one: name to (there, now)."""
-    there, now = flat(known), flat(config)
-    return {
-        name: (there.get(name), now.get(name))
-        for name in sorted(there.keys() | now.keys())
-        if there.get(name) != now.get(name)
-        and not (name not in there and _is_default(config, name))
-    }
-
-
-def _is_default(config: Mapping[str, Any], name: str) -> bool:
-    """Whether an option has its default, so that a run that is older than the option had it too."""
-    from hydra.utils import get_object
-
-    kind, _, option = name.rpartition(".")
-    node = config.get(kind)
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        return False
-    known = inspect.signature(get_object(node["_target_"])).parameters
-    return option in known and known[option].default == node.get(option)
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A configuration with a dotted name for each value."""
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
-
-
-def load_run(path: str | Path, *, like: DiffusionModel | None = None) -> Run:
+def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -> Run:
     """Read a run directory.
 
     **Arguments:**
 
     - `path`: the directory.
-    - `like`: a model of the same structure, whose arrays are replaced. Only needed for a run that was
-      started in Python with `fit(..., directory=...)`: one from the command line knows its model.
+    - `like`: the composition that was trained, as it was given to `fit`: a preset, or a model put together
+      by hand. Only needed for a run with a part that is not registered; its parts are compared with those
+      of the run.
 
     **Returns:** a `Run` at its newest checkpoint.
 
     **Raises:** `FileNotFoundError` if there is no run or no checkpoint at `path`; `ValueError` if
-    `like` is needed and missing; `diffkit.training.CheckpointError` if `like` has another structure.
+    `like` is needed and missing, or is another composition (the message says what differs);
+    `diffkit.training.CheckpointError` if `like` has another structure.
     """
-    import yaml
-
     path = Path(path)
     if not (path / CHECKPOINTS).is_dir():
         raise FileNotFoundError(
             f"path must be a run directory, there are no checkpoints at {path}."
         )
-    checkpoints = Checkpoints(path / CHECKPOINTS)
-    step = checkpoints.latest_step()
-    if step is None:
-        raise FileNotFoundError(f"the run at {path} was stopped before its first checkpoint.")
-    file = path / CONFIG_FILE
-    config: Mapping[str, Any] = yaml.safe_load(file.read_text()) if file.exists() else {}
-    if like is not None:
-        model, settings = like, TrainConfig()
-    elif config:
-        model = model_from_config(config, make(config["data"]))
-        settings = make(config["train"])
-    else:
+    config = read_config(path)
+    if not config and like is None:
         raise ValueError(
-            f"run {path} was started in Python and has no {CONFIG_FILE}: pass like=, a model of the "
-            "same structure."
+            f"run {path} was started in Python by an older version and has no {CONFIG_FILE}: pass like=, "
+            "a model of the same structure."
         )
+    checkpoints = Checkpoints(path / CHECKPOINTS)
     try:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise FileNotFoundError(f"the run at {path} was stopped before its first checkpoint.")
+        settings = make(config["train"]) if config else TrainConfig()
+        if like is None:
+            model = assembled(config).model
+        else:
+            model = _like(like, config, path, settings)
         state, _ = checkpoints.restore(
             step, like=init_state(model, settings), beside="time_sampler"
         )
@@ -309,3 +212,19 @@ def load_run(path: str | Path, *, like: DiffusionModel | None = None) -> Run:
         checkpoints.close()
     model = transported(state.averaged_model, config)
     return Run(path, step, model, read_metrics(path / METRICS_FILE), config)
+
+
+def _like(
+    like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path, settings: TrainConfig
+) -> DiffusionModel:
+    """The model to read a run into, if it is of the run's composition."""
+    if isinstance(like, Preset):
+        spec = spec_of(config)
+        model = assemble(like, spec, key=key_of(settings.seed)).model
+        now = nodes_of(like, spec)
+    else:
+        model, now = like, model_nodes(like)
+    there = {kind: config[kind] for kind in now if kind in config}
+    if differ := differences(there, now):
+        raise ValueError(f"like is not what run {path} was trained with: {'; '.join(differ)}.")
+    return model

@@ -102,7 +102,7 @@ def transport(
     **Warns:** `TransportWarning`.
 
     ```python
-    model = dk.preset("vdm", shape=(2,), network="mlp", key=jax.random.key(0))
+    model = dk.preset("vdm", network="mlp").model(shape=(2,), key=jax.random.key(0))
     schedule = dk.Truncated(dk.Cosine(15.0, -15.0), *map(float, model.schedule.endpoints))
     other = dk.equivalence.transport(model, to=dk.VarianceExploding(), schedule=schedule)
     ```

@@ -66,12 +66,8 @@ Models = Mapping[str, dk.DiffusionModel]
 def untrained(name: str, data: dk.data.AbstractDataset, width: int, seed: int) -> dk.DiffusionModel:
     """A model of a preset with a small VDM U-Net."""
     options = {"width": width, "depth": 1, "dropout": 0.0, "groups": max(width // 8, 1)}
-    return dk.preset(
-        name,
-        shape=data.shape,
-        levels=data.levels,
-        key=jax.random.key(seed),
-        network=("vdm_unet", options),
+    return dk.preset(name, network=("vdm_unet", options)).model(
+        shape=data.shape, levels=data.levels, key=jax.random.key(seed)
     )
 
 

@@ -60,13 +60,8 @@ def main() -> None:
         # Two dimensions, and structure at every scale down to one level: all octaves.
         "fourier": tuple(range(8)),
     }
-    model = dk.preset(
-        "vdm",
-        shape=data.shape,
-        levels=data.levels,
-        key=jax.random.key(arguments.seed),
-        network=("mlp", network),
-        schedule="learned_linear",
+    model = dk.preset("vdm", network=("mlp", network), schedule="learned_linear").model(
+        shape=data.shape, levels=data.levels, key=jax.random.key(arguments.seed)
     )
     config = dk.TrainConfig(
         steps=arguments.steps,

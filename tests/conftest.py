@@ -48,6 +48,6 @@ def toy_model():
 
     def make(**parts):
         parts = {"network": ("mlp", {"width": 8, "depth": 1}), "schedule": "learned_linear"} | parts
-        return dk.preset("vdm", shape=(2,), levels=8, key=jax.random.key(0), **parts)
+        return dk.preset("vdm", **parts).model(shape=(2,), levels=8, key=jax.random.key(0))
 
     return make

@@ -19,7 +19,7 @@ import diffkit as dk
 from diffkit import registry
 from diffkit.cli import main
 from diffkit.cli.launch import compose, run_name
-from diffkit.runs import make
+from diffkit.configs import make
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "ablations"
 NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem != "common")

@@ -279,14 +279,10 @@ def test_a_model_learns_what_the_conditions_say():
 
     model = dk.preset(
         "vdm",
-        shape=(2,),
-        levels=None,
-        condition_size=2,
         network=("mlp", {"width": 16, "depth": 2}),
         decoder="gaussian",
         schedule=("linear_logsnr", {"logsnr_max": 6.0}),
-        key=jax.random.key(0),
-    )
+    ).model(shape=(2,), levels=None, condition_size=2, key=jax.random.key(0))
     config = dk.TrainConfig(steps=590, batch_size=64, learning_rate=5e-3, ema=0.95, warmup=10)
     config = dataclasses.replace(config, steps_per_dispatch=100)
     jax.monitoring.register_event_duration_secs_listener(listen)

@@ -20,8 +20,8 @@ from diffkit import registry
 from diffkit.cli import main
 from diffkit.cli.plugins import plugin_commands
 from diffkit.cli.settings import POSITIONAL
+from diffkit.configs import make
 from diffkit.presets import CONTEXT
-from diffkit.runs import make
 
 # OmegaConf's containers are generics of the old kind, which beartype remarks on where one is annotated.
 pytestmark = pytest.mark.filterwarnings(

@@ -87,14 +87,8 @@ def test_float32_keeps_the_digits(logsnr):
 @pytest.fixture
 def network_model():
     return dk.preset(
-        "vdm",
-        shape=(2,),
-        levels=8,
-        condition_size=3,
-        network=("mlp", {"width": 8, "depth": 1}),
-        schedule="linear_logsnr",
-        key=jax.random.key(0),
-    )
+        "vdm", network=("mlp", {"width": 8, "depth": 1}), schedule="linear_logsnr"
+    ).model(shape=(2,), levels=8, condition_size=3, key=jax.random.key(0))
 
 
 def test_one_batched_call_of_the_network(network_model):

@@ -226,8 +226,8 @@ class Given(dk.data.AbstractDataset):
     ],
 )
 def test_data_that_the_decoder_does_not_code_are_refused(stored, error, message):
-    model = dk.preset(
-        "vdm", shape=(1, 2, 2), levels=17, network=("mlp", {"width": 8}), key=jax.random.key(0)
+    model = dk.preset("vdm", network=("mlp", {"width": 8})).model(
+        shape=(1, 2, 2), levels=17, key=jax.random.key(0)
     )
     with pytest.raises(error, match=message):
         dk.vlb(model, jnp.asarray(stored), key=jax.random.key(0))

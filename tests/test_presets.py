@@ -45,7 +45,7 @@ def test_what_does_not_go_together_is_refused(toy_model):
     with pytest.raises(UnknownPartError, match="Did you mean 'cosine'"):
         toy_model(schedule="cosin")
     with pytest.raises(UnknownPartError, match="there is no preset 'vdn'"):
-        dk.preset("vdn", shape=(2,), key=jax.random.key(0))
+        dk.preset("vdn").model(shape=(2,), key=jax.random.key(0))
 
 
 def test_a_target_that_says_nothing_at_an_end_is_refused(toy_model):

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import diffkit as dk
 from diffkit.cli import main
-from diffkit.runs import is_finished, write_config
+from diffkit.configs import is_finished, write_config
 from diffkit.training.figures import (
     band,
     recorded,

@@ -21,7 +21,7 @@ from diffkit.equivalence import (
     range_losses,
     transport,
 )
-from diffkit.presets import build_schedule, complete
+from diffkit.presets import Context, complete, make_part
 from diffkit.testing import ScheduleLaws
 
 PRESETS = ("vdm", "ddpm", "vp_sde", "ve_sde", "subvp_sde", "edm", "flow_matching")
@@ -179,8 +179,8 @@ class DoublePrecision(dk.AbstractNetwork):
 
 def trained(name, digits, *, schedule, network, **options):
     """A model of digits, trained as a preset is: with its process, target, scaling of data and loss."""
-    model = dk.preset(
-        name, shape=digits.shape, levels=17, key=KEY, schedule=schedule, network=network
+    model = dk.preset(name, schedule=schedule, network=network).model(
+        shape=digits.shape, levels=17, key=KEY
     )
     config = dk.TrainConfig(batch_size=64, learning_rate=3e-3, ema=0.98, warmup=20, **options)
     loss = {
@@ -542,13 +542,10 @@ def test_loss_and_gradient_are_those_of_the_original(parameterization):
         network = DoublePrecision(4 if parameterization == "epsilon_range" else 2, key=KEY)
         model = dk.preset(
             "vdm",
-            shape=(2,),
-            levels=8,
-            key=KEY,
             schedule=("linear_logsnr", {"logsnr_max": 7.0}),
             parameterization=parameterization,
             network=network,
-        )
+        ).model(shape=(2,), levels=8, key=KEY)
         # The variances are those of steps in time, so that the schedule matters to their loss.
         schedule = dk.Cosine(7.0, -5.0) if parameterization == "v" else model.schedule
         moved = transport(model, to=PROCESSES["sub_vp"], schedule=schedule)
@@ -574,8 +571,8 @@ def test_loss_and_gradient_are_those_of_the_original(parameterization):
 
 
 def test_the_weighting_of_a_target_stays_that_of_its_own_process():
-    model = dk.preset(
-        "flow_matching", shape=(2,), levels=8, key=KEY, network=("mlp", {"width": 8, "depth": 1})
+    model = dk.preset("flow_matching", network=("mlp", {"width": 8, "depth": 1})).model(
+        shape=(2,), levels=8, key=KEY
     )
     moved = transport(model, to=dk.VariancePreserving())
     own, other = (dk.part("weighting", "simple", model=m) for m in (model, moved))
@@ -698,15 +695,11 @@ class TestTruncatedLearned(ScheduleLaws):
 
 
 def test_truncated_by_name():
-    made = build_schedule(registered("vp_beta"), shape=(2,), levels=17, key=KEY)
+    context = Context(shape=(2,), levels=17, key=KEY)
+    made = make_part("schedule", registered("vp_beta"), context)
     assert made == dk.Truncated(INNER["vp_beta"], *ENDS)
     # Made with the data's levels, as the model is.
-    made = build_schedule(("truncated", {"base": "log_normal"}), shape=(2,), levels=17, key=KEY)
+    made = make_part("schedule", ("truncated", {"base": "log_normal"}), context)
     np.testing.assert_array_equal(made.endpoints, dk.LinearLogSNR(levels=17).endpoints)
     with pytest.raises(ValueError, match="logsnr_min=-9 must be within"):
-        build_schedule(
-            ("truncated", {"base": "log_normal", "logsnr_min": -9.0}),
-            shape=(2,),
-            levels=17,
-            key=KEY,
-        )
+        make_part("schedule", ("truncated", {"base": "log_normal", "logsnr_min": -9.0}), context)

@@ -33,13 +33,11 @@ def sech(x):
 def model(schedule="cosine", parameterization="epsilon", process="variance_preserving"):
     return dk.preset(
         "vdm",
-        shape=(2,),
-        key=jax.random.key(0),
         network=("mlp", {"width": 8, "depth": 1}),
         schedule=(schedule, {"logsnr_max": ENDS[0], "logsnr_min": ENDS[1]}),
         parameterization=parameterization,
         process=process,
-    )
+    ).model(shape=(2,), key=jax.random.key(0))
 
 
 def test_elbo_is_one():

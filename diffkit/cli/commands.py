@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from diffkit.configs import EVALUATION_FILE, VARIANCE_FILE, is_finished, make, write_config
 from diffkit.data import (
     AbstractDataset,
     AbstractSource,
@@ -22,23 +22,12 @@ from diffkit.data import (
     conditions_in_turn,
 )
 from diffkit.equivalence import compare, save_comparison
+from diffkit.files import replace_text
 from diffkit.guidance import guide
 from diffkit.model import DiffusionModel
-from diffkit.presets import TRAINING_KINDS, part
+from diffkit.presets import key_of, part
 from diffkit.registry import name_of
-from diffkit.runs import (
-    CONFIG_FILE,
-    EVALUATION_FILE,
-    VARIANCE_FILE,
-    Run,
-    convert_run,
-    is_finished,
-    load_run,
-    make,
-    model_from_config,
-    transported,
-    write_config,
-)
+from diffkit.runs import Run, assembled, convert_run, load_run, transported
 from diffkit.samplers import sample
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler
@@ -48,15 +37,14 @@ from diffkit.training import (
     check_data,
     estimator_statistics,
     evaluate,
-    fit,
     save_curves,
     save_samples,
     save_schedule,
     save_statistics,
 )
 from diffkit.training.figures import has_picture
-from diffkit.training.loop import CHECKPOINTS
-from diffkit.training.metrics import as_json, replace_text
+from diffkit.training.loop import train
+from diffkit.training.metrics import as_json
 from diffkit.transport import range_losses
 from diffkit.typing import PRNGKey
 from diffkit.weightings import AbstractWeighting
@@ -100,42 +88,28 @@ def train_command(config: Mapping[str, Any]) -> None:
         print(f"run: {path}, which is finished; to train it anew remove the directory", flush=True)
         _show_trained(json.loads((path / EVALUATION_FILE).read_text()), data)
         return
-    model = model_from_config(config, data)
-    check_data(model, data)
-    parts = {kind: part(kind, make(config[kind]), model=model) for kind in TRAINING_KINDS}
+    parts = assembled(config, data)
+    check_data(parts.model, data)
     write_config(path, choices)
     print(f"run: {path}", flush=True)
-    fitted = fit(
-        model,
-        data,
-        settings,
-        weighting=parts["weighting"],
-        time_sampler=parts["time_sampler"],
-        directory=path,
-    )
+    fitted = train(parts, data, settings, directory=path)
     save_curves(fitted.metrics, path / "curves.png")
     save_schedule(fitted.model, path / "schedule.png")
-    key = jax.random.key(settings.seed)
+    key = key_of(settings.seed)
     if config["samples"] > 0:
-        drawn = sample(
-            fitted.model,
-            parts["sampler"],
+        drawn = fitted.sample(
             config["samples"],
             key=key,
-            steps=config["sample_steps"],
-            grid=parts["grid"],
             condition=conditions_in_turn(data, config["samples"]) if condition_size(data) else None,
         )
         _save_samples(drawn, path / "samples.png", data.levels)
     if config["variance"]:
         # Times of one that adapts, as it has become.
         times = fitted.state.time_sampler
-        _measure_variance(fitted.model, data.test, path, key, settings, parts["weighting"], times)
+        _measure_variance(fitted.model, data.test, path, key, settings, parts.weighting, times)
 
     def at(steps: int | None) -> dict[str, Any]:
-        return evaluate(
-            fitted.model, data.test, key=key, steps=steps, passes=config["passes"]
-        ).as_dict()
+        return fitted.evaluate(data.test, key=key, steps=steps, passes=config["passes"]).as_dict()
 
     result = at(settings.timesteps)
     if config["evaluate_steps"]:
@@ -148,15 +122,7 @@ def _require_run(config: Mapping[str, Any], command: str) -> Run:
     if config["run"] is None:
         raise ValueError(f"RUN is missing: diffkit {command} RUN, a run directory.")
     path = Path(config["run"])
-    if (path / CHECKPOINTS).is_dir() and not (path / CONFIG_FILE).exists():
-        raise ValueError(
-            f"run {path} was started in Python and has no {CONFIG_FILE}, so it is for Python only: "
-            f"dk.load_run({str(path)!r}, like=model), with a model of the same structure."
-        )
-    try:
-        return load_run(path)
-    except yaml.YAMLError as error:  # which does not say of which file
-        raise ValueError(f"{path / CONFIG_FILE} is damaged: {error}") from None
+    return load_run(path)
 
 
 def evaluate_command(config: Mapping[str, Any]) -> None:
@@ -187,14 +153,14 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
     _print_total(config["split"], result.as_dict(), digits=4)
     if config["variance"]:
         chosen = time_sampler or run.config["time_sampler"]
-        before = model_from_config(run.config, data)
+        before = assembled(run.config, data)
         _measure_variance(
             model,
             source,
             run.path,
             jax.random.key(config["seed"]),
             make(run.config["train"]),
-            part("weighting", make(run.config["weighting"]), model=before),
+            before.weighting,
             part("time_sampler", make(chosen), model=model),
             # Those of the run itself keep their place.
             suffix="".join(

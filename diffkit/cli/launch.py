@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
+from hydra.utils import get_object
 from hydra_zen import builds
 from omegaconf import OmegaConf
 
@@ -42,8 +43,8 @@ from diffkit.cli.settings import (
     RUN_CHOICES,
     SETTINGS,
 )
+from diffkit.configs import MAY_CHANGE, node_of, unregistered
 from diffkit.presets import CONTEXT, MODEL_KINDS, TRAINING_KINDS, Preset
-from diffkit.runs import MAY_CHANGE
 from diffkit.training import TrainConfig
 
 _COMMANDS: Mapping[str, Callable[..., None]] = {
@@ -68,6 +69,21 @@ def _part_config(part: Any, options: Mapping[str, Any], *, partial: bool) -> Any
     )
 
 
+def _choice(kind: str, preset_name: str, preset: Preset) -> tuple[str, Mapping[str, Any]]:
+    """A preset's choice as a registered name and the options given to it."""
+    chosen = getattr(preset, kind)
+    if isinstance(chosen, str | tuple):
+        return preset.choice(kind)
+    if unknown := unregistered({kind: (node := node_of(kind, chosen))}):
+        raise ValueError(
+            f"preset {preset_name!r} has a {kind} that the command line cannot name, {unknown[kind]}: "
+            "register its class, and give the preset its name."
+        )
+    name = registry.name_of(kind, get_object(node["_target_"]))
+    assert name is not None
+    return name, {k: v for k, v in node.items() if not k.startswith("_")}
+
+
 def _named_presets(given: Sequence[str]) -> list[str]:
     """The presets that the command line asks for: more than one only with --multirun."""
     named = [
@@ -89,7 +105,7 @@ def _fill_store(command: str, given: Sequence[str]) -> None:
         preset: Preset = registry.get("preset", preset_name)
         defaults: list[Any] = ["_self_"]
         for kind in kinds:
-            name, options = preset.choice(kind)
+            name, options = _choice(kind, preset_name, preset)
             if options and preset_name in named:
                 config = _part_config(registry.get(kind, name), options, partial=True)
                 # A preset's options are the part's defaults under that preset, so that naming the
@@ -102,6 +118,7 @@ def _fill_store(command: str, given: Sequence[str]) -> None:
             "defaults": defaults,
             "train": dict(preset.train),
             "data_std": preset.data_std,
+            "sample_steps": preset.sample_steps,
         }
         store.store(preset_name, node, group="preset", package="_global_")
 
@@ -111,7 +128,7 @@ def _fill_store(command: str, given: Sequence[str]) -> None:
     if command == "train":
         presets = registry.available("preset")
         main["train"] = builds(TrainConfig, populate_full_signature=True)
-        chosen = {kind: Preset().choice(kind)[0] for kind in kinds}
+        chosen = {kind: getattr(Preset(), kind) for kind in kinds}
         defaults = [{kind: name} for kind, name in chosen.items()]
         defaults += [{"data": DEFAULT_DATA}, "_self_"]
         defaults += [{"preset": DEFAULT_PRESET if DEFAULT_PRESET in presets else "???"}]

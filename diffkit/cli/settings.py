@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from diffkit.configs import LOOKS
+
 DEFAULT_PRESET: Final = "vdm"
 DEFAULT_DATA: Final = "digits"
 
@@ -30,7 +32,7 @@ class TrainSettings:
     - `root`: where such directories are made.
     - `data_std`: the standard deviation of the encoded data that the model assumes.
     - `passes`: draws per test example in the evaluation at the end.
-    - `evaluate_steps`: numbers T of steps at which to evaluate then besides, as `[10,100,null]`; `null` is
+    - `evaluate_steps`: additional numbers of steps T to evaluate at the end, as `[10,100,null]`; `null` is
       continuous time.
     - `variance`: also measure how noisy the estimate of the loss is, as `diffkit evaluate` does.
     - `samples`: how many samples to draw at the end; 0 draws none.
@@ -40,10 +42,10 @@ class TrainSettings:
     run: str | None = None
     root: str = "runs"
     data_std: float = 1.0
-    passes: int = 16
-    evaluate_steps: list[int | None] = field(default_factory=list)
-    variance: bool = False
-    samples: int = 64
+    passes: int = LOOKS["passes"]
+    evaluate_steps: list[int | None] = field(default_factory=lambda: [*LOOKS["evaluate_steps"]])
+    variance: bool = LOOKS["variance"]
+    samples: int = LOOKS["samples"]
     sample_steps: int = 250
 
     def __post_init__(self):

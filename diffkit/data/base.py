@@ -12,6 +12,7 @@ to the values that it works with; continuous data are float32 and have `levels =
 import abc
 import os
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -125,6 +126,12 @@ class AbstractDataset(eqx.Module):
     test: eqx.AbstractVar[AbstractSource]
     levels: eqx.AbstractVar[int | None]
     shape: eqx.AbstractVar[tuple[int, ...]]
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        # Kept beside the fields, so that a run can record how its data were made.
+        made = super().__new__(cls)
+        object.__setattr__(made, "made_with", (args, kwargs))
+        return made
 
     def __check_init__(self):
         name = type(self).__name__

@@ -21,7 +21,7 @@ from diffkit.grids import AbstractGrid
 from diffkit.model import DiffusionModel
 from diffkit.networks import MLP
 from diffkit.parameterizations import AbstractParameterization, AbstractRangeParameterization
-from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, Preset, build_model, part, resolve
+from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, DataSpec, Preset, assemble, resolve
 from diffkit.samplers import AbstractSampler
 from diffkit.schedules import AbstractSchedule
 from diffkit.time_samplers import AbstractTimeSampler
@@ -104,38 +104,25 @@ def _label(kind: str, chosen: Any) -> str:
     return f"{name}({', '.join(shown)})" if shown else name
 
 
-def _composed(
-    name: str,
-    chosen: Mapping[str, Any],
-    *,
-    data: tuple[tuple[int, ...], int] | None,
-    levels: int | None,
-    data_std: float,
-    timesteps: int | None,
-) -> Composition:
+def _composed(name: str, preset: Preset, data: DataSpec | None, levels: int | None) -> Composition:
     # A network is no part of what is compared, and a large one takes long to make.
     network = functools.partial(MLP, width=4, depth=1)
-    parts = {kind: chosen[kind] for kind in MODEL_KINDS} | {"network": network}
-    shape, condition_size = data or ((2,), 0)
-    model = build_model(
-        parts,
-        shape=shape,
-        levels=levels,
-        key=jax.random.key(0),
-        data_std=data_std,
-        condition_size=condition_size,
-    )
-    trained: Any = model.denoiser
+    spec = data or DataSpec((2,), levels)
+    made = assemble(preset.replace(network=network), spec, key=jax.random.key(0))
+    trained: Any = made.model.denoiser
     kinds = [kind for kind in (*MODEL_KINDS, *TRAINING_KINDS) if kind != "network"]
     return Composition(
         name,
-        model,
+        made.model,
         trained.parameterization,
-        **{kind: part(kind, chosen[kind], model=model) for kind in TRAINING_KINDS},
-        data=data,
-        data_std=data_std,
-        timesteps=timesteps,
-        labels={kind: _label(kind, chosen[kind]) for kind in kinds},
+        made.weighting,
+        made.time_sampler,
+        made.sampler,
+        made.grid,
+        data=(data.shape, data.condition_size) if data else None,
+        data_std=preset.data_std,
+        timesteps=preset.train.get("timesteps"),
+        labels={kind: _label(kind, resolve(kind, getattr(preset, kind))) for kind in kinds},
     )
 
 
@@ -187,39 +174,19 @@ def _preset_name(preset: Preset) -> str:
 
 
 def _from_preset(name: str, preset: Preset, levels: int) -> Composition:
-    kinds = (*MODEL_KINDS, *TRAINING_KINDS)
-    chosen = {kind: resolve(kind, getattr(preset, kind)) for kind in kinds}
-    decoder = registry.complete(chosen["decoder"], {"levels": levels})
-    return _composed(
-        name,
-        chosen,
-        data=None,
-        levels=decoder.levels,
-        data_std=preset.data_std,
-        timesteps=preset.train.get("timesteps"),
-    )
+    decoder = registry.complete(resolve("decoder", preset.decoder), {"levels": levels})
+    return _composed(name, preset, None, decoder.levels)
 
 
 def _from_config(name: str, config: Any) -> Composition:
-    from diffkit.data import condition_size
-    from diffkit.runs import make, transported
+    from diffkit.configs import make, preset_of, spec_of
+    from diffkit.runs import transported
 
-    needed = (*MODEL_KINDS, *TRAINING_KINDS, "data", "train")
-    given = config if isinstance(config, Mapping) else {}
-    if missing := [entry for entry in needed if entry not in given]:
-        raise ValueError(
-            f"{name} must be the configuration of a run, as in its config.yaml; it has no "
-            f"{', '.join(missing)}."
-        )
-    data = make(config["data"])
-    made = _composed(
-        name,
-        {kind: make(config[kind]) for kind in (*MODEL_KINDS, *TRAINING_KINDS)},
-        data=(data.shape, condition_size(data)),
-        levels=data.levels,
-        data_std=config.get("data_std", 1.0),
-        timesteps=config["train"]["timesteps"],
-    )
+    try:
+        preset, data = preset_of(config), spec_of(config)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{name} must be the configuration of a run, got {error}.") from None
+    made = _composed(name, preset, data, data.levels)
     moved = {kind: node for kind, node in (config.get("transport") or {}).items() if node}
     labels = {kind: _label(kind, make(node)) for kind, node in moved.items()}
     model = transported(made.model, config)
@@ -229,7 +196,7 @@ def _from_config(name: str, config: Any) -> Composition:
 def _from_run(run: "Run") -> Composition:
     if not run.config:
         raise ValueError(
-            f"run {run.path} was started in Python, so its loss is not known: compare presets or "
+            f"run {run.path} has no config.yaml, so its loss is not known: compare presets or "
             "configurations."
         )
     # With the endpoints that it learned.

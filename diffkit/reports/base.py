@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
+from diffkit.configs import EVALUATION_FILE
+from diffkit.files import replace_text
 from diffkit.reports.page import at_steps_table, footnotes, main_table, markdown
 from diffkit.reports.variants import (
     SAMPLES_FILE,
@@ -21,9 +23,7 @@ from diffkit.reports.variants import (
     make_variants,
     read_run,
 )
-from diffkit.runs import EVALUATION_FILE
 from diffkit.training.figures import has_picture, save_variant_curves, save_variant_samples
-from diffkit.training.metrics import replace_text
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def report(
 
     **Arguments:**
 
-    - `runs`: directories of runs from the command line; a directory that is none itself stands for those
+    - `runs`: directories of runs; a directory that is none itself stands for those
       below it, sorted.
     - `out`: the page to write; the pictures go beside it.
     - `baseline`: one of the runs, whose variant the others are compared with; by default the first.
@@ -97,7 +97,7 @@ def report(
     **Returns:** a `diffkit.reports.Report`.
 
     **Raises:** `FileNotFoundError` for a directory that is missing or has no run in it; `ValueError` if
-    `out` does not end in `.md`, if a run was started in Python, if two runs are equal in the seed too, if
+    `out` does not end in `.md`, if a run has no `config.yaml`, if two runs are equal in the seed too, if
     none is finished, if `baseline` is none of the runs or is not finished, or for a file that cannot be
     read. Then nothing is written.
 

@@ -6,8 +6,8 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from diffkit.configs import MAY_CHANGE, flat
 from diffkit.registry import CONTEXT, KINDS, name_of
-from diffkit.runs import MAY_CHANGE, flat
 
 SEED: Final = "train.seed"
 
@@ -58,7 +58,7 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             for option, default in _defaults(value).items():
                 if option not in given:
                     found[f"{part}.{option}"] = default
-    found.setdefault("data_std", 1.0)  # as `model_from_config` has it
+    found.setdefault("data_std", 1.0)  # as `Preset` has it
     return {name: value for name, value in found.items() if name not in _IGNORED}
 
 

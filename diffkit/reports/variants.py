@@ -11,10 +11,16 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Float
 
+from diffkit.configs import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    VARIANCE_FILE,
+    read_config,
+)
 from diffkit.reports.names import Naming, identity, read_settings
-from diffkit.runs import CONFIG_FILE, EVALUATION_FILE, VARIANCE_FILE
 from diffkit.training import read_metrics
-from diffkit.training.loop import CHECKPOINTS, METRICS_FILE
 
 TERMS: Final = ("prior", "reconstruction", "diffusion")
 SAMPLES_FILE: Final = "samples.npy"
@@ -133,19 +139,17 @@ def read_run(path: Path) -> RunFiles:
 
     **Raises:** `ValueError` if the run was started in Python, or for a file that is not what it should be.
     """
-    import yaml
-
-    file = path / CONFIG_FILE
-    if not file.exists():
+    config = read_config(path)
+    if not config:
         raise ValueError(
-            f"run {path} was started in Python and has no {CONFIG_FILE}, so its choices are not known: "
-            "give the other runs."
+            f"run {path} has no {CONFIG_FILE}, so its choices are not known: give the other runs."
         )
     try:
-        config = yaml.safe_load(file.read_text())
         seed = config["train"]["seed"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} must be the configuration of a run: {error!r}.") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path / CONFIG_FILE} must be the configuration of a run: {error!r}."
+        ) from error
     names = ("total", *TERMS)
     return RunFiles(
         path,

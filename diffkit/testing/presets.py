@@ -1,5 +1,7 @@
 """The laws of presets: what they choose works together, and their weighting is their loss."""
 
+import dataclasses
+import functools
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +14,15 @@ from diffkit.data import AbstractDataset, ArraySource
 from diffkit.presets import (
     MODEL_KINDS,
     TRAINING_KINDS,
+    Assembly,
+    DataSpec,
     Loss,
     Preset,
-    build_model,
+    assemble,
     part,
     resolve,
 )
 from diffkit.registry import complete
-from diffkit.samplers import sample
 from diffkit.testing.base import (
     NotApplicable,
     Subject,
@@ -61,17 +64,10 @@ def _levels(preset: Preset) -> int | None:
     return complete(resolve("decoder", preset.decoder), {"levels": _LEVELS}).levels
 
 
-def _model(preset: Preset, shape: tuple[int, ...]) -> Any:
-    """The preset's model with a small network."""
-    parts = {kind: resolve(kind, getattr(preset, kind)) for kind in MODEL_KINDS}
-    parts["network"] = resolve("network", _NETWORK)
-    return build_model(
-        parts,
-        shape=shape,
-        levels=_levels(preset),
-        key=jax.random.key(0),
-        data_std=preset.data_std,
-    )
+def _small(preset: Preset, shape: tuple[int, ...]) -> Assembly:
+    """The preset with a small network."""
+    small = preset.replace(network=_NETWORK)
+    return assemble(small, DataSpec(shape, _levels(preset)), key=jax.random.key(0))
 
 
 def _shapes(preset: Preset) -> list[tuple[int, ...]]:
@@ -86,16 +82,16 @@ def _shapes(preset: Preset) -> list[tuple[int, ...]]:
 def composes(subject: Subject) -> None:
     preset: Preset = subject.part
     for kind in (*MODEL_KINDS, *TRAINING_KINDS):
-        for option, value in preset.choice(kind)[1].items():
+        chosen = resolve(kind, getattr(preset, kind))
+        options = chosen.keywords if isinstance(chosen, functools.partial) else {}
+        for option, value in options.items():
             require(
                 is_plain(value),
                 given={"choice": kind, "option": option},
                 numbers={"value": repr(value)},
                 expected="a number, a string, None or a tuple, which a configuration can hold",
             )
-    model = _model(preset, _shapes(preset)[0])
-    for kind in TRAINING_KINDS:
-        part(kind, getattr(preset, kind), model=model)
+    _small(preset, _shapes(preset)[0])
     _train_config(preset)
 
 
@@ -115,8 +111,8 @@ def _train_config(preset: Preset, **changes: Any) -> Any:
 def weighting_is_its_loss(subject: Subject) -> None:
     preset: Preset = subject.part
     with jax.enable_x64(True):
-        model = _model(preset, _shapes(preset)[0])
-        weighting = part("weighting", preset.weighting, model=model)
+        made = _small(preset, _shapes(preset)[0])
+        model, weighting = made.model, made.weighting
         if preset.loss is None:
             if isinstance(weighting, ELBO):
                 maximum, minimum = (float(end) for end in model.schedule.endpoints)
@@ -172,28 +168,18 @@ def _train(preset: Preset, shape: tuple[int, ...], config: Any, given: Mapping[s
     from diffkit.runs import load_run
     from diffkit.training import fit
 
-    data, model = _Noise(shape, _levels(preset)), _model(preset, shape)
-    parts = {kind: part(kind, getattr(preset, kind), model=model) for kind in TRAINING_KINDS}
+    data, small = _Noise(shape, _levels(preset)), preset.replace(network=_NETWORK)
+    small = dataclasses.replace(small, train=dataclasses.asdict(config))
     with tempfile.TemporaryDirectory() as folder:
-        fitted = fit(
-            model,
-            data,
-            config,
-            weighting=parts["weighting"],
-            time_sampler=parts["time_sampler"],
-            directory=folder,
-            progress=False,
-        )
-        loaded = load_run(folder, like=model).model
+        fitted = fit(small, data, directory=folder, progress=False)
+        loaded = load_run(folder, like=small).model
     pairs = zip(jax.tree.leaves(fitted.model), jax.tree.leaves(loaded), strict=True)
     if not all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs):
         raise Violation(
             ", ".join(f"{name} = {value}" for name, value in given.items()),
             "the loaded model differs from the one that was trained; expected the same numbers",
         )
-    drawn = np.asarray(
-        sample(loaded, parts["sampler"], 4, key=jax.random.key(1), steps=5, grid=parts["grid"])
-    )
+    drawn = np.asarray(fitted.sample(4, key=jax.random.key(1), steps=5))
     wrong = not np.isfinite(drawn).all()
     if data.levels is not None:
         wrong = wrong or not np.issubdtype(drawn.dtype, np.integer)

@@ -2,30 +2,34 @@
 
 import contextlib
 import dataclasses
+import difflib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffkit.data import AbstractDataset, batches, condition_size
+from diffkit.configs import CHECKPOINTS, METRICS_FILE, config_of, unregistered, write_config
+from diffkit.data import AbstractDataset, AbstractSource, batches, condition_size
 from diffkit.denoiser import Denoiser, underlying
+from diffkit.grids import UniformT
 from diffkit.model import DiffusionModel, check_levels
 from diffkit.networks.base import network_condition_size
+from diffkit.presets import Assembly, Preset, assemble, key_of, seed_of
+from diffkit.samplers import Ancestral, sample
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.training.checkpoints import Checkpoints
 from diffkit.training.config import TrainConfig
-from diffkit.training.evaluation import evaluate
+from diffkit.training.evaluation import Evaluation, evaluate
 from diffkit.training.metrics import JsonLines, ProgressBar, Record, TensorBoard, Writer
 from diffkit.training.state import METRICS, Objective, TrainState, init_state, train_steps
+from diffkit.typing import PRNGKey
 from diffkit.weightings import ELBO, AbstractWeighting
-
-CHECKPOINTS = "checkpoints"
-METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,30 @@ class Fit:
     """What training gives.
 
     **Attributes:** `model`: with averaged parameters, the one to use; `state`: the whole training
-    state; `metrics`: the records, oldest first.
+    state; `metrics`: the records, oldest first; `assembly`: the composition that was trained, with the
+    model as it was before; `directory`: of the run, or `None`.
     """
 
     model: DiffusionModel
     state: TrainState
     metrics: list[dict[str, float]]
+    assembly: Assembly
+    directory: Path | None = None
+
+    def evaluate(self, source: AbstractSource, *, key: PRNGKey, **options: Any) -> Evaluation:
+        """The likelihood of the trained model: `diffkit.evaluate`, with the T of training by default."""
+        options = {"steps": self.assembly.preset.train.get("timesteps")} | options
+        return evaluate(self.model, source, key=key, **options)
+
+    def sample(self, count: int | tuple[int, ...], *, key: PRNGKey, **options: Any) -> jax.Array:
+        """Samples of the trained model: `diffkit.sample` with the preset's sampler, grid and steps.
+
+        **Arguments:** `count`; `key`; `options`: of `diffkit.sample`; `sampler` too may be replaced.
+        """
+        parts = self.assembly
+        chosen = {"steps": parts.preset.sample_steps, "grid": parts.grid} | options
+        sampler = chosen.pop("sampler", parts.sampler)
+        return sample(self.model, sampler, count, key=key, **chosen)
 
 
 class _Memory:
@@ -76,52 +98,125 @@ def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
     if size > 0 and known is not None and known != size:
         raise ValueError(
             f"data has conditions of {size} numbers, but the model's network was built with "
-            f"condition_size={known}. Give condition_size={size} to diffkit.preset or to the "
+            f"condition_size={known}. Give condition_size={size} to Preset.model or to the "
             "network, or take the data without conditions."
         )
 
 
+def settings_of(preset: Preset) -> TrainConfig:
+    """The settings of training that a preset chooses.
+
+    **Raises:** `ValueError` for a setting that there is not, or for a value out of its range.
+    """
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    for name in preset.train:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"train has no setting {name!r}.{hint} It has: {', '.join(known)}.")
+    return TrainConfig(**preset.train)
+
+
 def fit(
-    model: DiffusionModel,
+    what: Preset | DiffusionModel,
     data: AbstractDataset,
-    config: TrainConfig = TrainConfig(),
+    config: TrainConfig | None = None,
     *,
-    weighting: AbstractWeighting = ELBO(),
-    time_sampler: AbstractTimeSampler = LowDiscrepancy(),
+    key: PRNGKey | None = None,
+    weighting: AbstractWeighting | None = None,
+    time_sampler: AbstractTimeSampler | None = None,
     directory: str | Path | None = None,
     progress: bool = True,
     writers: Sequence[Writer] = (),
 ) -> Fit:
-    """Train a model.
+    """Train a composition.
 
     Minimises the weighted diffusion loss plus the prior and reconstruction terms (with the weighting
-    `ELBO`: the VLB) by AdamW. Many steps run in one compiled call; the host reads the metrics of a
-    call while the next one runs.
+    `ELBO`: the VLB). Many steps run in one compiled call; the host reads the metrics of a call while the
+    next one runs.
 
     **Arguments:**
 
-    - `model`: the model to start from; it is not changed.
+    - `what`: a preset, which chooses everything; or a model put together by hand, which is not changed and
+      whose loss and settings are the arguments below.
     - `data`: a dataset, whose `train` source is trained on, given its conditions if it has any.
-    - `config`: the settings of the loop.
-    - `weighting`, `time_sampler`: the parts of the objective (`diffkit.part` makes them for a model). A
-      time sampler that adapts belongs to the training state.
-    - `directory`: where to write metrics and checkpoints. If it holds checkpoints, training goes on
-      from the newest one, exactly as if it had never stopped. Give it the parts and settings that it was
-      begun with: of these only the shapes of the arrays are compared.
+    - `config`: for a model by hand, the settings of the loop. Those of a preset are its own:
+      `preset.replace(train={"steps": 1000})`.
+    - `key`: for the initial parameters, the order of the data, the noise and the times; by default
+      `jax.random.key(seed)` with the seed of the settings.
+    - `weighting`, `time_sampler`: for a model by hand, the parts of the loss; by default `ELBO` and
+      `LowDiscrepancy`. A time sampler that adapts belongs to the training state.
+    - `directory`: where to write configuration, metrics and checkpoints. If it holds checkpoints of the
+      same composition, training goes on from the newest one, exactly as if it had never stopped.
     - `progress`: show a progress bar.
     - `writers`: further receivers of the metrics.
 
     **Returns:** a `Fit`.
 
-    **Raises:** `ValueError` if the data do not fit the model or its schedule does not fall;
-    `CheckpointError` if the directory holds checkpoints of another model; `FloatingPointError` if the loss
-    or its gradient is no longer finite, in which case the last good checkpoint stays the newest.
+    **Raises:** `ValueError` if the data do not fit the model, its schedule does not fall, a preset comes
+    with settings beside it, or the directory holds a run of another composition or other settings (the
+    message says what differs); `CheckpointError` if its checkpoints are of another model;
+    `FloatingPointError` if the loss or its gradient is no longer finite, in which case the last good
+    checkpoint stays the newest.
+
+    ```python
+    mine = dk.preset("vdm", network="mlp", train={"steps": 1000})
+    fitted = dk.fit(mine, dk.data.Swirl(), key=jax.random.key(0))
+    ```
     """
-    check_data(model, data)
-    state = init_state(model, config, time_sampler)
-    checkpoints, step, before = None, 0, 0.0
+    if isinstance(what, Preset):
+        beside = {"config": config, "weighting": weighting, "time_sampler": time_sampler}
+        if given := [name for name, value in beside.items() if value is not None]:
+            raise ValueError(
+                f"a preset chooses its own {given[0]}: use preset.replace(weighting=..., "
+                "time_sampler=..., train={...}) in place of it."
+            )
+        preset, settings = what, settings_of(what)
+    else:
+        check_data(what, data)
+        settings = config or TrainConfig()
+        preset = Preset.of(
+            what,
+            weighting=weighting or ELBO(),
+            time_sampler=time_sampler or LowDiscrepancy(),
+            sampler=Ancestral(),
+            grid=UniformT(),
+            train=dataclasses.asdict(settings),
+        )
+    if key is not None:
+        settings = dataclasses.replace(settings, seed=seed_of(key))
+    if isinstance(what, Preset):
+        parts = assemble(preset, data, key=key_of(settings.seed))
+    else:
+        parts = Assembly.around(preset, what)
     if directory is not None:
         directory = Path(directory)
+        record = config_of(preset, data, settings)
+        write_config(directory, record)
+        if progress and (made := unregistered(record)):
+            found = ", ".join(f"{kind}={name}" for kind, name in made.items())
+            print(
+                f"run {directory}: {found} is not registered (or does not tell its options), so this run "
+                f"is for Python only: dk.load_run({str(directory)!r}, like=...)."
+            )
+    return train(parts, data, settings, directory=directory, progress=progress, writers=writers)
+
+
+def train(
+    parts: Assembly,
+    data: AbstractDataset,
+    config: TrainConfig,
+    *,
+    directory: Path | None = None,
+    progress: bool = True,
+    writers: Sequence[Writer] = (),
+) -> Fit:
+    """`fit` of parts that are made already, in a directory whose configuration is written."""
+    model, weighting = parts.model, parts.weighting
+    check_data(model, data)
+    state = init_state(model, config, parts.time_sampler)
+    checkpoints, step, before = None, 0, 0.0
+    if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(directory / CHECKPOINTS)
         newest = checkpoints.latest_step()
@@ -139,7 +234,7 @@ def fit(
     sinks.extend(writers)
 
     chunk = config.steps_per_dispatch
-    key = jax.random.key(config.seed)
+    key = key_of(config.seed)
     # The key has the seed: runs that differ in it alone share what is compiled.
     settings = dataclasses.replace(config, seed=0)
     objective = Objective(weighting, config.timesteps)
@@ -203,4 +298,4 @@ def fit(
                 checkpoints.save(step, state, {"seconds": seconds()})
         if pending is not None:
             report(*pending)
-    return Fit(state.averaged_model, state, memory.records)
+    return Fit(state.averaged_model, state, memory.records, parts, directory)

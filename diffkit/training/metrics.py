@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from diffkit.files import replace_text
+
 Record = Mapping[str, int | float]
 """Metrics of one dispatch: `step`, `seconds` of training so far, and the means over its steps."""
 
@@ -48,13 +50,6 @@ def as_json(value: Any, *, indent: int | None = None) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(known(value), indent=indent, allow_nan=False)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file in one go: a process that is killed meanwhile leaves the old one or the new one."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)
 
 
 class JsonLines:

@@ -17,7 +17,7 @@ from hydra.errors import OverrideParseException
 import diffkit as dk
 from diffkit.cli import main as diffkit
 from diffkit.cli.launch import run_name
-from diffkit.runs import EVALUATION_FILE
+from diffkit.configs import EVALUATION_FILE
 
 VDM: Final = dk.get("preset", "vdm")
 

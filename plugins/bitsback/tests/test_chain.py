@@ -54,8 +54,8 @@ def draws(count, seed=1):
 def untrained(preset, shape=(2, 3, 3), levels=256, **parts):
     # Initialised networks are zero at their outputs; these predict something.
     network = ("mlp", {"width": 8, "depth": 1})
-    model = dk.preset(
-        preset, shape=shape, levels=levels, key=jax.random.key(0), **{"network": network} | parts
+    model = dk.preset(preset, **{"network": network} | parts).model(
+        shape=shape, levels=levels, key=jax.random.key(0)
     )
     leaves, tree = jax.tree.flatten(model.denoiser.network)
     rng = np.random.default_rng(0)
@@ -131,7 +131,7 @@ def _refused(message):
 
 @slow
 def test_round_trip_of_a_network_for_images():
-    model = dk.preset("vdm", shape=(1, 8, 8), levels=17, key=jax.random.key(0))
+    model = dk.preset("vdm").model(shape=(1, 8, 8), levels=17, key=jax.random.key(0))
     assert_round_trip(model, 10, noise(model, 5), batch_size=3)
 
 

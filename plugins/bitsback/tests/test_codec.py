@@ -39,7 +39,7 @@ MLP = ("mlp", {"width": 8, "depth": 1})
 
 def make(name="vdm", shape=(2, 3), levels=5, seed=0, **parts):
     parts = {"network": MLP} | parts
-    return dk.preset(name, shape=shape, levels=levels, key=jax.random.key(seed), **parts)
+    return dk.preset(name, **parts).model(shape=shape, levels=levels, key=jax.random.key(seed))
 
 
 def drawn(count, shape=(2, 3), levels=5, dtype=np.uint8, seed=0):

@@ -16,8 +16,9 @@ from PIL import Image
 
 import diffkit as dk
 from diffkit.cli import main
+from diffkit.configs import make, write_config
 from diffkit.data import Digits
-from diffkit.runs import load_run, make, model_from_config, write_config
+from diffkit.runs import assembled, load_run
 from diffkit.training.checkpoints import Checkpoints
 from diffkit.training.loop import CHECKPOINTS
 from diffkit.training.state import init_state
@@ -40,7 +41,7 @@ def begin(path, *overrides):
     ConfigStore.set_state(state)
     GlobalHydra.instance().clear()
     write_config(path, {key: value for key, value in config.items() if key != "run"})
-    model = model_from_config(config, make(config["data"]))
+    model = assembled(config).model
     checkpoints = Checkpoints(path / CHECKPOINTS)
     checkpoints.save(7, init_state(model, make(config["train"])), {"seconds": 0.0})
     checkpoints.close()

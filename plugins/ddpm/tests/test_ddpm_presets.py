@@ -90,7 +90,7 @@ def test_variance_of_the_reverse_step(name, spread):
 
 def test_iddpm_learns_both_halves_and_samples_at_its_own_levels():
     small = ("mlp", {"width": 8, "depth": 1})
-    model = dk.preset("iddpm", shape=(2,), levels=8, key=jax.random.key(0), network=small)
+    model = dk.preset("iddpm", network=small).model(shape=(2,), levels=8, key=jax.random.key(0))
     chosen = dk.get("preset", "iddpm")
     parts = {
         kind: dk.part(kind, getattr(chosen, kind), model=model)

@@ -66,7 +66,7 @@ class Line(dk.networks.AbstractNetwork):
 
 @pytest.mark.parametrize("name", ["ddpm", "iddpm", "simple_diffusion"])
 def test_presets_minimise_the_plain_error_of_eps(name):
-    model = dk.preset(name, shape=(2,), key=jax.random.key(0), network=Line())
+    model = dk.preset(name, network=Line()).model(shape=(2,), key=jax.random.key(0))
     weighting = dk.part("weighting", dk.get("preset", name).weighting, model=model)
     x, eps = jnp.asarray([0.7, -0.4]), jnp.asarray([0.3, 1.1])
     t = jnp.asarray([0.0, 0.01, 0.3, 0.5, 0.9, 0.999, 1.0])
@@ -111,13 +111,8 @@ def test_in_discrete_time_the_loss_is_l_simple_at_every_level():
     x = np.random.default_rng(0).uniform(-1, 1, (len(levels), 2))
     seen = []
     with jax.enable_x64(True):
-        model = dk.preset(
-            "ddpm",
-            shape=(2,),
-            levels=None,
-            decoder="gaussian",
-            network=Watched(seen),
-            key=jax.random.key(0),
+        model = dk.preset("ddpm", decoder="gaussian", network=Watched(seen)).model(
+            shape=(2,), levels=None, key=jax.random.key(0)
         )
         loss = eqx.filter_jit(dk.denoising_loss)(
             model,

@@ -122,8 +122,8 @@ def test_error_factor_is_that_of_the_loss():
 
 
 def test_model_hands_the_same_data_std_to_both():
-    model = dk.preset(
-        "edm", shape=(2,), levels=8, key=jax.random.key(0), network=("mlp", {"width": 8})
+    model = dk.preset("edm", network=("mlp", {"width": 8})).model(
+        shape=(2,), levels=8, key=jax.random.key(0)
     )
     assert model.denoiser.data_std == 0.5
     assert model.denoiser.parameterization == diffkit_edm.F(data_std=0.5)

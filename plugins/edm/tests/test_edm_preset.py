@@ -14,7 +14,7 @@ KINDS = ("schedule", "process", "parameterization", "decoder", "network")
 
 def small(**parts):
     parts = {"network": ("mlp", {"width": 8, "depth": 1})} | parts
-    return dk.preset("edm", shape=(2,), levels=8, key=jax.random.key(0), **parts)
+    return dk.preset("edm", **parts).model(shape=(2,), levels=8, key=jax.random.key(0))
 
 
 def test_published_numbers():
@@ -58,9 +58,8 @@ def test_weighting_is_what_the_loss_implies():
 
 def test_weighting_takes_the_standard_deviation_of_the_model():
     # `data_std=0.3` on the command line reaches input, target and loss alike.
-    parts = {kind: dk.presets.resolve(kind, getattr(diffkit_edm.EDM, kind)) for kind in KINDS}
-    parts["network"] = dk.presets.resolve("network", ("mlp", {"width": 8, "depth": 1}))
-    model = dk.presets.build_model(parts, shape=(2,), levels=8, key=jax.random.key(0), data_std=0.3)
+    edm = dk.preset("edm", network=("mlp", {"width": 8, "depth": 1}), data_std=0.3)
+    model = edm.model(shape=(2,), levels=8, key=jax.random.key(0))
     logsnr = jnp.linspace(-8.7, 12.4, 50)
 
     def ratio(choice, s=0.3):

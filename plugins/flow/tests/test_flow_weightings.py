@@ -16,7 +16,7 @@ LOGSNR = np.linspace(-9.9, 13.2, 40)
 
 def small(name, **parts):
     parts = {"network": ("mlp", {"width": 8, "depth": 1})} | parts
-    return dk.preset(name, shape=(2,), levels=256, key=jax.random.key(0), **parts)
+    return dk.preset(name, **parts).model(shape=(2,), levels=256, key=jax.random.key(0))
 
 
 def over(weighting, logsnr):

@@ -14,13 +14,8 @@ each_preset = pytest.mark.parametrize("name", PRESETS)
 
 def small(name):
     """The preset with an MLP in place of its U-Net, for data in two dimensions."""
-    return dk.preset(
-        name,
-        shape=(2,),
-        levels=None,
-        key=jax.random.key(0),
-        decoder="gaussian",
-        network=("mlp", {"width": 8, "depth": 1}),
+    return dk.preset(name, decoder="gaussian", network=("mlp", {"width": 8, "depth": 1})).model(
+        shape=(2,), levels=None, key=jax.random.key(0)
     )
 
 

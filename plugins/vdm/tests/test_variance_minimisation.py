@@ -215,13 +215,8 @@ def test_trained_interior_is_close_to_the_best_one_for_its_network():
         ("cosine", "cosine"),
         ("learned", ("learned_monotone", {"minimise_variance": True})),
     ):
-        model = dk.preset(
-            "vdm",
-            shape=data.shape,
-            levels=data.levels,
-            network=("mlp", {"width": 64}),
-            key=jax.random.key(0),
-            schedule=schedule,
+        model = dk.preset("vdm", network=("mlp", {"width": 64}), schedule=schedule).model(
+            shape=data.shape, levels=data.levels, key=jax.random.key(0)
         )
         model = dk.fit(model, data, dk.TrainConfig(steps=3000), progress=False).model
         found[name] = dk.estimator_statistics(

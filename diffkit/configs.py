@@ -1,0 +1,370 @@
+"""Configurations: a composition as plain containers, as `config.yaml` in a run directory holds it.
+
+A node names a part by its import path, as Hydra does: `_target_`, `_partial_: true` and its options. A part
+that other processes cannot find, since it is registered nowhere, has a node with `_python_` in place of
+`_target_`: it says what the part was, so that another one is noticed, but nothing can be made of it.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from diffkit.files import replace_text
+from diffkit.model import DiffusionModel
+from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, DataSpec, Preset, resolve
+from diffkit.registry import CONTEXT, Context, complete, is_constructor, name_of
+
+KINDS: Final = (*MODEL_KINDS, *TRAINING_KINDS)
+"""The kinds that a preset chooses, in the order of a configuration."""
+
+CONFIG_FILE: Final = "config.yaml"
+EVALUATION_FILE: Final = "evaluation.json"
+VARIANCE_FILE: Final = "variance.json"
+METRICS_FILE: Final = "metrics.jsonl"
+CHECKPOINTS: Final = "checkpoints"
+
+LOOKS: Final[Mapping[str, Any]] = {
+    "passes": 16,
+    "evaluate_steps": (),
+    "variance": False,
+    "samples": 64,
+}
+"""What `diffkit train` looks at when a run is over, with its defaults."""
+
+MAY_CHANGE: Final = (
+    *LOOKS,
+    "sample_steps",
+    "train.steps",
+    "train.checkpoint_every",
+    "train.evaluate_every",
+    "train.evaluate_passes",
+)
+"""Settings that may differ when a run goes on: how long it trains, and what is looked at."""
+
+_FOREIGN: Final = "_python_"
+
+
+def make(node: Any) -> Any:
+    """What a node of a configuration describes.
+
+    **Arguments:** `node`: a mapping with `_target_`.
+
+    **Returns:** an instance; or, for `_partial_: true`, a `functools.partial` with the options.
+    Sequences become tuples, which is what the constructors of parts take.
+
+    **Raises:** `ValueError` for a part that was made in Python and is not registered.
+    """
+    from hydra_zen import instantiate
+
+    if _FOREIGN in node:
+        raise ValueError(
+            f"the run has a part {node[_FOREIGN]} that is not registered, so only the program that made "
+            "it can: dk.load_run(path, like=preset)."
+        )
+    made = instantiate(node, _convert_="all")
+    if isinstance(made, functools.partial):
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in made.keywords.items()}
+        return functools.partial(made.func, *made.args, **options)
+    return made
+
+
+def preset_of(config: Mapping[str, Any]) -> Preset:
+    """The composition that a configuration describes.
+
+    **Raises:** `ValueError` if an entry is missing, or for a part that is not registered.
+    """
+    if missing := [entry for entry in (*KINDS, "train") if entry not in config]:
+        raise ValueError(
+            f"a configuration must be that of a run, as in its {CONFIG_FILE}; it has no "
+            f"{', '.join(missing)}."
+        )
+    more = {name: config[name] for name in ("data_std", "sample_steps") if name in config}
+    train = {name: value for name, value in config["train"].items() if name != "_target_"}
+    return Preset(**{kind: make(config[kind]) for kind in KINDS}, train=train, **more)
+
+
+def config_of(preset: Preset, data: Any, settings: Any) -> dict[str, Any]:
+    """The configuration of a composition, the same as `diffkit train` writes it.
+
+    **Arguments:** `preset`; `data`: a dataset; `settings`: a `diffkit.TrainConfig`.
+    """
+    return {
+        **nodes_of(preset, DataSpec.of(data)),
+        "data": _data_node(data),
+        "train": {"_target_": _path(type(settings)), **dataclasses.asdict(settings)},
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in LOOKS.items()},
+        "data_std": preset.data_std,
+        "sample_steps": preset.sample_steps,
+    }
+
+
+def nodes_of(preset: Preset, data: DataSpec) -> dict[str, dict[str, Any]]:
+    """The node of each kind that a preset chooses."""
+    context = Context(
+        shape=data.shape,
+        levels=data.levels,
+        condition_size=data.condition_size,
+        data_std=preset.data_std,
+        key=jax.random.key(0),
+    )
+    return {kind: node_of(kind, getattr(preset, kind), context) for kind in KINDS}
+
+
+def model_nodes(model: DiffusionModel) -> dict[str, dict[str, Any]]:
+    """The node of each part of a model that was put together by hand."""
+    nodes = nodes_of(Preset.of(model), DataSpec(model.shape, model.decoder.levels))
+    return {kind: nodes[kind] for kind in MODEL_KINDS}
+
+
+def spec_of(config: Mapping[str, Any]) -> DataSpec:
+    """What a model has to know of the data of a configuration."""
+    node = config["data"]
+    if _FOREIGN in node:
+        return DataSpec(tuple(node["shape"]), node["levels"], node["condition_size"])
+    return DataSpec.of(make(node))
+
+
+def unregistered(config: Mapping[str, Any]) -> dict[str, str]:
+    """The parts of a configuration that are not registered: kind to what each is."""
+    return {
+        kind: node[_FOREIGN]
+        for kind, node in config.items()
+        if isinstance(node, Mapping) and _FOREIGN in node
+    }
+
+
+def node_of(kind: str, choice: Any, context: Context = Context()) -> dict[str, Any]:
+    """A choice as a node of a configuration.
+
+    **Arguments:** `kind`; `choice`, as in a `diffkit.Preset`; `context`: with which the options of an
+    instance are checked.
+    """
+    part = resolve(kind, choice)
+    if not is_constructor(part):
+        cls, options = type(part), _options(part, context)
+        if options is None or not _is_known(kind, cls):
+            return _foreign(part)
+        return _node(cls, options)
+    positional = isinstance(part, functools.partial) and part.args
+    cls = part.func if isinstance(part, functools.partial) else part
+    options = part.keywords if isinstance(part, functools.partial) else {}
+    if positional or not _is_known(kind, cls) or not all(map(_is_plain, options.values())):
+        return _foreign(part)
+    return _node(cls, options)
+
+
+def _is_known(kind: str, cls: Any) -> bool:
+    """Whether another process finds it: registered, and not in a script."""
+    return name_of(kind, cls) is not None and cls.__module__ != "__main__"
+
+
+def _node(cls: Any, options: Mapping[str, Any], *, partial: bool = True) -> dict[str, Any]:
+    signature = inspect.signature(cls).parameters
+    every = {
+        name: parameter.default
+        for name, parameter in signature.items()
+        if parameter.default is not parameter.empty and (name not in CONTEXT or not partial)
+    } | dict(options)
+    ordered = {name: every[name] for name in signature if name in every}
+    return {
+        "_target_": _path(cls),
+        "_partial_": partial,
+        **{k: _stored(v) for k, v in ordered.items()},
+    }
+
+
+def _path(cls: Any) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_stored(item) for item in value]
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str | os.PathLike | None)
+
+
+def _attributes(part: Any) -> dict[str, Any] | None:
+    """The options of an instance whose attributes have their names; `None` where one has not."""
+    options = {}
+    for name, parameter in inspect.signature(type(part)).parameters.items():
+        if name in CONTEXT:
+            continue
+        value = getattr(part, name, parameter.empty)
+        if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
+            value = value.item()
+        if value is parameter.empty or not _is_plain(value):
+            return None
+        options[name] = value
+    return options
+
+
+def _options(part: Any, context: Context) -> dict[str, Any] | None:
+    """The options that make this very part again, or `None` if there are none to be seen."""
+    options = _attributes(part)
+    if options is None:
+        return None
+    try:
+        again = eqx.filter_eval_shape(complete, functools.partial(type(part), **options), context)
+    except Exception:  # a stranger's constructor may raise anything
+        return None
+    return options if _content(again, values=False) == _content(part, values=False) else None
+
+
+def _data_node(data: Any) -> dict[str, Any]:
+    args, given = getattr(data, "made_with", ((), {"": data}))
+    options = {**dict(zip(inspect.signature(type(data)).parameters, args, strict=False)), **given}
+    if not all(map(_is_plain, options.values())) or not _is_known("data", type(data)):
+        spec = dataclasses.asdict(DataSpec.of(data))
+        return _foreign(data) | {name: _stored(value) for name, value in spec.items()}
+    return _node(type(data), options, partial=False)
+
+
+def _foreign(part: Any) -> dict[str, Any]:
+    if isinstance(part, functools.partial):
+        name, content = part.func, {**part.keywords, "args": part.args}
+    else:
+        name, content = (part, {}) if is_constructor(part) else (type(part), part)
+    return {_FOREIGN: _path(name), "content": _content(content)}
+
+
+def _content(value: Any, *, values: bool = True) -> Any:
+    """What a part is made of, in plain containers.
+
+    Trainable arrays count by their shape alone: a run has other values than the model that it began with.
+    """
+    if isinstance(value, Array | jax.ShapeDtypeStruct):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, np.ndarray):
+        kept = f"{value.dtype}{list(value.shape)}"
+        return f"{kept} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}" if values else kept
+    if _is_plain(value):
+        return _stored(value)
+    if isinstance(value, Mapping):
+        return {str(key): _content(item, values=values) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_content(item, values=values) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {each.name: getattr(value, each.name, None) for each in dataclasses.fields(value)}
+        return {"class": _path(type(value)), **_content(found, values=values)}
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{getattr(value, '__module__', '')}.{name}"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration in a run directory, empty if there is none.
+
+    **Raises:** `ValueError` for a file that is no configuration, which it names.
+    """
+    import yaml
+
+    file = path / CONFIG_FILE
+    if not file.exists():
+        return {}
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # which do not say of which file
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{file} must hold the configuration of a run, got {type(config).__name__}."
+        )
+    return config
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a configuration into a run directory, or check that the one there is the same.
+
+    **Raises:** `ValueError` if the directory belongs to a run with other choices, naming them, or holds
+    checkpoints without a configuration. The settings in `MAY_CHANGE` may differ; what was evaluated under
+    others is removed. A run without a checkpoint yet is begun anew.
+    """
+    import yaml
+
+    begun = (path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())
+    known = read_config(path)
+    if begun and not known:
+        raise ValueError(
+            f"run={str(path)!r} holds checkpoints and no {CONFIG_FILE}, so what they were trained with "
+            "is not known. Name another directory; dk.load_run(path, like=model) reads them."
+        )
+    changes = _changes(known, config) if known else {}
+    if begun and (differ := differences(known, config)):
+        raise ValueError(
+            f"run={str(path)!r} holds a run with other choices: {'; '.join(differ[:5])}. "
+            "Name another directory, or remove this one."
+        )
+    if changes:
+        (path / EVALUATION_FILE).unlink(missing_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
+    order = [name for name in (*KINDS, "data", "train") if name in config]
+    ordered = {name: config[name] for name in (*order, *sorted(config.keys() - set(order)))}
+    replace_text(path / CONFIG_FILE, yaml.safe_dump(ordered, sort_keys=False))
+
+
+def differences(known: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What makes a configuration that of another run than the stored one, in words."""
+    return [
+        f"{name} ({_short(there)} there, {_short(now)} now)"
+        for name, (there, now) in _changes(known, config).items()
+        if name not in MAY_CHANGE
+    ]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a directory holds a run of this very configuration that was trained and evaluated."""
+    known = read_config(path)
+    return bool(known) and (path / EVALUATION_FILE).exists() and not _changes(known, config)
+
+
+def _changes(known: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between a configuration that was stored and a new one: name to (there, now)."""
+    there, now = flat(known), flat(config)
+    return {
+        name: (there.get(name), now.get(name))
+        for name in sorted(there.keys() | now.keys())
+        if there.get(name) != now.get(name)
+        and not (name not in there and _is_default(config, name))
+    }
+
+
+def _is_default(config: Mapping[str, Any], name: str) -> bool:
+    """Whether an option has its default, so that a run that is older than the option had it too."""
+    from hydra.utils import get_object
+
+    kind, _, option = name.rpartition(".")
+    node = config.get(kind)
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return False
+    known = inspect.signature(get_object(node["_target_"])).parameters
+    return option in known and known[option].default == node.get(option)
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A configuration with a dotted name for each value."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
