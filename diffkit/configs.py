@@ -62,14 +62,14 @@ def make(node: Any) -> Any:
     **Returns:** an instance; or, for `_partial_: true`, a `functools.partial` with the options.
     Sequences become tuples, which is what the constructors of parts take.
 
-    **Raises:** `ValueError` for a part that was made in Python and is not registered.
+    **Raises:** `ValueError` for a part that was made in Python.
     """
     from hydra_zen import instantiate
 
     if _FOREIGN in node:
         raise ValueError(
-            f"the run has a part {node[_FOREIGN]} that is not registered, so only the program that made "
-            "it can: dk.load_run(path, like=preset)."
+            f"the run has a part that was made in Python, {node[_FOREIGN]}, and no command can make it: "
+            "dk.load_run(path, like=...), with the preset or the model that was trained."
         )
     made = instantiate(node, _convert_="all")
     if isinstance(made, functools.partial):

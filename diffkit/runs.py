@@ -218,6 +218,10 @@ def _like(
     like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path, settings: TrainConfig
 ) -> DiffusionModel:
     """The model to read a run into, if it is of the run's composition."""
+    if not config:
+        if isinstance(like, Preset):
+            raise ValueError(f"run {path} has no {CONFIG_FILE}: like must be a model, got a preset.")
+        return like
     if isinstance(like, Preset):
         spec = spec_of(config)
         model = assemble(like, spec, key=key_of(settings.seed)).model

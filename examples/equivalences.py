@@ -48,9 +48,6 @@ PRESETS = {
     ),
     "bound": dk.Preset(schedule="linear_logsnr", parameterization="v", weighting="elbo"),
 }
-for preset_name, preset in PRESETS.items():
-    dk.register("preset", preset_name)(preset)
-
 FIRST, SAME, OTHER = PRESETS
 # Whose squared error the papers minimise, over uniform times.
 TARGETS = {
@@ -66,9 +63,8 @@ Models = Mapping[str, dk.DiffusionModel]
 def untrained(name: str, data: dk.data.AbstractDataset, width: int, seed: int) -> dk.DiffusionModel:
     """A model of a preset with a small VDM U-Net."""
     options = {"width": width, "depth": 1, "dropout": 0.0, "groups": max(width // 8, 1)}
-    return dk.preset(name, network=("vdm_unet", options)).model(
-        shape=data.shape, levels=data.levels, key=jax.random.key(seed)
-    )
+    preset = PRESETS[name].replace(network=("vdm_unet", options))
+    return preset.model(data, key=jax.random.key(seed))
 
 
 def weighting_of(name: str, model: dk.DiffusionModel) -> dk.AbstractWeighting:
@@ -172,7 +168,7 @@ def ratio_range(papers: Models, name: str) -> tuple[float, float]:
 def show_verdicts(levels: int | None) -> None:
     """What `compare` says of the presets."""
     for name in (SAME, OTHER):
-        comparison = dk.equivalence.compare(FIRST, name, levels=levels or 256)
+        comparison = dk.equivalence.compare(PRESETS[FIRST], PRESETS[name], levels=levels or 256)
         low, high = comparison.ratio
         print(f"{FIRST} and {name}: generative model {comparison.model}, ", end="")
         print(f"objective {comparison.objective}")

@@ -60,21 +60,22 @@ def main() -> None:
         # Two dimensions, and structure at every scale down to one level: all octaves.
         "fourier": tuple(range(8)),
     }
-    model = dk.preset("vdm", network=("mlp", network), schedule="learned_linear").model(
-        shape=data.shape, levels=data.levels, key=jax.random.key(arguments.seed)
+    preset = dk.preset("vdm").replace(
+        network=("mlp", network),
+        schedule="learned_linear",
+        time_sampler="low_discrepancy",
+        train={
+            "steps": arguments.steps,
+            "batch_size": arguments.batch_size,
+            "learning_rate": arguments.learning_rate,
+            "weight_decay": 0.0,
+            "ema": 0.995,
+            "steps_per_dispatch": 50,
+            "evaluate_every": 250,
+            "evaluate_passes": 8,
+        },
     )
-    config = dk.TrainConfig(
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        weight_decay=0.0,
-        ema=0.995,
-        seed=arguments.seed,
-        steps_per_dispatch=50,
-        evaluate_every=250,
-        evaluate_passes=8,
-    )
-    fitted = dk.fit(model, data, config)
+    fitted = dk.fit(preset, data, key=jax.random.key(arguments.seed))
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     save_curves(fitted.metrics, arguments.out / "curves.png")

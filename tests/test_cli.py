@@ -306,7 +306,7 @@ def test_a_run_of_python_is_for_python(runs, capfd):
     shutil.copytree("flow/checkpoints", "python/checkpoints")  # as `fit` in Python leaves it
     for command in ("evaluate", "sample"):
         said = fails([command, "python"], capfd)
-        assert "dk.load_run('python', like=model)" in said
+        assert "pass like=, a model of the same structure" in said
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OverflowError("too large"), EOFError("cut off")])
@@ -637,7 +637,7 @@ def test_equivalence_of_runs(runs, capfd):
     with pytest.raises(ValueError, match="run python was started in Python"):
         compare("vdm", "python")
     python = dk.load_run("python", like=run.model)
-    with pytest.raises(ValueError, match="run python was started in Python, so its loss is not"):
+    with pytest.raises(ValueError, match="run python has no config.yaml, so its loss is not"):
         compare("vdm", python)
 
 

@@ -206,9 +206,9 @@ def test_load_run(trained, toy_model):
     run = dk.load_run(path, like=toy_model())
     assert run.step == 24
     assert_same(run.model, fitted.model)
-    with pytest.raises(ValueError, match="pass like=, a model of the same structure"):
+    with pytest.raises(ValueError, match="made in Python, diffkit.networks.mlp.MLP"):
         dk.load_run(path)
-    with pytest.raises(ValueError, match="holds another model"):
+    with pytest.raises(ValueError, match=r"not what run .*: network.content.blocks"):
         dk.load_run(path, like=toy_model(network=("mlp", {"width": 12, "depth": 1})))
     with pytest.raises(FileNotFoundError, match="there are no checkpoints at"):
         dk.load_run(path / "nowhere")
@@ -216,14 +216,17 @@ def test_load_run(trained, toy_model):
 
 def test_a_loss_that_is_not_finite_stops_and_writes_nothing(toy, toy_model, tmp_path):
     good = dataclasses.replace(SMALL, steps=8)
-    dk.fit(toy_model(), toy, good, directory=tmp_path, progress=False)
 
     class Broken(dk.AbstractWeighting):
-        def __call__(self, logsnr):
-            return logsnr * jnp.nan
+        factor: jax.Array
 
+        def __call__(self, logsnr):
+            return self.factor + 0 * logsnr
+
+    options = {"directory": tmp_path, "progress": False}
+    dk.fit(toy_model(), toy, good, weighting=Broken(jnp.ones(())), **options)
     with pytest.raises(FloatingPointError, match="the loss is not finite"):
-        dk.fit(toy_model(), toy, SMALL, weighting=Broken(), directory=tmp_path, progress=False)
+        dk.fit(toy_model(), toy, SMALL, weighting=Broken(jnp.array(jnp.nan)), **options)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest_step() == 8
     checkpoints.close()

@@ -196,8 +196,8 @@ def fit(
         if progress and (made := unregistered(record)):
             found = ", ".join(f"{kind}={name}" for kind, name in made.items())
             print(
-                f"run {directory}: {found} is not registered (or does not tell its options), so this run "
-                f"is for Python only: dk.load_run({str(directory)!r}, like=...)."
+                f"run {directory} is for Python only, as no command can make {found}. "
+                f"Read it by dk.load_run({str(directory)!r}, like=...)."
             )
     return train(parts, data, settings, directory=directory, progress=progress, writers=writers)
 
