@@ -426,7 +426,7 @@ def test_bad_input_is_named_and_nothing_is_written(add, workplace):
         ([], ValueError, "runs must name run directories, got none"),
         (["a", "nowhere"], FileNotFoundError, "there is no directory nowhere"),
         (["a", "empty"], FileNotFoundError, "there is no config.yaml in or below empty"),
-        (["a", "python"], ValueError, "run python was started in Python and has no config.yaml"),
+        (["a", "python"], ValueError, "run python has no config.yaml"),
         (["unfinished"], ValueError, "one that is finished, .*; unfinished has none"),
         (["a", "same"], ValueError, "a and same have the same choices and the same train.seed=0"),
         (["a", "broken"], ValueError, "broken/evaluation.json must be a JSON file"),
