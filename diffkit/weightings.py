@@ -78,7 +78,7 @@ class Verdict:
         if self.rises is None:
             return "the VLB" if self.kind == "vlb" else "monotone: a VLB of noisy data"
         low, high = self.rises
-        return f"no bound: w rises between logsnr {low:.1f} and {high:.1f}"
+        return f"not a bound: w rises between logsnr {low:.1f} and {high:.1f}"
 
 
 TABLE_POINTS: Final = 2001
