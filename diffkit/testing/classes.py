@@ -1,5 +1,7 @@
-"""The laws as test classes: subclass that of a kind, name the part, and pytest runs each law. The methods
-are made from the laws, so law and test exist once."""
+"""The laws as test classes: subclass that of a kind, name the part, and pytest runs each law.
+
+The methods are made from the laws, so law and test exist once.
+"""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType

@@ -123,7 +123,7 @@ def test_more_steps_are_a_shorter_code_and_other_grids_have_no_bound():
     assert many.bound < few.bound - 0.02
     assert many.statistics.net_bits < few.statistics.net_bits
     for each in (few, many):
-        # Few steps between two points leave rare large errors: the bound's own draws tell how far it is off.
+        # Few steps between two points leave rare large errors: the bound's own draws tell how far off it is
         gap, error = each.gap
         assert error < 0.04
         assert abs(gap) < 4 * error + 64 / 4800

@@ -1,8 +1,8 @@
-"""EDM as a preset: which parts make it up, and where each constant is from.
+"""EDM as a preset: its parts, and the source of each constant.
 
 "The paper" is Karras, Aittala, Aila and Laine 2022 (arXiv 2206.00364), "the code" its published
-implementation (github.com/NVlabs/edm). By its README the checkpoint cifar10-32x32-uncond-vp has train.py's
-defaults, with `--cond=0 --arch=ddpmpp`.
+implementation (github.com/NVlabs/edm). According to its README the checkpoint cifar10-32x32-uncond-vp uses
+train.py's defaults with `--cond=0 --arch=ddpmpp`.
 """
 
 import diffkit as dk
@@ -53,7 +53,6 @@ EDM = dk.register("preset", "edm")(
 )
 """EDM with the paper's hyper-parameters for unconditional CIFAR-10 (configuration F, DDPM++).
 
-The paper samples it in 18 steps, 35 network calls. Not here: its augmentation of the data, and the
-re-arranged U-Net inside (`unet` is the nearest). The ramp of the moving average is another one: see
-docs/plugins/edm.md.
+The paper samples it in 18 steps, 35 network calls. Not included: its augmentation of the data, and the
+rearranged U-Net (`unet` is the nearest). The ramp of the moving average differs: see docs/plugins/edm.md.
 """
