@@ -49,7 +49,8 @@ def _values(ends: Endpoints | dk.Buffer) -> tuple[Scalar, Scalar]:
 class LearnedLinear(dk.AbstractSchedule):
     """A straight line between two learned endpoints.
 
-    The published VDM checkpoints use it. The endpoints find the noise level at which the decoder costs least, and the one at which nothing is left of the data.
+    The published VDM checkpoints use it. The endpoints find the noise level at which the decoder costs
+    least, and the one at which nothing is left of the data.
 
     **Arguments:**
 
