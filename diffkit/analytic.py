@@ -1,15 +1,15 @@
 r"""Exact denoisers of known distributions.
 
-For data whose distribution is known, $\mathbb E[x \mid z]$ is known in closed form. Such a denoiser is
-called like a trained one, and it is the independent answer that the rest of the library is tested
-against: its VLB is the entropy plus known terms, and its probability-flow ODE has a known map.
+For data from a known distribution, $\mathbb E[x \mid z]$ is known in closed form. Such a denoiser has the
+interface of a trained one, and serves as the independent answer in tests of the rest of the library: its
+VLB is the entropy plus known terms, and its probability-flow ODE has a known map.
 
 All are written in the rescaled latent $y = x + \rho\,\epsilon$ and so run under every process.
 
-**Conditions.** The denoiser of a mixture of k components takes a condition of k numbers from 0 on, by
-which the components' weights are multiplied. A one-hot vector (`diffkit.data.one_hot`) is one component,
-ones at several places are a class of several, and zeros or `None` are all of them: the exact
-class-conditional denoisers, to test guidance against.
+**Conditions.** The denoiser of a mixture of k components takes a condition of k non-negative numbers, which
+multiply the components' weights. A one-hot vector (`diffkit.data.one_hot`) selects one component, ones at
+several places a class of several, and zeros or `None` keep all: exact class-conditional denoisers to test
+guidance against.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ class _MixtureDenoiser(AbstractDenoiser):
     log_weights: Float[Array, " k"]
     means: Float[Array, "k *shape"]
     variances: Float[Array, "k dim"]
-    # The eigenvectors of the covariances, in columns; None where every covariance is a multiple of
-    # the identity, as for the points of a data set.
+    # The eigenvectors of the covariances, in columns; None if every covariance is a multiple of the
+    # identity, as for the points of a data set.
     bases: Float[Array, "k dim dim"] | None
 
     def __call__(
@@ -55,8 +55,8 @@ class _MixtureDenoiser(AbstractDenoiser):
         log_p = self._log_shares(condition) - 0.5 * jnp.sum(
             delta**2 / total + jnp.log(total), axis=-1
         )
-        # y - E[x | y, k] = rho^2 (C_k + rho^2)^-1 (y - m_k): computed as such, since the difference of
-        # y and E[x] would lose the digits of eps at high SNR.
+        # y - E[x | y, k] = rho^2 (C_k + rho^2)^-1 (y - m_k), computed directly: the difference of y and
+        # E[x] would lose the digits of eps at high SNR.
         residual = rho2 / total * delta
         if self.bases is not None:
             residual = jnp.einsum("kij,kj->ki", self.bases, residual)
@@ -89,7 +89,7 @@ class _MixtureDenoiser(AbstractDenoiser):
                 "condition must have a weight for each of the "
                 f"{self.log_weights.size} components, got the shape {condition.shape}."
             )
-        # Zeros are no condition, as everywhere.
+        # Zeros mean no condition, as everywhere.
         factors = jnp.where(jnp.any(condition > 0), condition, 1.0)
         return jax.nn.log_softmax(self.log_weights + jnp.log(factors))
 
@@ -121,12 +121,12 @@ def mixture(
     **Arguments:** `weights`, (k,), positive, normalised here; `means`, (k, dim); `covs`,
     (k, dim, dim), each symmetric and positive semi-definite; `process`.
 
-    **Raises:** `ValueError` for weights that are not positive, or a matrix that is no covariance.
+    **Raises:** `ValueError` for weights that are not positive, or a matrix that is not a covariance.
     """
     covs = np.asarray(covs, dtype=np.float64)
     if not np.allclose(covs, covs.swapaxes(-1, -2)):
         raise ValueError("covs must be symmetric matrices; one of them is not.")
-    # Once, on the host, in float64: the decomposition decides the precision of everything after it.
+    # Once, on the host, in float64: everything after it depends on the decomposition's precision.
     variances, bases = np.linalg.eigh(covs)
     if variances.min() < -1e-9 * max(1.0, variances.max()):
         raise ValueError(
@@ -150,7 +150,7 @@ def empirical(
     """The exact denoiser of a distribution on finitely many points, such as a data set.
 
     **Arguments:** `points`, (k, *shape), *encoded* values; `weights`, (k,), positive, normalised here,
-    equal if not given; `process`.
+    equal by default; `process`.
 
     **Raises:** `ValueError` for weights that are not positive.
     """

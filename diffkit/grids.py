@@ -1,6 +1,6 @@
 """Grids: where a sampler places its steps.
 
-A grid turns a schedule and a number of steps into the noise levels that a sampler visits: `steps + 1`
+A grid turns a schedule and a number of steps into the noise levels a sampler visits: `steps + 1`
 values of `logsnr`, increasing from the schedule's minimum (noise) to its maximum (data).
 """
 
@@ -20,7 +20,7 @@ class AbstractGrid(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, schedule: AbstractSchedule, steps: int) -> Float[Array, " {steps}+1"]:
-        """`steps + 1` values of `logsnr`, increasing, the schedule's endpoints included."""
+        """`steps + 1` increasing values of `logsnr`, including the schedule's endpoints."""
 
 
 def _check_steps(steps: int) -> None:
@@ -30,7 +30,7 @@ def _check_steps(steps: int) -> None:
 
 @register("grid", "uniform_t")
 class UniformT(AbstractGrid):
-    """Steps of equal size in time: the schedule decides. Required for a discrete-time model of T steps."""
+    """Steps of equal size in the schedule's time. A discrete-time model of T steps needs it."""
 
     def __call__(self, schedule: AbstractSchedule, steps: int) -> Float[Array, " {steps}+1"]:
         _check_steps(steps)

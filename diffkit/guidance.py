@@ -1,19 +1,19 @@
-r"""Guidance: samples that follow their condition more closely than the model itself would.
+r"""Guidance: samples that follow their condition more closely than those of the model itself.
 
-Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, equation 6, where the weight is
-$1 + w$) puts in place of the conditional prediction
+Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, equation 6, where the weight is $1 + w$)
+replaces the conditional prediction by
 
 $$\hat\epsilon = \hat\epsilon(z) + w\,\big(\hat\epsilon(z, c) - \hat\epsilon(z)\big),$$
 
 which is the score of $p(z)\,(p(z \mid c) / p(z))^w$, up to a constant factor of the density: w = 1 is the
 conditional model, w = 0 the unconditional one, and w > 1 trades variety for agreement with the condition.
-The same combination holds for the predicted data, and for every other target, since all are linear in
-eps at fixed z.
+The same combination holds for the predicted data and every other target, since all are linear in eps at
+fixed z.
 
-With w other than 1 no model has these scores at all noise levels at once (the noised guided density is
-not the guided noised density), so there is no likelihood, and samplers with few or many steps end in
-somewhat different distributions. Guidance at high noise hurts variety most, and at low noise costs and
-changes nothing much; an interval of `logsnr` keeps it to the middle (Kynkäänniemi, Aittala, Karras,
+For w other than 1 no model has these scores at all noise levels at once (the noised guided density is not
+the guided noised density). So there is no likelihood, and the distribution of samples depends somewhat on
+the number of steps. Guidance at high noise reduces variety most; at low noise it costs time and changes
+little. An interval of `logsnr` restricts it to the middle (Kynkäänniemi, Aittala, Karras,
 Laine, Aila and Lehtinen 2024, arXiv 2404.07724).
 """
 
@@ -31,28 +31,28 @@ from diffkit.typing import Example, PRNGKey, ScalarLike, as_float
 
 
 class Guided(AbstractDerivedDenoiser):
-    r"""Classifier-free guidance of a denoiser that was trained with and without conditions.
+    r"""Classifier-free guidance of a denoiser trained with and without conditions.
 
-    The prediction without the condition, plus `scale` times what the condition changes (Ho and Salimans
+    The prediction without the condition plus `scale` times the change by the condition (Ho and Salimans
     2022, arXiv 2207.12598, equation 6, whose w is `scale` - 1), within an interval of noise levels
-    (Kynkäänniemi et al. 2024, arXiv 2404.07724). Choose it for samples of a class or a description, where
-    agreement counts more than variety.
+    (Kynkäänniemi et al. 2024, arXiv 2404.07724). Choose it for samples of a class or a description, if
+    agreement matters more than variety.
 
-    It is called with a condition like any other denoiser, under every sampler. The conditional and the
-    unconditional prediction are one batched call of the network; outside of the interval, and for a scale
-    of 1, only the conditional one is computed. (A sampler for which `logsnr` differs between the examples
-    of a batch, as with steps that adapt to each, pays for both everywhere.)
+    Call it with a condition like any other denoiser, under every sampler. One batched call of the network
+    gives the conditional and the unconditional prediction; outside the interval, and for a scale of 1, only
+    the conditional one is computed. (A sampler whose `logsnr` differs between the examples of a batch, such
+    as one with adaptive steps, pays for both everywhere.)
 
-    A variance that the denoiser predicts (`Prediction.spread`) is taken from the conditional prediction.
+    A predicted variance (`Prediction.spread`) is that of the conditional prediction.
 
     **Arguments:**
 
-    - `denoiser`: takes a condition, and zeros for none; see `TrainConfig.condition_dropout`.
+    - `denoiser`: takes a condition, or zeros for none; see `TrainConfig.condition_dropout`.
     - `scale`: 1 is exactly the conditional denoiser, 0 the unconditional one.
-    - `interval`: (min, max) of the `logsnr` at which to guide, ends included; elsewhere the scale is 1.
+    - `interval`: (min, max) of the `logsnr` at which to guide, inclusive; elsewhere the scale is 1.
       `None` guides everywhere. Noise levels sigma / alpha from a to b are `(-2 * log(b), -2 * log(a))`.
 
-    **Raises:** `ValueError` if `scale` is not finite or the interval is not in this order; when called
+    **Raises:** `ValueError` if `scale` is not finite or the interval is in the wrong order, and when called
     without a condition.
     """
 
@@ -103,7 +103,7 @@ class Guided(AbstractDerivedDenoiser):
         def guided() -> Prediction:
             pair = jnp.stack([jnp.zeros_like(condition), condition])
             both = jax.vmap(lambda condition: self.denoiser(z, logsnr, condition, key=key))(pair)
-            # Both forms, since either would lose its digits at one end if it were made of the other.
+            # Both forms: either one, derived from the other, would lose its digits at one end.
             free, given = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
             x = free.x + self.scale * (given.x - free.x)
             eps = free.eps + self.scale * (given.eps - free.eps)
@@ -120,12 +120,12 @@ class Guided(AbstractDerivedDenoiser):
 def guide(
     model: DiffusionModel, scale: float, interval: tuple[float, float] | None = None
 ) -> DiffusionModel:
-    """The model with its denoiser guided, to be sampled from with a condition.
+    """The model with a guided denoiser, to sample from with a condition.
 
-    **Arguments:** `model`, trained with conditions of which some were left out; `scale`, `interval`:
-    those of `diffkit.Guided`.
+    **Arguments:** `model`: trained with conditions, some of them left out; `scale`, `interval`: as in
+    `diffkit.Guided`.
 
-    **Returns:** a model that shares its parameters with the given one.
+    **Returns:** a model that shares the parameters of the given one.
 
     **Raises:** `ValueError` as `diffkit.Guided`.
 

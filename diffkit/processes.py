@@ -1,12 +1,12 @@
 r"""Processes: what a noise level means for signal and noise.
 
 A process maps `logsnr` to the pair $(\alpha, \sigma)$ with $\log \alpha^2 / \sigma^2 = \lambda$, and
-so defines the latent $z_t = \alpha x + \sigma \epsilon$. It knows nothing of time.
+so defines the latent $z_t = \alpha x + \sigma \epsilon$. It does not depend on time.
 
 **The rescaled latent.** $y = z / \alpha = x + \rho\,\epsilon$ with $\rho = \sigma / \alpha =
-e^{-\lambda / 2}$ is the same for every process (VDM section 5.1). What depends on $\lambda$ alone is
-therefore written once, here, in terms of $y$: the posterior $q(y_s \mid y_t, x)$ (VDM appendix A) and
-the prior of the last latent. Each process inherits both by multiplying with its $\alpha$.
+e^{-\lambda / 2}$ is the same for every process (VDM section 5.1). Everything that depends on $\lambda$
+alone is therefore written once, here, in terms of $y$: the posterior $q(y_s \mid y_t, x)$ (VDM appendix A)
+and the prior of the last latent. Each process multiplies both by its $\alpha$.
 """
 
 import abc
@@ -47,8 +47,8 @@ def rescaled_posterior(
 def rescaled_forward_std(logsnr_s: ScalarLike, logsnr_t: ScalarLike) -> Scalar:
     r"""The standard deviation of the forward step $q(y_t \mid y_s) = \mathcal N(y_s, \cdot)$.
 
-    Of the rescaled latent, for t noisier than s. It is $\sqrt{\rho_t^2 - \rho_s^2} = \rho_t \sqrt c$ with
-    $c = -\mathrm{expm1}(\lambda_t - \lambda_s)$ (VDM appendix A.1, divided by $\alpha_t$), so that a short
+    This is for the rescaled latent, with t noisier than s: $\sqrt{\rho_t^2 - \rho_s^2} = \rho_t \sqrt c$
+    with $c = -\mathrm{expm1}(\lambda_t - \lambda_s)$ (VDM appendix A.1, divided by $\alpha_t$), so a short
     step keeps its relative precision.
 
     **Arguments:** `logsnr_s` and `logsnr_t`, with `logsnr_t <= logsnr_s`.
@@ -60,11 +60,11 @@ def rescaled_forward_std(logsnr_s: ScalarLike, logsnr_t: ScalarLike) -> Scalar:
 
 
 def log_spread(logsnr_t: ScalarLike, logsnr_s: ScalarLike) -> Scalar:
-    r"""How far the log standard deviation of a reverse step may reach above the posterior's.
+    r"""The range of the log standard deviation of a reverse step above the posterior's.
 
-    Between the posterior's variance, right for data that are one point, and the forward step's
-    $\sigma_{t|s}^2$, right for data that are standard normal (DDPM section 3.2; improved DDPM section
-    3.1). The ratio of the two is $\sigma_t^2 / \sigma_s^2$ of the variance preserving process.
+    It reaches from the posterior's variance, right for data that are a single point, to the forward step's
+    $\sigma_{t|s}^2$, right for standard normal data (DDPM section 3.2; improved DDPM section 3.1). The
+    ratio of the two is $\sigma_t^2 / \sigma_s^2$ of the variance preserving process.
 
     **Returns:** half the logarithm of that ratio, at least 0.
     """
@@ -75,8 +75,8 @@ def log_spread(logsnr_t: ScalarLike, logsnr_s: ScalarLike) -> Scalar:
 def rescaled_prior_std(logsnr: ScalarLike) -> Scalar:
     r"""The standard deviation $\sqrt{1 + \rho^2}$ of the prior of the rescaled latent at t = 1.
 
-    It is the marginal one for data of unit variance. Under the variance preserving process it makes
-    the prior of $z_1$ the standard normal, as in VDM; under any other process it makes the same model.
+    This is the marginal one for data of unit variance. Under the variance preserving process it makes the
+    prior of $z_1$ standard normal, as in VDM; any other process gives the same model.
     """
     return jnp.exp(-0.5 * jax.nn.log_sigmoid(as_float(logsnr)))
 
@@ -103,7 +103,7 @@ class AbstractProcess(eqx.Module):
     ) -> tuple[Example, Scalar]:
         """q(z_s | z_t, x) for s less noisy than t.
 
-        With `x` replaced by a prediction it is the generative p(z_s | z_t) of VDM equation 31.
+        With a prediction for `x` it is the generative p(z_s | z_t) of VDM equation 31.
 
         **Arguments:** `z_t` and `x` of one shape; `level_t` and `level_s` with
         `level_t.logsnr <= level_s.logsnr`.
@@ -116,7 +116,7 @@ class AbstractProcess(eqx.Module):
         return level_s.alpha * mean, level_s.alpha * std
 
     def prior_std(self, level: NoiseLevel) -> Scalar:
-        """The standard deviation of the prior p(z_1) at this, the last, noise level."""
+        """The standard deviation of the prior p(z_1), with `level` the last noise level."""
         return level.alpha * rescaled_prior_std(level.logsnr)
 
 
@@ -124,7 +124,7 @@ class AbstractProcess(eqx.Module):
 class VariancePreserving(AbstractProcess):
     r"""$\alpha^2 + \sigma^2 = 1$: the latent keeps unit variance. DDPM, VDM, the VP SDE.
 
-    $\alpha^2 = \mathrm{sigmoid}(\lambda)$ and $\sigma^2 = \mathrm{sigmoid}(-\lambda)$, taken through
+    $\alpha^2 = \mathrm{sigmoid}(\lambda)$ and $\sigma^2 = \mathrm{sigmoid}(-\lambda)$, computed by
     `log_sigmoid`, so that both keep their relative precision in float32 at both ends.
     """
 
@@ -139,7 +139,7 @@ class VariancePreserving(AbstractProcess):
 
 @register("process", "variance_exploding")
 class VarianceExploding(AbstractProcess):
-    r"""$\alpha = 1$: noise is added to the data as it is. NCSN, the VE SDE, EDM.
+    r"""$\alpha = 1$: noise is added to unscaled data. NCSN, the VE SDE, EDM.
 
     $\sigma = e^{-\lambda / 2}$. The latent is its own rescaled latent.
     """

@@ -4,9 +4,9 @@ A schedule maps time $t \in [0, 1]$ to $\lambda(t) = \log \mathrm{SNR}$, strictl
 is data (largest `logsnr`), $t = 1$ is noise (smallest). Variational Diffusion Models (VDM,
 arXiv 2107.00630) writes $\gamma(t) = -\lambda(t)$.
 
-A schedule says nothing of $\alpha$ and $\sigma$: that is the process's part. By VDM section 5.1 the
-continuous-time VLB depends on a schedule through its two endpoints only; between them it decides the
-variance of the estimate and where a sampler that is uniform in $t$ places its steps.
+The process, not the schedule, determines $\alpha$ and $\sigma$. By VDM section 5.1 the continuous-time VLB
+depends on a schedule only through its two endpoints; between them it determines the variance of the
+estimate, and the steps of a sampler uniform in $t$.
 """
 
 import abc
@@ -32,25 +32,25 @@ class AbstractSchedule(eqx.Module):
 
     @abc.abstractmethod
     def inverse(self, logsnr: ScalarLike) -> Scalar:
-        """The time at which the schedule has this `logsnr`; its argument lies between the endpoints."""
+        """The time at which the schedule has this `logsnr`, which must lie between the endpoints."""
 
     @property
     def endpoints(self) -> tuple[Scalar, Scalar]:
         """`(max, min)`: `logsnr` at t = 0 and at t = 1."""
-        # Arrays, so that a schedule of plain arithmetic returns arrays too.
+        # Arrays, so that a schedule in plain arithmetic also returns arrays.
         return self(jnp.asarray(0.0)), self(jnp.asarray(1.0))
 
 
 class AbstractVarianceMinimising(AbstractSchedule):
-    r"""A schedule whose interior may follow the variance of the estimate in place of its mean.
+    r"""A schedule whose interior can follow the variance of the estimate instead of its mean.
 
     In continuous time the bound does not depend on a schedule between its endpoints (VDM section 5.1), so
-    that the interior is free to minimise the variance of the Monte Carlo estimate (section 5.3 and appendix
-    I.2). With `minimise_variance` the gradient of the diffusion loss by the interior parameters is that of
-    its second moment over draws; the value, and every other gradient, stay as they are. In discrete time
-    the bound depends on the interior as well, and no longer decides it.
+    the interior is free to minimise the variance of the Monte Carlo estimate (section 5.3 and appendix
+    I.2). With `minimise_variance` the interior parameters receive the gradient of the second moment of the
+    diffusion loss over draws; its value and all other gradients do not change. In discrete time the bound
+    also depends on the interior, which then no longer follows it.
 
-    `Truncated` around such a schedule has the gradients of any other schedule.
+    Inside `Truncated` such a schedule has ordinary gradients.
     """
 
     minimise_variance: eqx.AbstractVar[bool]
@@ -68,18 +68,18 @@ def minimises_variance(schedule: AbstractSchedule) -> TypeGuard[AbstractVariance
 def check_range(
     logsnr_max: float | None, logsnr_min: float, levels: int | None
 ) -> tuple[float, float]:
-    """The endpoints of a schedule, the first one from the data's levels if it is not given.
+    """The endpoints of a schedule; the default of the first follows from the data's levels.
 
-    VDM ends at log SNR 13.3 for 256 levels, where the distance of two levels is six standard
-    deviations of the noise. For any other number of levels the default is where that is so too:
-    13.3 + 2 log(levels / 256). Beyond it there is nothing left to learn but the grid of the levels.
+    VDM ends at log SNR 13.3 for 256 levels, where neighbouring levels are six standard deviations of the
+    noise apart. The default gives the same distance for any number of levels: 13.3 + 2 log(levels / 256).
+    Beyond it only the grid of the levels is left to learn.
 
-    **Arguments:** `logsnr_max`, `None` for the default; `logsnr_min`; `levels`, `None` for
-    continuous data, whose default is 13.3.
+    **Arguments:** `logsnr_max`, `None` for the default; `logsnr_min`; `levels`, `None` for continuous data,
+    with the default 13.3.
 
     **Returns:** `(logsnr_max, logsnr_min)`.
 
-    **Raises:** `ValueError` if they are not finite or not in the order max > min.
+    **Raises:** `ValueError` unless they are finite and max > min.
     """
     if logsnr_max is None:
         logsnr_max = 13.3 if levels is None else 13.3 + 2 * math.log(levels / 256)
@@ -110,14 +110,13 @@ def ordered_endpoints(schedule: AbstractSchedule) -> tuple[float, float]:
 class LinearLogSNR(AbstractSchedule):
     r"""The straight line $\lambda(t) = (1 - t)\,\lambda_{\max} + t\,\lambda_{\min}$.
 
-    The choice of VDM's fixed schedule, and a good default where nothing is known: every octave of
-    noise gets the same share of time.
+    VDM's fixed schedule, and a good default: every octave of noise gets the same share of time.
 
     **Arguments:**
 
     - `logsnr_max`: log SNR at t = 0; by default VDM's for the data's levels (`check_range`).
     - `logsnr_min`: log SNR at t = 1.
-    - `levels`: how many values a dimension of the data takes, `None` for continuous data.
+    - `levels`: the number of values of a dimension of the data, `None` for continuous data.
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
     """
@@ -136,7 +135,7 @@ class LinearLogSNR(AbstractSchedule):
 
     def __call__(self, t: ScalarLike) -> Scalar:
         t = as_float(t)
-        # Both products, not max + (min - max) t: exact at both ends in float32.
+        # Not max + (min - max) t: two products are exact at both ends in float32.
         return (1 - t) * self.logsnr_max + t * self.logsnr_min
 
     def inverse(self, logsnr: ScalarLike) -> Scalar:
@@ -150,14 +149,14 @@ class Cosine(AbstractSchedule):
     Introduced by improved DDPM (Nichol and Dhariwal 2021) as $\alpha = \cos(\pi t' / 2)$ under the
     variance preserving process. Its log SNR is infinite at both ends, so $t' = t_0 + t (t_1 - t_0)$
     runs over the part between the two endpoints only (Hoogeboom, Heek and Salimans 2023, simple
-    diffusion, section 2). Spends most of its time at middle noise levels: good for samples, wasteful
-    for likelihoods.
+    diffusion, section 2). It spends most of its time at middle noise levels: good for samples, wasteful for
+    likelihoods.
 
-    **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: how many values
-    a dimension of the data takes, from which the default of `logsnr_max` follows (`check_range`);
-    `shift`: added to the log SNR of the cosine, without moving the endpoints: 2 log(64 / d) for images
-    of d x d pixels, so that they are as noisy as images of 64 x 64 are when they are looked at in
-    that size (simple diffusion, equation 4). That paper moves the endpoints too: add the shift to both.
+    **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: the number of values
+    of a dimension of the data, which sets the default of `logsnr_max` (`check_range`); `shift`: added to
+    the log SNR of the cosine, without moving the endpoints. 2 log(64 / d) makes images of d x d pixels,
+    scaled down to 64 x 64, as noisy as images of that size (simple diffusion, equation 4). That paper also
+    moves the endpoints: add the shift to both.
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or a value is not finite.
     """
@@ -180,8 +179,8 @@ class Cosine(AbstractSchedule):
         self.shift = shift
 
     def _angles(self) -> tuple[float, float, float, float]:
-        # pi t' / 2 at both ends, and its complement to pi / 2. The complement is computed by itself,
-        # since at the noise end it is small and the difference would lose its digits.
+        # pi t' / 2 at both ends, and its complement to pi / 2, computed separately: at the noise end it is
+        # small, and the difference would lose its digits.
         start, end = (
             math.exp((self.shift - logsnr) / 2) for logsnr in (self.logsnr_max, self.logsnr_min)
         )
@@ -203,13 +202,13 @@ class Cosine(AbstractSchedule):
 class Truncated(AbstractSchedule):
     r"""The part of another schedule between two values of `logsnr`, over all of [0, 1].
 
-    Its time is an affine function of the other's, so that it has the same curve; the ends are exact.
-    Choose it to give schedules of different papers one range, and so one bound (VDM section 5.1).
+    Its time is an affine function of the other's, so it has the same curve; the ends are exact. Choose it
+    to give schedules of different papers the same range, and so the same bound (VDM section 5.1).
 
     **Arguments:** `schedule`: the other schedule; `logsnr_max`, `logsnr_min`: the new endpoints, within
     those of the other.
 
-    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is outside of the schedule's range.
+    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or if one is outside the schedule's range.
 
     ```python
     schedule = dk.Truncated(dk.Cosine(15.0, -15.0), logsnr_max=13.3, logsnr_min=-5.0)
@@ -227,7 +226,7 @@ class Truncated(AbstractSchedule):
                 "logsnr_max must be greater than logsnr_min, "
                 f"got {self.logsnr_max=}, {self.logsnr_min=}."
             )
-        # Endpoints come as float32: the same number may differ in the seventh digit.
+        # Endpoints are float32: equal numbers may differ in the seventh digit.
         slack = 1e-5 * max(abs(maximum), abs(minimum))
         if self.logsnr_max > maximum + slack or self.logsnr_min < minimum - slack:
             raise ValueError(
@@ -244,7 +243,7 @@ class Truncated(AbstractSchedule):
         logsnr = self.schedule((1 - t) * start + t * end)
         exact = jnp.clip(logsnr, self.logsnr_min, self.logsnr_max)
         exact = jnp.where(t == 0, self.logsnr_max, jnp.where(t == 1, self.logsnr_min, exact))
-        # The ends exactly, with the slope of the curve.
+        # Exact ends, with the slope of the curve.
         return logsnr + jax.lax.stop_gradient(exact - logsnr)
 
     def inverse(self, logsnr: ScalarLike) -> Scalar:
@@ -264,14 +263,14 @@ def truncated(
 ) -> Truncated:
     """The part of another schedule between two endpoints (`Truncated`).
 
-    Choose it to give a schedule that has no such options, as `vp_beta` or `log_normal`, the range of a
-    model that is carried over to it.
+    Choose it to give a schedule without options for its endpoints, such as `vp_beta` or `log_normal`, the
+    range of a model that you carry over to it.
 
-    **Arguments:** `base`: the registered name of the other schedule, taken with its defaults; `logsnr_max`,
-    `logsnr_min`: the endpoints, the first by default VDM's for the data's levels (`check_range`). What
-    the base asks for is filled in.
+    **Arguments:** `base`: the registered name of the other schedule, used with its defaults; `logsnr_max`,
+    `logsnr_min`: the endpoints; the first defaults to VDM's for the data's levels (`check_range`). diffkit
+    fills in the context of the base.
 
-    **Raises:** `diffkit.registry.UnknownPartError` for a name that is no schedule; `ValueError` if the
+    **Raises:** `diffkit.registry.UnknownPartError` if no schedule has this name; `ValueError` if the
     endpoints are not within those of the base.
     """
     maximum, minimum = check_range(logsnr_max, logsnr_min, levels)

@@ -1,8 +1,7 @@
-r"""Time samplers: at which times a batch is evaluated.
+r"""Time samplers: the times at which a batch is evaluated.
 
-A time sampler draws one t in [0, 1) for each example of a batch, and says with which density. The
-loss divides by the density, so that a time sampler changes the variance of an estimate and never its
-expectation.
+A time sampler draws one t in [0, 1) for each example of a batch, and states the density. The loss divides
+by the density, so a time sampler changes the variance of an estimate but never its expectation.
 """
 
 import abc
@@ -58,8 +57,8 @@ class Uniform(AbstractTimeSampler):
 class LowDiscrepancy(AbstractTimeSampler):
     """Evenly spaced times with one random shift: t_i = mod(u + i / n, 1), VDM appendix I.1.
 
-    Each time by itself is uniform; together they cover [0, 1] with gaps of exactly 1 / n, so that the
-    mean over a batch has a much smaller variance than with independent times.
+    Each time is uniform; together they cover [0, 1] with gaps of exactly 1 / n, so the mean over a batch
+    has a much smaller variance than with independent times.
     """
 
     def __call__(
@@ -78,8 +77,8 @@ class LowDiscrepancy(AbstractTimeSampler):
 class Stratified(AbstractTimeSampler):
     """One independent uniform time in each of n equal parts of [0, 1): t_i = (i + u_i) / n.
 
-    Covers [0, 1] nearly as evenly as `LowDiscrepancy`, while the times of a batch are independent of
-    each other: choose it where a regular spacing could fall in step with the structure of the loss.
+    It covers [0, 1] nearly as evenly as `LowDiscrepancy`, but with independent times in a batch: choose it
+    where a regular spacing could fall in step with the structure of the loss.
     """
 
     def __call__(
@@ -88,8 +87,8 @@ class Stratified(AbstractTimeSampler):
         _check_batch_size(batch_size)
         shift, order = jax.random.split(key)
         u = jax.random.uniform(shift, (batch_size,))
-        # Rounding can give 1.0, which no time is. The order is random, so that each example of a
-        # batch, too, sees all times.
+        # Rounding can give 1.0, which is not a time. The order is random, so that each example of a batch
+        # sees all times.
         t = jnp.minimum((jnp.arange(batch_size) + u) / batch_size, 1 - 2.0**-24)
         t = jax.random.permutation(order, t)
         return t, jnp.ones_like(t)
@@ -99,17 +98,16 @@ class Stratified(AbstractTimeSampler):
 
 
 class AbstractAdaptiveTimeSampler(AbstractTimeSampler):
-    """A time sampler that learns from the losses of the times that it drew.
+    """A time sampler that learns from the losses at the times it drew.
 
     It is part of the training state: `fit` calls `update` after every step and keeps the result.
     """
 
     @abc.abstractmethod
     def update(self: Self, t: Float[Array, " batch"], loss: Float[Array, " batch"]) -> Self:
-        """The time sampler that knows these losses too.
+        """The time sampler updated with these losses.
 
-        **Arguments:** `t`: times that it drew; `loss`: the loss of each, not multiplied with its
-        importance.
+        **Arguments:** `t`: the times it drew; `loss`: the loss of each, not multiplied by its importance.
         """
 
 
@@ -117,18 +115,17 @@ class AbstractAdaptiveTimeSampler(AbstractTimeSampler):
 class Adaptive(AbstractAdaptiveTimeSampler):
     r"""Draws times in proportion to a running estimate of the loss: importance sampling.
 
-    [0, 1] is divided into equal bins; each keeps a moving average of the squares of the losses seen in
-    it, and times are drawn with a density that is constant within a bin and proportional to the root of
-    that average, which is the density under which the variance of the estimate is least. Times of a
-    batch cover the distribution evenly, as those of `LowDiscrepancy` do.
+    Each of many equal bins of [0, 1] keeps a moving average of the squared losses in it. The density of
+    times is constant within a bin and proportional to the root of this average, which minimises the
+    variance of the estimate. The times of a batch cover the distribution evenly, like those of
+    `LowDiscrepancy`.
 
     After Kingma and Gao 2023 (arXiv 2303.00848, section 3.3 and appendix F), who average the loss itself
-    over bins of $\lambda$ and so make its mean even; bins of t do the same for a fixed schedule, and
-    follow a schedule that is learned. Choose it for weighted losses that are uneven over time.
+    over bins of $\lambda$ and so make its mean even. Bins of t do the same for a fixed schedule, and follow
+    a learned one. Choose it for weighted losses that are uneven over time.
 
-    **Arguments:** `bins`: how many; `decay`: of the average, per time that falls into a bin; `floor`:
-    the share of uniform times that is mixed in, so that no bin is forgotten and no importance exceeds
-    1 / floor.
+    **Arguments:** `bins`: their number; `decay`: of the average, per time that falls into a bin; `floor`:
+    the share of uniform times, so that no bin is forgotten and no importance exceeds 1 / floor.
 
     **Raises:** `ValueError` for a value out of its range.
     """
@@ -147,13 +144,13 @@ class Adaptive(AbstractAdaptiveTimeSampler):
         if not (math.isfinite(floor) and 0 < floor <= 1):
             raise ValueError(f"floor must be in (0, 1], got {floor}.")
         self.bins, self.decay, self.floor = bins, decay, floor
-        # The moving average is total / weight: without a first value that would have to be forgotten.
+        # The moving average is total / weight, which needs no initial value.
         self.total = jnp.zeros((bins,))
         self.weight = jnp.zeros((bins,))
 
     @property
     def second_moment(self) -> Float[Array, " bins"]:
-        """The average square of the losses in each bin; that of all bins where none was seen."""
+        """The mean squared loss in each bin; in bins without losses, that of all bins."""
         seen = self.weight > 0
         known = jnp.where(seen, self.total / jnp.where(seen, self.weight, 1.0), 0.0)
         mean = jnp.sum(known) / jnp.maximum(jnp.sum(seen), 1)
@@ -161,7 +158,7 @@ class Adaptive(AbstractAdaptiveTimeSampler):
 
     def _shares(self) -> Float[Array, " bins"]:
         root = jnp.sqrt(self.second_moment)
-        # Before anything was seen, and were all losses zero, all bins are alike.
+        # Without losses, or if all are zero, all bins are alike.
         root = jnp.where(jnp.sum(root) > 0, root, 1.0)
         return (1 - self.floor) * root / jnp.sum(root) + self.floor / self.bins
 

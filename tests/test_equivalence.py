@@ -300,7 +300,7 @@ def test_golden_table_and_its_verdicts(row):
         # All of them rise from the noise end to a single top.
         top = optimize.brentq(rate, -11.0, 1.0)
         assert verdict.rises == pytest.approx((LIMITS[1], top), abs=0.05)
-        assert str(verdict).startswith("no bound: w rises between logsnr -12.0 and ")
+        assert str(verdict).startswith("not a bound: w rises between logsnr -12.0 and ")
     else:
         assert verdict.rises is None
         assert str(verdict) == {"vlb": "the VLB", "monotone": "monotone: a VLB of noisy data"}[kind]

@@ -507,7 +507,7 @@ def test_show(add, capsys):
     made = dk.report(["a", "b", "c"])
     made.show()
     out = capsys.readouterr().out
-    assert "other data" not in out
+    assert "different data" not in out
     for text in (
         "network.multipliers=[2,2]",
         "-0.2500",
@@ -520,7 +520,7 @@ def test_show(add, capsys):
     assert max(map(len, out.splitlines())) <= 160
     add("d", 3.0, data__points=5)
     dk.report(["a", "d"]).show()
-    assert "The variants have other data" in capsys.readouterr().out
+    assert "The variants have different data" in capsys.readouterr().out
 
 
 # --- the command line ---------------------------------------------------------------------------

@@ -227,7 +227,7 @@ def test_a_rise_is_found_where_it_is():
     fine = np.linspace(1.0, 4.0, 300_001)
     up = fine[np.gradient(-fine / 2 + 2 * np.exp(-((fine - 3) ** 2)), fine) > 0]
     assert found.rises == pytest.approx((up[0], up[-1]), abs=0.01)
-    assert str(found) == f"no bound: w rises between logsnr {up[0]:.1f} and {up[-1]:.1f}"
+    assert str(found) == f"not a bound: w rises between logsnr {up[0]:.1f} and {up[-1]:.1f}"
     # Of two rises the one by the larger factor.
     two = classify(Curve(lambda u: bump(u, 8.0, 0.5) + 2 * bump(u, -2.0, 0.5)), RANGE)
     assert two.rises[1] == pytest.approx(-2.0, abs=0.02)

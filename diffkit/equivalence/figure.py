@@ -1,4 +1,4 @@
-"""Two compositions as curves: path, noise level, weighting, and the paths of samples."""
+"""Two compositions as curves: path, noise level, weighting and paths of samples."""
 
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
     r"""Write a comparison as a figure.
 
     Four plots: $\alpha$ and $\sigma$ over t; `logsnr` over t; w over `logsnr`, each divided by its
-    geometric mean; and the latents of twelve samples over t, from the exact denoiser of data that are -1 or
-    1 with a little noise, by the probability-flow ODE under each schedule and process.
+    geometric mean; and the latents of twelve samples over t, by the probability-flow ODE under each
+    schedule and process, with the exact denoiser of data at -1 and 1 with a little noise.
 
-    **Arguments:** `comparison`; `path`: of the PNG.
+    **Arguments:** `comparison`; `path`: where to write the PNG.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
     for made, colour in ((comparison.a, "tab:blue"), (comparison.b, "tab:orange")):
         t = jnp.linspace(0.0, 1.0, 501)
         levels = jax.vmap(made.model.level)(t)
-        # An exploding sigma would flatten every other curve.
+        # An exploding sigma would flatten the other curves.
         factors.plot(t, levels.alpha, color=colour, label=f"alpha, {made.name}")
         factors.plot(t, levels.sigma, "--", color=colour, label=f"sigma, {made.name}")
         noise.plot(t, levels.logsnr, color=colour, label=made.name)

@@ -30,8 +30,8 @@ from diffkit.training.figures import has_picture, save_variant_curves, save_vari
 class Report:
     """What `diffkit.report` found and wrote.
 
-    **Attributes:** `path`: of the page; `baseline`: the name of the variant that the others are compared
-    with; `variants`, the baseline first; `unfinished`: runs that were not evaluated yet.
+    **Attributes:** `path`: of the page; `baseline`: the name of the baseline variant; `variants`, the
+    baseline first; `unfinished`: runs without an evaluation.
     """
 
     path: Path
@@ -44,8 +44,7 @@ class Report:
         from rich.console import Console
         from rich.table import Column, Table
 
-        # As wide as it takes where there is no terminal to fit: a file, a pipe, a log. Names may have
-        # brackets, which are no markup.
+        # As wide as needed outside a terminal: a file, a pipe, a log. Brackets in names are not markup.
         width = None if sys.stdout.isatty() else 160
         console = Console(width=width, markup=False, highlight=False)
         for title, table in (
@@ -53,7 +52,7 @@ class Report:
             ("test bits per dimension of T steps", at_steps_table(self.variants)),
         ):
             if table is not None:
-                # What may be broken into lines is the name, and not a number.
+                # Only the name may be broken into lines, not a number.
                 header = [textwrap.fill(n, 11, break_long_words=False) for n in table.header]
                 shown = Table(
                     Column(header[0], overflow="fold"),
@@ -77,29 +76,29 @@ def report(
 ) -> Report:
     """Compare runs: a Markdown page with a table, curves and samples of every variant.
 
-    A variant is the runs that are equal in every choice but `train.seed` and in what is looked at (such
-    as `samples` and `evaluate_steps`). Its name is made of the settings in which the variants differ. Only
-    `config.yaml`, `evaluation.json`, `metrics.jsonl`, `variance.json` and `samples.npy` are read: no model
-    is built.
+    A variant is a set of runs that differ only in `train.seed` and in what is evaluated and drawn (such as
+    `samples` and `evaluate_steps`). Its name lists the settings in which the variants differ. The report
+    reads only `config.yaml`, `evaluation.json`, `metrics.jsonl`, `variance.json` and `samples.npy`, and
+    builds no model.
 
-    Numbers are means over seeds, with the standard error over seeds. The difference to the baseline is
-    taken seed by seed where both have the same seeds, two or more: the mean of the differences, and the
-    standard error of that mean. Otherwise its standard error is the root of the sum of the squares of both
-    standard errors. With one seed on either side there is none.
+    Numbers are means over seeds, with standard errors over seeds. If two variants have the same seeds, two
+    or more, their difference is taken seed by seed: the mean of the differences, and its standard error.
+    Otherwise its standard error is the root of the sum of both squared standard errors. With one seed on
+    either side it has none.
 
     **Arguments:**
 
-    - `runs`: directories of runs; a directory that is none itself stands for those
-      below it, sorted.
-    - `out`: the page to write; the pictures go beside it.
-    - `baseline`: one of the runs, whose variant the others are compared with; by default the first.
+    - `runs`: directories of runs; any other directory stands for the runs below it,
+      sorted.
+    - `out`: the page to write; the pictures go next to it.
+    - `baseline`: a run of the variant to compare the others with; by default the first run.
 
     **Returns:** a `diffkit.reports.Report`.
 
-    **Raises:** `FileNotFoundError` for a directory that is missing or has no run in it; `ValueError` if
-    `out` does not end in `.md`, if a run has no `config.yaml`, if two runs are equal in the seed too, if
-    none is finished, if `baseline` is none of the runs or is not finished, or for a file that cannot be
-    read. Then nothing is written.
+    **Raises:** `FileNotFoundError` for a directory that is missing or contains no run; `ValueError` if
+    `out` does not end in `.md`, a run has no `config.yaml`, two runs also have the same seed, no run is
+    finished, `baseline` is not one of the runs or not finished, or a file cannot be read. Then nothing is
+    written.
 
     ```python
     found = dk.report("sweep", out="sweep/report.md")
@@ -152,7 +151,7 @@ def _baseline(groups: Sequence[list[RunFiles]], path: Path) -> list[RunFiles]:
 
 
 def _samples(runs: Sequence[Path]) -> Real[np.ndarray, "count *shape"] | None:
-    """The samples of the first seed that has some, if a picture can be made of them."""
+    """The samples of the first seed that has some, if they can be drawn."""
     for path in runs:
         file = path / SAMPLES_FILE
         if file.exists():
@@ -171,7 +170,7 @@ def _write(
     samples: Mapping[str, Real[np.ndarray, "count *shape"]],
     command: str,
 ) -> None:
-    """Pictures and page; all are made before the first of them replaces an older one."""
+    """Pictures and page; all are made before the first one replaces an older one."""
     out = made.path
     out.parent.mkdir(parents=True, exist_ok=True)
     pictures = {}

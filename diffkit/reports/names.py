@@ -1,4 +1,4 @@
-"""The settings of runs, those in which they differ, and names made of them."""
+"""The settings of runs, their differences, and names made from them."""
 
 import functools
 import inspect
@@ -15,13 +15,13 @@ LONGEST: Final = 72
 """Names with more characters are shortened."""
 
 _TARGET: Final = "._target_"
-# How long a run trains makes another variant of it; what is looked at, and how often, does not.
+# The length of training distinguishes variants; what is evaluated and drawn, and how often, does not.
 _IGNORED: Final = {SEED, *MAY_CHANGE} - {"train.steps"}
 
 
 @functools.cache
 def _object(target: str) -> Any:
-    """What a configuration names; `None` where it cannot be imported, as a plugin that is missing."""
+    """The object that a configuration names; `None` if it cannot be imported, such as a missing plugin."""
     try:
         return pkgutil.resolve_name(target)
     except Exception:  # a stranger's module may raise anything
@@ -42,9 +42,9 @@ def _defaults(target: str) -> Mapping[str, Any]:
 
 
 def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that make a run the variant that it is, by dotted names.
+    """The settings that define the variant of a run, by dotted names.
 
-    A part's own is `KIND._target_`, its import path. An option that the run is older than has its default.
+    A part's own is `KIND._target_`, its import path. Options added after the run have their defaults.
 
     **Arguments:** `config`: the configuration, as in `config.yaml`.
     """
@@ -67,7 +67,7 @@ def _at(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def identity(settings: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
-    """Equal for runs of one variant; null is as good as nothing."""
+    """Equal for runs of one variant; null equals absence."""
     return frozenset((n, _hashable(value)) for n, value in settings.items() if value is not None)
 
 
@@ -94,11 +94,11 @@ def written(value: Any) -> str:
 class Naming:
     """The settings of variants side by side.
 
-    **Arguments:** `variants`: what `read_settings` gives for each; no two are the same.
+    **Arguments:** `variants`: the result of `read_settings` for each; no two are the same.
 
     **Attributes:** `names`: a name for each variant, made of the settings in which they differ;
     `differing`: these settings, in the order of the configuration, with the text for each variant, `None`
-    where a variant has no such setting; `common`: the texts of the others.
+    where a variant lacks the setting; `common`: the texts of the other settings.
     """
 
     names: list[str]
@@ -108,7 +108,7 @@ class Naming:
     def __init__(self, variants: Sequence[Mapping[str, Any]]):
         self._variants = variants
         every = list(dict.fromkeys(name for settings in variants for name in settings))
-        # Kinds stay together, though some of their options come from another variant.
+        # Kinds stay together, even if some of their options come from another variant.
         first = list(dict.fromkeys(name.partition(".")[0] for name in every))
         every.sort(key=lambda name: first.index(name.partition(".")[0]))
         values = {name: [settings.get(name) for settings in variants] for name in every}
@@ -129,7 +129,7 @@ class Naming:
         targets = {s[name] for s in self._variants if name in s}
         labels = {target: _label(name, target) for target in targets}
         known = list(labels.values())
-        # Two parts of one name are told apart by their modules.
+        # Their modules distinguish two parts of the same name.
         labels = {t: label if known.count(label) == 1 else t for t, label in labels.items()}
         return [labels[s[name]] if name in s else None for s in self._variants]
 
@@ -140,7 +140,7 @@ class Naming:
         names = _joined(list(terms.values()))
         if max(map(len, names)) <= LONGEST:
             return names
-        # Parts first, and of these and the options only those that tell apart what is not told apart yet.
+        # Parts first, then options; only those that distinguish variants not yet distinguished.
         kept: list[list[str | None]] = []
         for name in sorted(terms, key=lambda name: not name.endswith(_TARGET)):
             if len(set(_joined([*kept, terms[name]]))) > len(
@@ -152,8 +152,7 @@ class Naming:
     def _terms(self, name: str) -> list[str | None]:
         """What a setting adds to the name of each variant.
 
-        Where the parts of a kind differ, the options that one of them has say something if they are not its
-        defaults.
+        Where the parts of a kind differ, options at their defaults add nothing.
         """
         shown, texts = name.removesuffix(_TARGET), self.differing[name.removesuffix(_TARGET)]
         part = self._enclosing(name)
@@ -168,7 +167,7 @@ class Naming:
         return terms
 
     def _enclosing(self, name: str) -> str | None:
-        """The setting that says which part an option belongs to."""
+        """The setting that names the part of an option."""
         prefix = name.removesuffix(_TARGET)
         while "." in prefix:
             prefix = prefix.rpartition(".")[0]
@@ -188,7 +187,7 @@ def _joined(columns: Sequence[Sequence[str | None]]) -> list[str]:
 
 
 def _label(name: str, target: str) -> str:
-    """The registered name of a part, or else the last piece of its import path."""
+    """The registered name of a part, or the last piece of its import path."""
     kind = name.removesuffix(_TARGET).rpartition(".")[2]
     made = _object(target)
     known = name_of(kind, made) if kind in KINDS and made is not None else None

@@ -1,4 +1,4 @@
-"""Runs read from their directories, and the variants that they make up."""
+"""Runs read from their directories, and the variants they form."""
 
 import json
 import math
@@ -28,10 +28,10 @@ SAMPLES_FILE: Final = "samples.npy"
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run left, apart from its checkpoints.
+    """The files of a run, except its checkpoints.
 
-    **Attributes:** `path`, as it was given; `seed`; `settings`, as `read_settings` gives them;
-    `evaluation` and `variance`, as stored, `None` where there is none; `metrics`, oldest first.
+    **Attributes:** `path`, as given; `seed`; `settings`, from `read_settings`; `evaluation` and `variance`,
+    as stored, or `None`; `metrics`, oldest first.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class RunFiles:
 
     @property
     def total(self) -> float:
-        """Test bits per dimension of a run that is finished."""
+        """Test bits per dimension of a finished run."""
         assert self.evaluation is not None
         return float(self.evaluation["total_bits_per_dim"])
 
@@ -52,8 +52,8 @@ class RunFiles:
 class Estimate:
     """A mean over seeds.
 
-    **Attributes:** `mean`; `standard_error`, the standard deviation over the seeds (n - 1) over the root of
-    their number, `None` for one seed; `count`: how many seeds.
+    **Attributes:** `mean`; `standard_error`: the standard deviation over the seeds (n - 1) over the root of
+    their number, `None` for one seed; `count`: the number of seeds.
     """
 
     mean: float
@@ -63,7 +63,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Variant:
-    """The finished runs that differ in nothing but the seed.
+    """Finished runs that differ only in their seed.
 
     **Attributes:**
 
@@ -71,17 +71,17 @@ class Variant:
     - `seeds`, increasing, and `runs`, the directories in that order.
     - `mean`, `standard_error`: test bits per dimension, over seeds; `None` for the error of one seed.
     - `terms`: the means of `prior`, `reconstruction` and `diffusion`, which add up to `mean`.
-    - `totals`: the test bits per dimension of each run; `test_errors`: of each, the standard error over the
-      examples of its test set, of which there are `examples`; `None` for one example.
+    - `totals`: the test bits per dimension of each run; `test_errors`: the standard error of each over the
+      `examples` examples of its test set; `None` for one example.
     - `steps`: T of the evaluation, `None` for continuous time.
     - `difference`: to the baseline, negative for fewer bits; `None` for the baseline itself.
-      `difference_error`: its standard error, `None` where either has one seed. `compared`: how that was
-      found, `"paired"` or `"independent"` (`diffkit.report`).
+      `difference_error`: its standard error, `None` if either has one seed. `compared`: the method,
+      `"paired"` or `"independent"` (`diffkit.report`).
     - `seconds`: of training, mean over seeds; `None` without metrics.
     - `variance`: of the loss of one draw, and `batch_variance`: of the mean of a batch, times the batch
-      size; nats squared, means over the seeds for which they were measured, `None` if there are none.
-    - `at_steps`: by T, `None` for continuous time, the bound of the model of that many steps.
-    - `settings`: those in which variants differ, as written on the command line; `None` for one it has not.
+      size; nats squared, means over the seeds with measurements, `None` without any.
+    - `at_steps`: the bound of the model of T steps, by T, `None` for continuous time.
+    - `settings`: those in which variants differ, as on the command line; `None` if it lacks one.
     """
 
     name: str
@@ -107,7 +107,7 @@ class Variant:
 def find_runs(given: Sequence[str | Path]) -> list[Path]:
     """The run directories among and below those given, each once, in the order given.
 
-    **Raises:** `FileNotFoundError` for a path that is no directory, or that has no run in it.
+    **Raises:** `FileNotFoundError` for a path that is not a directory or contains no run.
     """
     found: dict[Path, Path] = {}
     for path in map(Path, given):
@@ -125,7 +125,7 @@ def find_runs(given: Sequence[str | Path]) -> list[Path]:
 
 
 def _below(path: Path) -> list[Path]:
-    """The path itself if it is a run, else the runs below it, sorted."""
+    """The path itself if it is a run, otherwise the runs below it, sorted."""
     found = []
     for place, folders, files in os.walk(path):
         if {CONFIG_FILE, METRICS_FILE} & set(files) or CHECKPOINTS in folders:
@@ -135,9 +135,9 @@ def _below(path: Path) -> list[Path]:
 
 
 def read_run(path: Path) -> RunFiles:
-    """Read what a report needs of a run.
+    """Read the files of a run.
 
-    **Raises:** `ValueError` if the run was started in Python, or for a file that is not what it should be.
+    **Raises:** `ValueError` if the run was started in Python, or for an invalid file.
     """
     config = read_config(path)
     if not config:
@@ -182,9 +182,9 @@ def _read_json(path: Path, needed: tuple[str, ...]) -> Mapping[str, Any] | None:
 
 
 def group(runs: Sequence[RunFiles]) -> list[list[RunFiles]]:
-    """Runs that are equal but for the seed, in the order of the first of each; sorted by seed.
+    """Groups of runs that differ only in their seed, by first appearance; each sorted by seed.
 
-    **Raises:** `ValueError` if two finished runs have the same seed too: they are not two draws.
+    **Raises:** `ValueError` if two finished runs also have the same seed: they are not two draws.
     """
     groups: dict[Any, list[RunFiles]] = {}
     for run in runs:
@@ -213,10 +213,10 @@ def estimate(values: Float[np.ndarray, " seeds"]) -> Estimate:
 def difference(
     one: Mapping[int, float], other: Mapping[int, float]
 ) -> tuple[float, float | None, Literal["paired", "independent"] | None]:
-    """The first mean less the second, its standard error, and how that was found.
+    """The first mean minus the second, its standard error, and the method.
 
-    Seed by seed where the two have the same seeds, which takes away what the seeds have in common (the
-    order of the data, the noise, the draws of the evaluation); else as for independent means (Welch).
+    Seed by seed if both have the same seeds, so that what the seeds share (the order of the data, the
+    noise, the draws of the evaluation) cancels; otherwise as for independent means (Welch).
 
     **Arguments:** `one`, `other`: a number for each seed.
     """
@@ -243,7 +243,7 @@ def make_variants(
 ) -> tuple[tuple[Variant, ...], Mapping[str, str]]:
     """Variants from the finished runs of each, the baseline first.
 
-    **Returns:** the variants, and the settings that all of them have.
+    **Returns:** the variants, and the settings common to all.
     """
     naming = Naming([same[0].settings for same in groups])
     before = {run.seed: run.total for run in groups[0]}
@@ -286,7 +286,7 @@ def make_variants(
 def _at_steps(evaluations: Sequence[Mapping[str, Any]]) -> dict[int | None, Estimate]:
     found: dict[int | None, list[float]] = {}
     for evaluation in evaluations:
-        # A T that is given twice is one.
+        # A T given twice counts once.
         totals = {at["steps"]: at["total_bits_per_dim"] for at in evaluation.get("at_steps", ())}
         for steps, total in totals.items():
             found.setdefault(steps, []).append(total)

@@ -1,4 +1,4 @@
-"""What a law is, how it is broken, and how all laws of a kind are put to a part."""
+"""Laws, their violations, and how to test a part for all laws of its kind."""
 
 import functools
 import inspect
@@ -40,14 +40,14 @@ BASES: Final[Mapping[str, type]] = {
     "data": AbstractDataset,
     "preset": Preset,
 }
-"""What a part of each kind is an instance of."""
+"""The base class of each kind."""
 
 
 class LawError(AssertionError):
     """A part breaks a law.
 
     **Attributes:** `part`: its kind and name; `law`: the law's name; `sentence`: what the law says;
-    `given`: the input at which it is broken; `numbers`: what came, and what was expected.
+    `given`: the input that breaks it; `numbers`: what came, and what was expected.
     """
 
     def __init__(self, part: str, law: str, sentence: str, given: str, numbers: str):
@@ -59,11 +59,11 @@ class LawError(AssertionError):
 
 
 class NotApplicable(Exception):
-    """A law has nothing to say of a part; the message is the reason."""
+    """A law does not apply to a part; the message is the reason."""
 
 
 class Violation(Exception):
-    """Raised inside a law; the law makes a `LawError` of it."""
+    """Raised inside a law, which turns it into a `LawError`."""
 
     def __init__(self, given: str, numbers: str):
         super().__init__(f"{given}: {numbers}")
@@ -71,11 +71,10 @@ class Violation(Exception):
 
 
 class Subject:
-    """A part that laws are put to.
+    """A part to test.
 
     **Attributes:** `kind`; `name`, as messages show it; `given`: the constructor or the instance;
-    `context`: what a constructor may ask for (`diffkit.registry.CONTEXT`); `made`: what laws keep for
-    each other.
+    `context`: what a constructor may take (`diffkit.registry.CONTEXT`); `made`: what laws share.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class Subject:
 
     @property
     def is_constructor(self) -> bool:
-        """Whether a constructor was given, and not an instance."""
+        """Whether a constructor was given, not an instance."""
         is_partial = isinstance(self.given, functools.partial)
         return inspect.isclass(self.given) or inspect.isfunction(self.given) or is_partial
 
@@ -125,10 +124,9 @@ class Subject:
         return self.make()
 
     def make(self, **options: Any) -> Any:
-        """Construct the part, with options or with other entries of the context.
+        """Construct the part, with options or other entries of the context.
 
-        **Raises:** `NotApplicable` if an instance was given and options are asked for, or if an
-        argument has no default.
+        **Raises:** `NotApplicable` for options of an instance, or if an argument has no default.
         """
         if not self.is_constructor:
             if options:
@@ -164,9 +162,9 @@ def _describe(given: Any) -> str:
 class Law:
     """What every part of a kind must obey.
 
-    Call it with a part (a constructor, which is given its context, or an instance).
+    Call it with a part: an instance, or a constructor, which gets its context.
 
-    **Attributes:** `kind`; `name`; `sentence`: what it says, in words; `function`: what it does.
+    **Attributes:** `kind`; `name`; `sentence`: the law in words; `function`: the test.
     """
 
     kind: str
@@ -177,10 +175,10 @@ class Law:
     def __call__(
         self, part: Any, *, name: str | None = None, context: Mapping[str, Any] | None = None
     ) -> None:
-        """Put the law to a part.
+        """Test a part for the law.
 
         **Arguments:** `part`; `name`: for messages, by default the registered one or that of the class;
-        `context`: what the constructor is to be given instead of the defaults.
+        `context`: for the constructor, instead of the defaults.
 
         **Raises:** `LawError` if the part breaks the law; `NotApplicable`, with the reason, if the law
         does not apply to it.
@@ -188,7 +186,7 @@ class Law:
         self.on(Subject(self.kind, part, name=name, context=context))
 
     def on(self, subject: Subject) -> None:
-        """The same for a `Subject`, so that several laws share one construction of the part."""
+        """The same for a `Subject`, so that laws share one construction of the part."""
         try:
             self.function(subject)
         except NotApplicable:
@@ -207,7 +205,7 @@ _LAWS: dict[str, list[Law]] = {kind: [] for kind in KINDS}
 
 
 def law(kind: str, sentence: str) -> Callable[[Callable[[Subject], None]], Law]:
-    """Make a law of a function of a `Subject` that raises `Violation`; its name is the function's."""
+    """Make a law from a function of a `Subject` that raises `Violation`, named after the function."""
 
     def add(function: Callable[[Subject], None]) -> Law:
         made = Law(kind, function.__name__, sentence, function)
@@ -218,9 +216,9 @@ def law(kind: str, sentence: str) -> Callable[[Callable[[Subject], None]], Law]:
 
 
 def laws(kind: str) -> tuple[Law, ...]:
-    """The laws of a kind, in the order in which they are checked.
+    """The laws of a kind, in the order of checking.
 
-    **Raises:** `ValueError` for a kind that there is not.
+    **Raises:** `ValueError` for an unknown kind.
     """
     if kind not in _LAWS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
@@ -228,15 +226,15 @@ def laws(kind: str) -> tuple[Law, ...]:
 
 
 _INTERFACE = "interface"
-"""The first law of every kind; the others mean nothing for a part that breaks it."""
+"""The first law of every kind; the others are meaningless for a part that breaks it."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one law and one part.
+    """The result of one law for one part.
 
     **Attributes:** `kind`, `part`, `law`: their names; `outcome`: `"passed"`, `"failed"` or
-    `"skipped"`; `reason`: why it was skipped; `error`: of a failure; `seconds` that it took.
+    `"skipped"`; `reason`: why it was skipped; `error`: of a failure; `seconds`: its duration.
     """
 
     kind: str
@@ -255,14 +253,14 @@ def check_part(
     name: str | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> Iterator[Result]:
-    """Put every law of a kind to a part, one after another.
+    """Test a part for every law of a kind, one after another.
 
     **Arguments:** as for `Law`, with the kind before the part.
 
-    **Returns:** an iterator over a `Result` for each law. If the part cannot be constructed, or is no
-    part of the kind, all laws but the first are skipped.
+    **Returns:** an iterator over a `Result` for each law. If the part cannot be constructed, or is
+    not of the kind, all laws but the first are skipped.
 
-    **Raises:** `ValueError` for a kind that there is not.
+    **Raises:** `ValueError` for an unknown kind.
     """
     subject = Subject(kind, part, name=name, context=context)
     usable = True
@@ -282,7 +280,7 @@ def check_part(
         yield Result(kind, subject.name, one.name, outcome, reason, error, seconds)
 
 
-# What laws are written with.
+# Tools for writing laws.
 
 
 def mapped(function: Callable[..., Any], *inputs: ArrayLike) -> Any:
@@ -308,8 +306,8 @@ def require(
 ) -> None:
     """Raise a `Violation` at the first input (or the worst one) at which `holds` is false.
 
-    **Arguments:** `holds`: by input; `given`, `numbers`: by name, what to show; arrays of the length of
-    `holds` are shown at the broken input; `expected`: in words; `worst`: larger where it is worse.
+    **Arguments:** `holds`: by input; `given`, `numbers`: what to show, by name; arrays of the length of
+    `holds` are shown at the broken input; `expected`: in words; `worst`: larger at worse inputs.
     """
     holds = np.atleast_1d(np.asarray(holds))
     if holds.all():
@@ -373,7 +371,7 @@ def is_plain(value: Any) -> bool:
     """Whether a configuration can hold a value: a number, a string, `None`, or a tuple of such."""
     if isinstance(value, tuple):
         return all(map(is_plain, value))
-    # Not `isinstance`: a number of NumPy's is none of YAML's.
+    # Not `isinstance`: YAML does not know NumPy's numbers.
     return type(value) in (bool, int, float, str, type(None))
 
 

@@ -1,6 +1,6 @@
-"""The laws as test classes: subclass the one of a kind, name the part, and pytest runs each law.
+"""The laws as test classes: subclass that of a kind, name the part, and pytest runs each law.
 
-The methods are made from the laws, so that law and test exist once.
+The methods are made from the laws, so law and test exist once.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,10 +11,10 @@ from diffkit.testing.base import Law, NotApplicable, Subject, laws
 
 
 class _Laws:
-    """What the classes share.
+    """The base of the classes.
 
-    **Attributes:** `part`: an instance, or a constructor; `context`: what a constructor is given
-    instead of the defaults, such as another `shape` (`diffkit.registry.CONTEXT`).
+    **Attributes:** `part`: an instance or a constructor; `context`: for a constructor, instead of the
+    defaults, such as another `shape` (`diffkit.registry.CONTEXT`).
     """
 
     kind: ClassVar[str]
@@ -37,7 +37,7 @@ def _method(one: Law) -> Callable[[Any], None]:
                 f"{cls.__name__} must name the part that it tests: part = MyPart(), in the class."
             )
         try:
-            # Taken from the class: a function that is a part must not become a method.
+            # From the class: a function as a part must not become a method.
             one.on(Subject(one.kind, cls.part, context=cls.context))
         except NotApplicable as reason:
             import pytest

@@ -12,7 +12,7 @@ _EXAMPLES = 256
 
 
 def _sources(subject: Subject) -> Iterator[tuple[str, Any, np.ndarray, np.ndarray]]:
-    """Name, source, and some examples of it with their indices."""
+    """Name, source, and some of its examples with their indices."""
     try:
         data = subject.part
     except ImportError as error:
@@ -66,7 +66,7 @@ def values_in_range(subject: Subject) -> None:
             )
 
 
-@law("data", "The same indices give the same examples, one at a time too.")
+@law("data", "The same indices give the same examples, also one at a time.")
 def gathers_alike(subject: Subject) -> None:
     for name, source, indices, x in _sources(subject):
         chosen = np.arange(0, len(indices), max(1, len(indices) // 8))
@@ -82,7 +82,7 @@ def gathers_alike(subject: Subject) -> None:
 
 @law(
     "data",
-    "Conditions, where there are any, are finite vectors of the stated length, and not zeros.",
+    "Conditions, if any, are finite vectors of the stated length, and not zeros.",
 )
 def conditions_are_vectors(subject: Subject) -> None:
     applied = False

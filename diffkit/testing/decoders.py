@@ -9,7 +9,7 @@ import numpy as np
 from diffkit.processes import VariancePreserving
 from diffkit.testing.base import NotApplicable, Subject, law, mapped, require, require_close, text
 
-# From where decoders work to where nothing is left of the data.
+# From where decoders work to where no data are left.
 _LOGSNR = (13.3, 8.0, 3.0, 0.0, -5.0)
 # Latents y = z / alpha inside and outside of the range of encoded data.
 _Y = np.array([-3.0, -1.0, -0.504, 0.0, 0.2471, 0.99, 2.5], np.float32)
@@ -19,8 +19,8 @@ _POINTS = 8001
 def _support(part: Any, y: np.ndarray, logsnr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values of x, and the log probability of each given each latent in turn: (latents, values).
 
-    For discrete data, the levels; for continuous ones, a fine grid of 20 standard deviations to both
-    sides of what the decoder thinks best.
+    For discrete data, the levels; for continuous data, a fine grid of 20 standard deviations to both sides
+    of the decoder's best value.
     """
 
     def log_prob(x, y, logsnr):
@@ -30,7 +30,7 @@ def _support(part: Any, y: np.ndarray, logsnr: np.ndarray) -> tuple[np.ndarray, 
     def best(y, logsnr):
         level = VariancePreserving().at(logsnr)
         best = part.decode(level.alpha * y[None], level)[0]
-        # How long a unit of encoded data is in stored ones.
+        # The length of a unit of encoded data in stored units.
         stretch = 1 / jax.grad(lambda x: part.encode(x[None])[0])(best)
         return best, jnp.abs(stretch) * level.rho
 
@@ -55,8 +55,8 @@ def _probabilities(part: Any, x: np.ndarray, log_prob: np.ndarray) -> np.ndarray
 
 @law(
     "decoder",
-    "Probabilities sum to one over the levels, or the density integrates to one, for latents within "
-    "and without the range of the data, at logsnr 13.3 to -5.",
+    "Probabilities sum to one over the levels, or the density integrates to one, for latents inside "
+    "and outside the range of the data, at logsnr 13.3 to -5.",
 )
 def probabilities_sum_to_one(subject: Subject) -> None:
     part = subject.part
@@ -121,7 +121,7 @@ def encodes_in_range(subject: Subject) -> None:
     )
 
 
-@law("decoder", "decode undoes encode where there is next to no noise.")
+@law("decoder", "decode undoes encode at almost no noise.")
 def decode_undoes_encode(subject: Subject) -> None:
     part = subject.part
     stored = jnp.arange(part.levels) if part.levels is not None else jnp.linspace(-1.0, 1.0, 41)
@@ -140,7 +140,7 @@ def decode_undoes_encode(subject: Subject) -> None:
 @law(
     "decoder",
     "decode with a key draws from the probabilities: a Kolmogorov-Smirnov test of 4096 draws at each "
-    "of three noise levels, which a right decoder fails once in 10^4.",
+    "of three noise levels, which a correct decoder fails once in 10^4.",
 )
 def draws_follow_the_probabilities(subject: Subject) -> None:
     part = subject.part

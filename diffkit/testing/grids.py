@@ -33,7 +33,7 @@ def number_of_points(subject: Subject) -> None:
         )
 
 
-@law("grid", "logsnr increases strictly: no step has length zero, at 640 steps in float32 either.")
+@law("grid", "logsnr increases strictly: no step has length zero, even at 640 steps in float32.")
 def strictly_increasing(subject: Subject) -> None:
     for _, given, logsnr in _cases(subject.part):
         require(

@@ -1,11 +1,10 @@
 r"""A published loss and a weighted loss, computed side by side.
 
 A loss $\mathbb E_{t \sim p}[f \lVert \text{target} - \widehat{\text{target}} \rVert^2]$ and
-`diffkit.denoising_loss` under a weighting are the same up to a constant if, and only if, they are so
-for every denoiser. Those taken here are right but for a bump of error around one noise level: the two
-losses of each give one ratio, and the ratios of all must agree. Both are sums over the same times, so
-that they agree to rounding, however few times a steep schedule leaves within a bump; and no formula for
-the implied weighting is used.
+`diffkit.denoising_loss` under a weighting are the same up to a constant if and only if they are so for
+every denoiser. The denoisers here are right except for a bump of error around one noise level: the ratio of
+the two losses must be the same for all. Both are sums over the same times, so they agree to rounding,
+however few times a steep schedule leaves within a bump. No formula for the implied weighting is used.
 """
 
 from collections.abc import Callable
@@ -35,7 +34,7 @@ _TOLERANCE = 1e-3
 
 
 class _Midpoints(AbstractTimeSampler):
-    """Not random: the midpoints of equal parts of [0, 1]."""
+    """Deterministic: the midpoints of equal parts of [0, 1]."""
 
     def __call__(
         self, key: PRNGKey, batch_size: int
@@ -49,7 +48,7 @@ class _Midpoints(AbstractTimeSampler):
 
 
 class _Probe(AbstractDenoiser):
-    """Right about data that are zero, but for a bump of error in eps around one noise level."""
+    """Right for data that are zero, except for a bump of error in eps around one noise level."""
 
     process: AbstractProcess
     centre: Scalar
@@ -82,8 +81,9 @@ def check_weighting(
 ) -> None:
     """Raise a `Violation` unless `denoising_loss` with the weighting is the stated loss, up to a constant.
 
-    **Arguments:** the weighting; the stated loss; `described`: the loss in words, for the message.
     Everything is computed in float64.
+
+    **Arguments:** the weighting; the stated loss; `described`: the loss in words, for the message.
     """
 
     @eqx.filter_jit

@@ -14,8 +14,8 @@ from diffkit.buffers import trainable
 from diffkit.networks.base import DTYPES
 from diffkit.testing.base import LOGSNR_RANGE, NotApplicable, Subject, law, require, text
 
-# Not narrower: with one channel in each of the usual 32 groups a group norm takes away whatever is added
-# to a whole channel, such as a condition.
+# Not narrower: with one channel in each of the usual 32 groups a group norm removes whatever is added to a
+# whole channel, such as a condition.
 _SMALL = {"width": 64, "depth": 2, "dropout": 0.0}
 _LOGSNR = np.array([LOGSNR_RANGE[0], 0.0, LOGSNR_RANGE[1]], np.float32)
 """Both ends, and the middle."""
@@ -39,14 +39,14 @@ def small(subject: Subject, **options: Any) -> Any:
 
 
 def accepted_shapes(subject: Subject) -> list[tuple[int, ...]]:
-    """Which of some usual shapes the network can be built for: an image, and a vector."""
+    """The usual shapes, an image and a vector, for which the network can be built."""
     if not subject.is_constructor:
         return [tuple(subject.context["shape"])]
     found = []
     for candidates in (((1, 8, 8), (3, 32, 32)), ((2,),)):
         for shape in candidates:
             try:
-                # Without memory and without drawing parameters.
+                # Without memory, without drawing parameters.
                 eqx.filter_eval_shape(lambda shape=shape: small(subject, shape=shape))
             except ValueError:
                 continue
@@ -112,7 +112,7 @@ def _conditional(subject: Subject, shape: tuple[int, ...]) -> Any:
 @law(
     "network",
     "The output has the input's shape, in float32, and is finite at logsnr 13.3, 0 and -10, for an "
-    "image and for a vector, whichever it takes.",
+    "image and a vector, as far as the network takes them.",
 )
 def shape_and_range(subject: Subject) -> None:
     for shape in accepted_shapes(subject):
@@ -146,7 +146,7 @@ def deterministic_without_key(subject: Subject) -> None:
 
 @law(
     "network",
-    "Built with condition_size, it takes a condition and heeds it; None is as good as zeros.",
+    "Built with condition_size, it takes a condition and uses it; None equals zeros.",
 )
 def heeds_its_condition(subject: Subject) -> None:
     if "condition_size" not in _parameters(subject):

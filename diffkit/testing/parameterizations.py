@@ -10,7 +10,7 @@ import numpy as np
 from diffkit.processes import AbstractProcess, VarianceExploding, VariancePreserving
 from diffkit.testing.base import Subject, law, mapped, require, require_close
 
-# From below any schedule's minimum to above VDM's maximum. 0, where alpha = sigma, is among them.
+# From below any schedule's minimum to above VDM's maximum, including 0, where alpha = sigma.
 _LOGSNR = np.linspace(-12.0, 16.0, 57)
 _PROCESSES = (VariancePreserving(), VarianceExploding())
 
@@ -75,7 +75,7 @@ def solve_inverts_target(subject: Subject) -> None:
             found = mapped(one, *(value.astype(dtype) for value in (_LOGSNR, x, eps)))
             a, b, alpha, sigma = (v[:, None] for v in _row(part, process, dtype))
             det, size = _determinant(a, b, alpha, sigma)
-            # What rounding z, the target and the determinant may do to each unknown.
+            # The effect of rounding z, the target and the determinant on each unknown.
             z, target = np.abs(alpha * x) + np.abs(sigma * eps), np.abs(a * x) + np.abs(b * eps)
             unit = 64 * np.finfo(dtype).eps * size / det**2
             bounds = (

@@ -1,4 +1,4 @@
-"""The laws of presets: what they choose works together, and their weighting is their loss."""
+"""The laws of presets: their choices work together, and their weighting is their loss."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ _NETWORK = ("mlp", {"width": 8, "depth": 1})
 
 
 class _Noise(AbstractDataset):
-    """Random examples: enough to see that a model can be trained on their shape."""
+    """Random examples, enough to train a model on their shape."""
 
     train: ArraySource
     test: ArraySource
@@ -60,7 +60,7 @@ class _Noise(AbstractDataset):
 
 
 def _levels(preset: Preset) -> int | None:
-    """The number of levels of data that the preset's decoder takes."""
+    """The number of levels of the data for the preset's decoder."""
     return complete(resolve("decoder", preset.decoder), {"levels": _LEVELS}).levels
 
 
@@ -71,13 +71,13 @@ def _small(preset: Preset, shape: tuple[int, ...]) -> Assembly:
 
 
 def _shapes(preset: Preset) -> list[tuple[int, ...]]:
-    """The shapes that the preset's own network can be built for."""
+    """The shapes for which the preset's own network can be built."""
     return accepted_shapes(Subject("network", resolve("network", preset.network)))
 
 
 @law(
     "preset",
-    "Every choice is a registered part with the options that it is given, and train has known settings.",
+    "Every choice is a registered part that has the given options, and train has known settings.",
 )
 def composes(subject: Subject) -> None:
     preset: Preset = subject.part
@@ -146,8 +146,8 @@ def _name(choice: Any) -> str:
 
 @law(
     "preset",
-    "With a small network in place of its own it trains a few steps on random data of each shape that "
-    "its network takes, is saved and loaded, and samples finite values in the range of the data.",
+    "With a small network instead of its own, for each shape that its network takes, it trains a few "
+    "steps on random data, is saved and loaded, and samples finite values in the range of the data.",
 )
 def trains_saves_loads_and_samples(subject: Subject) -> None:
     preset: Preset = subject.part

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffkit.testing.base import Subject, law, mapped, require, require_close
 
-# From below any schedule's minimum to above VDM's maximum; 0 is among them.
+# From below any schedule's minimum to above VDM's maximum, including 0.
 _LOGSNR = np.linspace(-12.0, 16.0, 57)
 # Pairs (t, s) with s less noisy: neighbours, the ends, and steps of all sizes between.
 _PAIRS = np.array(

@@ -1,10 +1,10 @@
-r"""The laws of samplers, on a problem whose answer is known.
+r"""The laws of samplers, on a problem with a known answer.
 
 Data are normal with mean m and standard deviation s. In the rescaled latent the probability-flow ODE
 then has the map $m + (y - m) \sqrt{(s^2 + \rho_b^2) / (s^2 + \rho_a^2)}$ from $\rho_a$ to $\rho_b$, and
-the latents have the mean m and the variance $s^2 + \rho^2$. One law has data of two such normals as well,
-at $m \pm d$: in one dimension the map keeps the share of the data below. The denoiser is exact, so that all
-that is measured is the sampler.
+the latents have the mean m and the variance $s^2 + \rho^2$. One law also uses data from two such normals,
+at $m \pm d$: in one dimension the map keeps the share of the data below. The denoiser is exact, so that
+only the sampler is measured.
 """
 
 import functools
@@ -29,7 +29,7 @@ _TWO_MODES = (0.0, 0.1, 1.0)
 _WIDE = (-2 * math.log(80), -2 * math.log(0.002))
 """From rho = 80, where the data are lost in the noise, to rho = 0.002."""
 _MIDDLE = (-4.0, 6.0)
-"""Where the data emerge: the same step is finer here, and so are fewer steps enough."""
+"""Where the data emerge: a step is finer here, so fewer steps suffice."""
 _WHOLE = LOGSNR_RANGE[1], LOGSNR_RANGE[0]
 _MOST = 1000
 _EXAMPLES = 16
@@ -60,7 +60,7 @@ def _integrate(sampler, y, keys, logsnr, steps, data):
     def body(index, carry):
         return every(*carry, keys, logsnr[index], logsnr[index + 1], index)
 
-    # The number of steps is an array, so that one compilation serves them all.
+    # The number of steps is an array, so one compilation serves all.
     return jax.lax.fori_loop(0, steps, body, (y, jax.vmap(sampler.init)(y)))[0]
 
 
@@ -113,8 +113,8 @@ def _only(subject: Subject, *, stochastic: bool) -> AbstractSampler:
 @law(
     "sampler",
     "A deterministic sampler reaches its stated order: the slope of log error against log steps, at "
-    "160, 320 and 640 steps in float64, is no more than 0.3 below it. Without an order the error is "
-    "below 1e-4 whatever the number of steps.",
+    "160, 320 and 640 steps in float64, is at most 0.3 below it. Without an order the error is below "
+    "1e-4 for any number of steps.",
 )
 def reaches_its_order(subject: Subject) -> None:
     sampler = _only(subject, stochastic=False)
@@ -150,9 +150,7 @@ def reaches_its_order(subject: Subject) -> None:
     )
 
 
-@law(
-    "sampler", "step draws random numbers if, and only if, the sampler says that it is stochastic."
-)
+@law("sampler", "step draws random numbers if and only if the sampler says that it is stochastic.")
 def draws_only_if_stochastic(subject: Subject) -> None:
     sampler = subject.part
     key = jax.random.key(0) if sampler.stochastic else None
@@ -171,7 +169,7 @@ def draws_only_if_stochastic(subject: Subject) -> None:
     )
 
 
-@law("sampler", "A step calls the network as often as stated, once the sampler is under way.")
+@law("sampler", "A step calls the network as often as stated, after the first steps.")
 def calls_as_stated(subject: Subject) -> None:
     sampler = subject.part
     if sampler.calls is None:
@@ -185,7 +183,7 @@ def calls_as_stated(subject: Subject) -> None:
     logsnr = jnp.linspace(-3.0, 3.0, 9)
     y = jnp.ones((1,))
     state = sampler.init(y)
-    # Without compilation, so that every call is one of Python's.
+    # Without compilation, so that Python sees every call.
     with jax.disable_jit():
         for index in range(8):
             key = jax.random.key(index) if sampler.stochastic else None
@@ -201,8 +199,8 @@ def calls_as_stated(subject: Subject) -> None:
 
 @law(
     "sampler",
-    "In float32 and with 640 steps a deterministic sampler differs from itself in float64 by at most "
-    "1e-4 (the data have the standard deviation 0.5): coefficients keep their digits.",
+    "In float32, with 640 steps, a deterministic sampler differs from itself in float64 by at most 1e-4 "
+    "(for data of standard deviation 0.5): coefficients keep their digits.",
 )
 def keeps_its_digits_in_float32(subject: Subject) -> None:
     sampler = _only(subject, stochastic=False)
@@ -227,8 +225,8 @@ _UNEVEN = {
 
 @law(
     "sampler",
-    "On a grid of few and on one of very uneven steps over the whole range, in float32, latents stay "
-    "finite and never grow to more than twice the largest at the start.",
+    "On a grid of few steps and one of very uneven steps over the whole range, in float32, latents stay "
+    "finite and at most twice as large as the largest at the start.",
 )
 def stays_bounded_on_uneven_grids(subject: Subject) -> None:
     sampler = subject.part
@@ -246,7 +244,7 @@ def stays_bounded_on_uneven_grids(subject: Subject) -> None:
 
 
 def _even_in(power: float, steps: int) -> np.ndarray:
-    """Steps from rho = 80 to 0.002, even in this power of rho; 0 is even in logsnr."""
+    """Steps from rho = 80 to 0.002, even in this power of rho; 0 means even in logsnr."""
     if power == 0:
         return np.linspace(*_WIDE, steps + 1)
     first, last = (math.exp(-power * end / 2) for end in _WIDE)
@@ -260,7 +258,7 @@ def _even_on_the_straight_path(steps: int) -> np.ndarray:
 
 
 def _doubling(steps: int) -> np.ndarray:
-    """Steps in logsnr each twice as long as the one before, as fine as there are steps."""
+    """Steps in logsnr, each twice as long as the previous one."""
     return _WIDE[0] + (np.exp2(4 * np.arange(steps + 1) / steps) - 1) / 15 * (_WIDE[1] - _WIDE[0])
 
 
@@ -297,9 +295,8 @@ def _quantile_map(
 def _distance(
     sampler: AbstractSampler, logsnr: np.ndarray, data: tuple[float, float, float]
 ) -> float:
-    """From the exact map, root mean square; of a stochastic sampler that of the distributions.
-
-    The latter is Wasserstein's of order 2, with the latents taken as normal.
+    """The root mean square distance from the exact map; for a stochastic sampler, between distributions.
+    The latter is the Wasserstein distance of order 2, treating the latents as normal.
     """
     ends = float(logsnr[0]), float(logsnr[-1])
     if not sampler.stochastic:
@@ -322,10 +319,9 @@ def _distance_of_ddim(grid: str, calls: int, data: tuple[float, float, float]) -
 @law(
     "sampler",
     "With 1, 2, 3 and 4 steps to rho = 0.002, on five grids from rho = 80 or more, the error is at most "
-    "twice that of DDIM with as many calls of the network, give or take 0.01. The error is that of the "
-    "exact map, for "
-    "normal data and for two narrow modes; of a stochastic sampler it is that of mean and standard "
-    "deviation, for normal data.",
+    "twice that of DDIM with as many network calls, give or take 0.01. The error is measured against the "
+    "exact map, for normal data and for two narrow modes; for a stochastic sampler it is that of mean and "
+    "standard deviation, for normal data.",
 )
 def does_not_amplify(subject: Subject) -> None:
     sampler = subject.part
@@ -357,7 +353,7 @@ def _moments(sampler: AbstractSampler, ends: tuple[float, float], steps: int, ru
 @law(
     "sampler",
     "A stochastic sampler reproduces mean and variance of the data in 1000 steps: within 5 standard "
-    "errors of 32768 draws (false alarm below 10^-5) and a bias of 2 %.",
+    "errors of 32768 draws (false alarm rate below 10^-5) and a bias of 2 %.",
 )
 def reproduces_mean_and_variance(subject: Subject) -> None:
     sampler = _only(subject, stochastic=True)
@@ -380,8 +376,8 @@ def reproduces_mean_and_variance(subject: Subject) -> None:
 
 @law(
     "sampler",
-    "The bias of a stochastic sampler in mean and variance falls from 64 to 256 steps as its weak order "
-    "says: at no less than that order - 0.5, give or take 3 standard errors of 2^19 draws.",
+    "The bias of a stochastic sampler in mean and variance falls from 64 to 256 steps at its weak order "
+    "minus 0.5 or faster, give or take 3 standard errors of 2^19 draws.",
 )
 def bias_falls_at_the_weak_order(subject: Subject) -> None:
     sampler = _only(subject, stochastic=True)
@@ -396,8 +392,8 @@ def bias_falls_at_the_weak_order(subject: Subject) -> None:
         ("variance, by the exact one", [v - 1 for _, v in found], (2 / draws) ** 0.5),
     ):
         few, many = np.abs(bias)
-        # As fast as the errors of both allow: only a bias that is there can fall too slowly. Its sign
-        # changes from fewer steps to these for right samplers too.
+        # As fast as both errors allow: only a real bias can fall too slowly. With fewer steps its sign
+        # changes for correct samplers too.
         fastest = math.log((few + 3 * error) / max(many - 3 * error, 1e-12), 4)
         require(
             bool(fastest >= order - 0.5),  # false for NaN
@@ -413,8 +409,8 @@ def bias_falls_at_the_weak_order(subject: Subject) -> None:
 
 @law(
     "sampler",
-    "A step depends on its arguments alone: called twice it gives the same, and by itself what it gives "
-    "among the other examples of a batch.",
+    "A step depends only on its arguments: two calls give the same result, and so does an example alone "
+    "and in a batch.",
 )
 def step_depends_on_its_arguments_alone(subject: Subject) -> None:
     sampler = subject.part

@@ -53,7 +53,7 @@ def inverse_inverts(subject: Subject) -> None:
     schedule = subject.part
     t = _T[:: len(_T) // 200]
     logsnr, slope = _slopes(schedule, t)
-    # What the rounding of logsnr alone moves t by, and the other way round, with a wide margin.
+    # How far the rounding of logsnr moves t, and vice versa, with a wide margin.
     back = mapped(schedule.inverse, logsnr)
     require_close(
         back,
@@ -103,7 +103,7 @@ def _check_endpoints(schedule: Any, where: dict[str, Any]) -> None:
 
 @law(
     "schedule",
-    "Training moves no endpoint by the way: they are fixed, or parameters of their own (at most two "
+    "Training moves no endpoint by accident: they are fixed, or parameters of their own (at most two "
     "numbers move them); after a few steps on a VLB logsnr still falls strictly between them.",
 )
 def endpoints_kept_while_training(subject: Subject) -> None:
@@ -118,7 +118,7 @@ def endpoints_kept_while_training(subject: Subject) -> None:
         return jnp.stack([schedule(jnp.asarray(0.0)), schedule(jnp.asarray(1.0))])
 
     before, after = np.asarray(ends(params)), np.asarray(ends(trained))
-    # What moves the endpoints, whatever the loss: their derivatives by every trainable number.
+    # The endpoints' derivatives by every trainable number show what moves them under any loss.
     slopes = jax.jit(jax.jacrev(ends))(params)
     sizes = {
         jax.tree_util.keystr(path): np.abs(np.asarray(leaf)).reshape(2, -1).max(axis=0)
@@ -149,7 +149,7 @@ _STEPS = 5
 
 def _trained(params: Any, rest: Any) -> Any:
     """The parameters after a few steps of sign descent, as long as Adam's first, on a VLB."""
-    # A denoiser that is right about data of another mean and width.
+    # A denoiser that is right for data of another mean and width.
     denoiser = analytic.gaussian(np.array([0.5, -0.5]), np.diag([0.5, 2.0]))
     x = jax.random.normal(jax.random.key(1), (16, 2))
 

@@ -14,12 +14,12 @@ from diffkit.time_samplers import AbstractAdaptiveTimeSampler
 _CELLS = 2**15
 _KEYS = 8192
 _SMALL, _BATCH = 4, 64
-# Averages are compared where the density is no less.
+# The least density at which averages are compared.
 _LEAST = 0.01
 
 
 def _states(part: Any) -> Iterator[tuple[str, Any]]:
-    """The sampler as it is, and, if it adapts, after losses that are far from even."""
+    """The sampler, and, if it adapts, the sampler after very uneven losses."""
     yield "as constructed", part
     if isinstance(part, AbstractAdaptiveTimeSampler):
         for index in range(5):
@@ -42,7 +42,7 @@ def _distribution(part: Any) -> tuple[np.ndarray, np.ndarray]:
 
 @law(
     "time_sampler",
-    "Every t is in [0, 1), and every importance positive and finite, at any batch size.",
+    "Every t is in [0, 1) and every importance positive and finite, at any batch size.",
 )
 def draws_are_times(subject: Subject) -> None:
     for state, part in _states(subject.part):
@@ -96,7 +96,7 @@ def importance_is_one_over_density(subject: Subject) -> None:
 @law(
     "time_sampler",
     "Draws follow the density: a Kolmogorov-Smirnov test of the first time of each of 8192 batches, "
-    "which a right sampler fails once in 10^4.",
+    "which a correct sampler fails once in 10^4.",
 )
 def draws_follow_the_density(subject: Subject) -> None:
     for state, part in _states(subject.part):
@@ -121,7 +121,7 @@ def draws_follow_the_density(subject: Subject) -> None:
 def _relative_entropy(
     share: Float[np.ndarray, " n"], probability: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """Of a share of draws to a probability: n times it bounds how unlikely the share is (Chernoff)."""
+    """From a share of draws to a probability: n times it bounds how unlikely the share is (Chernoff)."""
     total = np.zeros_like(share)
     for a, b in ((share, probability), (1 - share, 1 - probability)):
         with np.errstate(divide="ignore"):
@@ -132,14 +132,14 @@ def _relative_entropy(
 
 @law(
     "time_sampler",
-    "Averages over all draws, each with its importance, are unbiased: 1, t and t^2 where the density is "
-    "at least 0.01, so that no importance exceeds 100, within 5 standard errors. Where it is less, the "
-    "share of the draws is the integral of the density, at each place of the batch. A right sampler fails "
-    "less than once in 10^5.",
+    "Averages over all draws, weighted by importance, are unbiased within 5 standard errors: 1, t and t^2 "
+    "where the density is at least 0.01, so that no importance exceeds 100. Elsewhere the share of the "
+    "draws is the integral of the density, at each place of the batch. A correct sampler fails less than "
+    "once in 10^5.",
 )
 def importance_makes_averages_unbiased(subject: Subject) -> None:
     for state, part in _states(subject.part):
-        # The region may be in pieces: a draw or a cell is in it if the density at its time says so.
+        # The region may be in pieces: the density at its time decides whether a draw or a cell is in it.
         middle = (np.arange(_CELLS, dtype=np.float32) + 0.5) / _CELLS
         density = mapped(part.density, middle).astype(np.float64)
         counted = density >= _LEAST
@@ -149,9 +149,9 @@ def importance_makes_averages_unbiased(subject: Subject) -> None:
         inside = (mapped(part.density, t.ravel()) >= _LEAST).reshape(t.shape)
         t, importance = t.astype(np.float64), importance.astype(np.float64)
 
-        # Batches are independent, the times of one need not be: one test for each place in the batch.
+        # Batches are independent, but not the times of one: one test for each place in the batch.
         # P(n KL > x) is at most 2 exp(-x). Five in 10^7 at each place and six in 10^7 for each average make
-        # less than one in 10^5, for two states too.
+        # less than one in 10^5, even for two states.
         share = 1 - inside.mean(axis=0)
         expected = density[~counted].sum() / _CELLS
         nearest = np.clip(share, max(expected - _LEAST * borders, 0), expected + _LEAST * borders)
@@ -187,7 +187,7 @@ def importance_makes_averages_unbiased(subject: Subject) -> None:
 @law(
     "time_sampler",
     "The times of a batch cover the density evenly (star discrepancy of at most 2 / n on average), or "
-    "else they are spread as independent ones are.",
+    "they are spread like independent ones.",
 )
 def covers_evenly(subject: Subject) -> None:
     for state, part in _states(subject.part):

@@ -30,18 +30,18 @@ def finite_and_non_negative(subject: Subject) -> None:
 
 @law(
     "weighting",
-    "denoising_loss with w is the loss that w was derived from (diffkit.weightings.Implied), up to a "
-    "constant, computed without w.",
+    "denoising_loss with w is, up to a constant, the loss from which w was derived "
+    "(diffkit.weightings.Implied), computed without w.",
 )
 def is_what_its_loss_implies(subject: Subject) -> None:
     weighting = subject.part
     if not isinstance(weighting, Implied):
-        raise NotApplicable("a closed form: it states no loss that it was derived from")
+        raise NotApplicable("a closed form: states no loss to derive it from")
     check_implied(weighting)
 
 
 def check_implied(weighting: Implied) -> None:
-    """The law above, of a weighting that states its loss."""
+    """The law above, for a weighting that states its loss."""
     names = [
         type(part).__name__
         for part in (

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from diffkit_bitsback.fingerprints import Fingerprint as Fingerprint
     from diffkit_bitsback.fingerprints import fingerprint as fingerprint
 
-# Imported when it is first asked for: diffkit imports every plugin to see which parts it has, and this
-# one has none.
+# Imported on first use: diffkit imports every plugin to find its parts, and this one has none.
 _LAZY = {
     "Chain": "chain",
     "ChainStatistics": "chain",

@@ -1,23 +1,21 @@
 r"""Bits-back coding along the forward chain of a diffusion model.
 
 The latents are the rescaled ones, $y = z / \alpha$, which are the same under every process. The forward
-chain $q(y_0 \mid x)\, q(y_1 \mid y_0) \cdots q(y_T \mid y_{T-1})$ is as good a factorisation of the
-posterior as the one of the bound, and it lets a step be paid back at once (Bit-Swap: Kingma, Abbeel and
-Ho 2019, arXiv 1905.06845):
+chain $q(y_0 \mid x)\, q(y_1 \mid y_0) \cdots q(y_T \mid y_{T-1})$ factorises the posterior as well as the
+bound does, and pays back each step at once (Bit-Swap: Kingma, Abbeel and Ho 2019, arXiv 1905.06845):
 
 1. pop $y_0$ by $q(y_0 \mid x)$, push $x$ by $p(x \mid y_0)$;
 2. for i = 1 ... T: pop $y_i$ by $q(y_i \mid y_{i-1})$, push $y_{i-1}$ by $p(y_{i-1} \mid y_i)$;
 3. push $y_T$ by the prior $p(y_T)$.
 
-The stack grows by a one-sample estimate of the bound, whose expectation is the VLB of the
-discrete-time model with T steps, and the initial bits that it takes are those of one latent, not of T.
-Decoding runs the same backwards and leaves the stack as it was.
+The stack grows by a one-sample estimate of the bound; its expectation is the VLB of the discrete-time model
+with T steps. The initial bits are those of one latent, not of T. Decoding runs backwards and restores the
+stack.
 
 The distributions are those of the bound: `diffkit.Prediction.reverse` for $p(y_{i-1} \mid y_i)$, whose
-divergence from the posterior is the bound's term of a step (`diffkit.denoiser.step_divergence`),
-`diffkit.processes` for the chain and for the prior, the model's decoder for $p(x \mid y_0)$. Each latent
-has a lattice of its own (`diffkit_bitsback.gaussians`), scaled to the narrower of the two distributions
-that it is coded by.
+divergence from the posterior is the bound's term for a step (`diffkit.denoiser.step_divergence`),
+`diffkit.processes` for the chain and the prior, the model's decoder for $p(x \mid y_0)$. Each latent has
+its own lattice (`diffkit_bitsback.gaussians`), scaled to the narrower of its two coding distributions.
 """
 
 import functools
@@ -41,35 +39,34 @@ from diffkit_bitsback.gaussians import LatticeGaussians
 from diffkit_bitsback.stack import Stack, weights_of
 
 RESOLUTION = 1.0
-"""Points of a lattice to a standard deviation, by default: `diffkit_bitsback.gaussians` says why so few."""
+"""Default lattice points per standard deviation: `diffkit_bitsback.gaussians` explains why so few."""
 
-# How much finer than for q(y_0 | x) the lattice of y_0 must be, so that sums over it of log p(x | y_0) are
+# How much finer than for q(y_0 | x) the lattice of y_0 must be, for sums of log p(x | y_0) over it to equal
 # integrals: to 2e-5 nats, with levels six standard deviations apart; with 1 it would be 7e-4.
 _BEND = 2.0
 # So many images pay back about as many bits as the latents of one image take at the beginning.
 _PAYS_BACK = 4
-# Images take words off a stack when they are decoded. By chance some may add a few, as the bounds of single
-# draws vary; this many for each dimension of a batch are no chance.
+# Decoding takes words off a stack. By chance an image may add a few, since the bounds of single draws vary;
+# this many per dimension of a batch are not chance.
 _REGROWTH = 4
-# How many entries a table of p(x | y_0) has at a time.
+# The entries of a table of p(x | y_0) at a time.
 _ENTRIES = 1 << 18
 
 
 @dataclass(frozen=True)
 class ChainStatistics:
-    """What coding some images took.
+    """The cost of coding some images.
 
     **Attributes:**
 
-    - `images`, and `dimensions`: of all of them together.
-    - `total_bits`: what is stored.
-    - `initial_bits`: how many of these were not pushed but taken from the source. Who decodes gets them
-      back.
-    - `pushed_bits`: by how much the stack grew, to a fraction of a bit. The stored bits less the initial
+    - `images`, and `dimensions`: of all images together.
+    - `total_bits`: the stored bits.
+    - `initial_bits`: those of them taken from the source instead of pushed. Decoding returns them.
+    - `pushed_bits`: the growth of the stack, to a fraction of a bit. The stored bits minus the initial
       ones are at most 64 more, since both are whole words.
-    - `bounds`: of each image, in bits, the one-sample bound along the very latents that were coded, from
-      the densities in float64: what the net rate would be if coding had no overhead.
-    - `network_seconds`, `coding_seconds`: time in the network, and in all else.
+    - `bounds`: for each image, in bits, the one-sample bound along the coded latents, from the densities in
+      float64: the net rate without overhead.
+    - `network_seconds`, `coding_seconds`: time in the network, and elsewhere.
     """
 
     images: int
@@ -83,7 +80,7 @@ class ChainStatistics:
 
     @classmethod
     def nothing(cls) -> "ChainStatistics":
-        """Of no images."""
+        """For no images."""
         return cls(0, 0, 0, 0, 0.0, np.zeros(0), 0.0, 0.0)
 
     @property
@@ -93,7 +90,7 @@ class ChainStatistics:
 
     @property
     def net_bits(self) -> int:
-        """Stored bits less the initial ones."""
+        """Stored bits minus the initial ones."""
         return self.total_bits - self.initial_bits
 
     @property
@@ -103,7 +100,7 @@ class ChainStatistics:
 
     @property
     def net_bits_per_dim(self) -> float:
-        """Stored bits per dimension less the initial ones."""
+        """Stored bits per dimension minus the initial ones."""
         return self.net_bits / self.dimensions
 
     @property
@@ -113,11 +110,11 @@ class ChainStatistics:
 
     @property
     def overhead_bits_per_dim(self) -> float:
-        """What the stack grew by beyond the bound along the same latents, per dimension."""
+        """The growth of the stack beyond the bound along the same latents, per dimension."""
         return (self.pushed_bits - self.bound_bits) / self.dimensions
 
     def __add__(self, other: "ChainStatistics") -> "ChainStatistics":
-        """Of the images of both."""
+        """For the images of both."""
         added = {
             name: getattr(self, name) + getattr(other, name)
             for name in self.__dataclass_fields__
@@ -131,13 +128,13 @@ class Chain:
 
     **Arguments:**
 
-    - `model`: a model whose decoder is discrete. It is used without a condition.
+    - `model`: a model with a discrete decoder, used without a condition.
     - `logsnrs`: the T + 1 noise levels of the chain, decreasing, the data end first.
-    - `batch_size`: the images that go through the network together.
-    - `first_batch`: how many of these the first batch has. Its latents take the initial bits, so that a
-      small one makes for few. The next ones grow by a quarter of the images before them, which is about as
-      fast as these pay back, up to `batch_size`. By default `batch_size`, which is the fastest.
-    - `resolution`: points of a lattice to a standard deviation.
+    - `batch_size`: the number of images that go through the network together.
+    - `first_batch`: the size of the first batch. Its latents take the initial bits, so a small one needs
+      few. Later batches grow by a quarter of the images before them, about as fast as these pay back, up to
+      `batch_size`. The default, `batch_size`, is the fastest.
+    - `resolution`: lattice points per standard deviation.
     - `seed`: of the source of initial bits, from 0 to 2^64 - 1.
 
     **Raises:** `CannotEncode` for a decoder that is not discrete, noise levels that do not decrease, or a
@@ -198,9 +195,9 @@ class Chain:
     def with_logsnrs(
         self, logsnrs: Float[np.ndarray, " noise_levels"], *, first_batch: int | None = None
     ) -> "Chain":
-        """The same with other noise levels, and with another first batch if that is given.
+        """The same with other noise levels, and optionally another first batch.
 
-        The functions are compiled once for both.
+        Both share the compiled functions.
         """
         other = Chain(
             self._model,
@@ -226,10 +223,10 @@ class Chain:
     ) -> tuple[UInt32[np.ndarray, " words"], ChainStatistics]:
         """Code images as the words of one stack.
 
-        **Arguments:** `images`: as stored, levels 0 ... levels - 1; `progress`: called now and then with
-        how many images are done, a part of a batch as a part.
+        **Arguments:** `images`: as stored, levels 0 ... levels - 1; `progress`: called now and then
+        with the number of finished images, including fractions of a batch.
 
-        **Returns:** the words, and what coding took.
+        **Returns:** the words, and the cost of coding.
 
         **Raises:** `CannotEncode` for images of another shape or with other levels, or if the network's
         output is not finite.
@@ -261,13 +258,13 @@ class Chain:
         *,
         progress: Callable[[float], None] | None = None,
     ) -> Integer[np.ndarray, "count *shape"]:
-        """The images that `encode` made these words of.
+        """The images that `encode` turned into these words.
 
-        **Arguments:** `words`, and the `count` of images in them; `progress` as for `encode`.
+        **Arguments:** `words`, and the `count` of images in them; `progress` as in `encode`.
 
         **Raises:** `DamagedData` if the words run out, grow in number, do not end with the source's initial
-        bits, or lead to what cannot be; any of these if the network does not give the floats it gave for
-        encoding. `CannotEncode` for a negative count.
+        bits, or decode to impossible values; any of these can happen if the network does not repeat the
+        floats of encoding. `CannotEncode` for a negative count.
         """
         if count < 0:
             raise CannotEncode(f"count must be 0 or more, got {count}.")
@@ -280,7 +277,7 @@ class Chain:
                 self._decode_batch(stack, images[rows], rows.start, _Clock(), told)
                 if len(stack) > most:
                     raise DamagedData(
-                        f"the coded words are not such as are written: of {len(words)} words "
+                        f"the coded words are not those of an encoder: of {len(words)} words "
                         f"{len(stack)} are left."
                     )
         except CannotEncode as error:
@@ -291,14 +288,14 @@ class Chain:
     def reverse(
         self, y: Float[np.ndarray, "batch size"], step: int
     ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
-        """Mean and standard deviation of p(y_{step - 1} | y_step), as the network gives them.
+        """Mean and standard deviation of p(y_{step - 1} | y_step), from the network.
 
-        By one compiled function with one batch shape, for encoding and for decoding.
+        Encoding and decoding share one compiled function with one batch shape.
 
         **Arguments:** `y`: at most `batch_size` rescaled latents, flattened; `step` from 1 to T.
 
-        **Returns:** float32 arrays: the mean like `y`; the standard deviation like `y` where the model
-        predicts one for each dimension, else a scalar.
+        **Returns:** float32 arrays: the mean like `y`; the standard deviation like `y` if the model
+        predicts one for each dimension, otherwise a scalar.
         """
         padded = self._padded(y.reshape(len(y), *self._model.shape), np.float32)
         mean, std = self._compiled.reverse(padded, self._logsnrs[step], self._logsnrs[step - 1])
@@ -307,7 +304,7 @@ class Chain:
         return mean, np.asarray(std[0]) if std.ndim == 1 else std[: len(y)].reshape(y.shape)
 
     def _padded(self, examples: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
-        """As many examples as a batch has, those that are missing zero."""
+        """The examples, padded with zeros to a batch."""
         padded = np.zeros((self._batch_size, *self._model.shape), dtype)
         padded[: len(examples)] = examples
         return padded
@@ -361,7 +358,7 @@ class Chain:
         clock: "_Clock",
         progress: Callable[[float], None],
     ) -> None:
-        """Pop a batch, into the array given."""
+        """Pop a batch into the given array."""
         k = self._last(batch.size).pop(stack)
         for step in range(self.steps, 0, -1):
             cleaner = self._reverse(k, step, clock).pop(stack)
@@ -374,12 +371,12 @@ class Chain:
         stack.mask(batch.size, self._mask(first_image, 0))
 
     def _mask(self, first_image: int, step: int) -> int:
-        """Another number for each latent of each batch."""
+        """A different number for each latent of each batch."""
         return first_image * (self.steps + 1) + step
 
     def _first(self, batch: Integer[np.ndarray, "count *shape"]) -> LatticeGaussians:
         """q(y_0 | x)."""
-        # Of one shape, since each has to be compiled.
+        # One shape, since each is compiled.
         values = self._model.encode(self._padded(batch, batch.dtype))
         x = np.asarray(values, np.float64)[: len(batch)].ravel()
         return LatticeGaussians(x, float(self._forward[0]), float(self._spacing[0]))
@@ -429,7 +426,7 @@ class Chain:
         return [slice(first, first + rows) for first in range(0, count, rows)]
 
     def _data_log_prob(self, y: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n levels"]:
-        """log p(x | y_0) of every level, for each dimension by itself."""
+        """log p(x | y_0) of every level, for each dimension separately."""
         padded = np.zeros(self._compiled.rows, np.float32)
         padded[: len(y)] = y
         log_prob = self._compiled.data_log_prob(padded, self._logsnrs[0])
@@ -440,10 +437,7 @@ class Chain:
 
 
 class _Batches:
-    """Which images are coded together.
-
-    No list: how many images there are is what a file says.
-    """
+    """Which images are coded together. Not a list: a file states the number of images."""
 
     def __init__(self, count: int, first_batch: int, batch_size: int):
         self._count, self._first_batch, self._batch_size = count, first_batch, batch_size
@@ -473,7 +467,7 @@ class _Compiled:
         self._model = model
         self._levels = model.decoder.levels
         self._shape = (batch_size, *model.shape)
-        # As many dimensions as go into one table.
+        # The number of dimensions of one table.
         self.rows = min(max(_ENTRIES // self._levels, 1), math.prod(self._shape))
 
     def reverse(
@@ -517,10 +511,10 @@ class _Compiled:
 
 
 def _compile(lowered: jax.stages.Lowered) -> Callable:
-    """Compile so that the same input gives the same bits, in this process and in the next.
+    """Compile so that the same input gives the same bits in every process.
 
-    On a GPU this leaves out operations whose order of summation is open, and the tuning that takes the
-    kernel which happens to be the fastest. Elsewhere it changes nothing.
+    On a GPU this avoids operations with an undefined order of summation, and autotuning. Elsewhere it
+    changes nothing.
     """
     tpu = jax.default_backend() == "tpu"  # whose compiler does not know the option
     return lowered.compile({} if tpu else {"xla_gpu_deterministic_ops": True})
@@ -550,7 +544,7 @@ def _step_stds(logsnr_s: Array, logsnr_t: Array) -> tuple[Array, Array]:
 
 
 class _Clock:
-    """Time since it was made, and how much of it was spent within."""
+    """Time since its creation, and the time spent inside."""
 
     def __init__(self):
         self._began = time.perf_counter()

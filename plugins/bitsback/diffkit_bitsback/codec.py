@@ -1,15 +1,13 @@
-"""The codec: images to a file and back, bit by bit, or an error that says why not.
+"""The codec: images to a file and back, bit by bit, or an error with the reason.
 
-What is decoded depends on every float that the network gives, so a file says what it was written with and
-the reader makes sure before it begins:
+Decoding depends on every float of the network. So a file records how it was written, and the reader checks
+this before it begins:
 
 * the *fingerprint* of the model, its parts and its parameters;
-* the *probe*: a few made-up images are coded through some of the steps, and what comes out has a digest.
-  Network, jax, NumPy and processor all have a part in it. A machine on which it comes out differently
-  rounds differently, and cannot read the file.
+* the *probe*: the digest of a few made-up images, coded through some of the steps. Network, jax, NumPy and
+  processor all affect it. A machine with a different probe rounds differently and cannot read the file.
 
-At the end the digest of each chunk's images is compared with that of what was encoded; before it is, no
-image is handed out.
+At the end each chunk's images are compared with the digest of the encoded ones, before any is returned.
 """
 
 import copy
@@ -45,12 +43,13 @@ from diffkit_bitsback.errors import (
 from diffkit_bitsback.fingerprints import Fingerprint, fingerprint
 
 Images = Integer[np.ndarray, "images *shape"]
-"""Images as stored: integers 0 ... levels - 1, one after the other along the first axis."""
+"""Images as stored: integers 0 ... levels - 1, stacked along the first axis."""
 
 Progress = Callable[[float, float | None], None]
-"""Told how many images are done, and the stored bits per dimension of the chunks that are, if any are."""
+"""Called with the number of finished images, and the stored bits per dimension of finished chunks, if
+any."""
 
-# What a file may ask for before anything of it has been decoded.
+# Limits on what a file may ask for before any of it is decoded.
 _MAX_STEPS: Final = 2**16
 _MAX_BATCH_DIMENSIONS: Final = 2**20
 _MAX_CHUNK_DIMENSIONS: Final = 2**26
@@ -73,18 +72,18 @@ _SETTINGS: Final = ("batch_size", "first_batch", "chunk", "resolution", "seed")
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself.
+    """The header of a file.
 
     **Attributes:**
 
-    - `model`: the fingerprint of the model; `label`: what its owner called it.
+    - `model`: the fingerprint of the model; `label`: its owner's name for it.
     - `shape`, `levels`, `dtype`: of an image as stored.
     - `steps`, `grid`, `logsnrs`: T, the grid's name with its options, and the digest of its values.
     - `batch_size`, `first_batch`, `chunk`, `resolution`, `seed`: as given to the `Codec`.
     - `probe`: the digest of the probe.
-    - `device`, `software`: what it was written on and with.
-    - `images`: how many there are, or `None` if that was not known when the file was begun.
-    - `source`: what they were read from, for whoever writes them again: `"array"` or `"folder"`.
+    - `device`, `software`: used for writing.
+    - `images`: their number, or `None` if unknown when writing began.
+    - `source`: what the images were read from, and become again: `"array"` or `"folder"`.
     """
 
     model: Fingerprint
@@ -110,7 +109,7 @@ class Header:
     def read(cls, found: Mapping[str, Any]) -> "Header":
         """From the header of a file.
 
-        **Raises:** `DamagedFile` for anything that no `Codec` writes.
+        **Raises:** `DamagedFile` for a header that no `Codec` writes.
         """
         names = {each.name for each in fields(cls)}
         if set(found) != names:
@@ -176,10 +175,10 @@ def _is_texts(value: Any, names: tuple[str, ...] | None) -> bool:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images that were decoded and compared with the digest of what was encoded.
+    """Decoded images, compared with the digest of the encoded ones.
 
-    **Attributes:** `first`: the number of the first one, counted from 0 over the whole file; `images`;
-    `names`: one for each, or none.
+    **Attributes:** `first`: the index of the first one in the whole file; `images`; `names`: one for each,
+    or none.
     """
 
     first: int
@@ -191,29 +190,28 @@ class Codec:
     """Codes images losslessly with a model: the better its likelihood, the shorter the file.
 
     Bits-back coding with asymmetric numeral systems over all latents of the discrete-time model
-    (`diffkit_bitsback.Chain`), in chunks that are coded one by one, so that a file larger than memory is
-    coded and damage is confined.
+    (`diffkit_bitsback.Chain`). Chunks are coded one by one, so that files can exceed memory and damage is
+    confined.
 
-    Only the model that wrote a file can read it, on a machine that rounds as the one did that wrote it:
-    the same kind of processor or accelerator, with the same versions of jax. Both are tested before
-    anything is decoded. A file is no archive: keep the run, and the environment, or the images.
+    Only the model that wrote a file can read it, on a machine that rounds the same way: the same kind of
+    processor or accelerator, with the same versions of jax. Both are tested before decoding. Do not use a
+    file as an archive: keep the run and the environment, or the images.
 
     **Arguments:**
 
-    - `model`: any model with a discrete decoder. One that takes conditions is used without.
-    - `steps`: T, how many steps of the model are coded. More make a shorter file and take longer.
-    - `grid`: where the steps are, by default even in time.
+    - `model`: any model with a discrete decoder, used without a condition.
+    - `steps`: T, the number of coded steps. More make a shorter file but take longer.
+    - `grid`: the placement of the steps, by default even in time.
     - `batch_size`: images that go through the network together.
-    - `first_batch`: how many of these the first batch of a chunk has. Its latents take the initial bits;
-      the next batches grow as fast as images pay back, up to `batch_size`. With 1 the file is smallest,
-      and some 15 batches more go through the network than with `batch_size`.
-    - `chunk`: images that are coded as one. Each has initial bits of its own.
-    - `resolution`: points of a latent's lattice to a standard deviation.
-    - `seed`: of the bits that lie below the first image.
-    - `label`: a word on the model, such as its checkpoint's step: the error for a wrong model repeats it.
+    - `first_batch`: the size of a chunk's first batch. Its latents take the initial bits; the next batches
+      grow as fast as images pay back, up to `batch_size`. 1 makes the smallest file, but takes about 15
+      more batches than `batch_size`.
+    - `chunk`: images per chunk. Each chunk has its own initial bits.
+    - `resolution`: lattice points per standard deviation of a latent.
+    - `seed`: of the initial bits below the first image.
+    - `label`: describes the model, such as its checkpoint's step, in the error for a wrong model.
 
-    **Attributes:** the arguments; `fingerprint`: that of the model; `logsnrs`: those of the steps, from
-    data to noise.
+    **Attributes:** the arguments; `fingerprint`: of the model; `logsnrs`: of the steps, from data to noise.
 
     **Raises:** `CannotEncode` for a model without discrete levels; `ValueError` for a number out of range
     or a label of more than 1000 characters.
@@ -257,10 +255,9 @@ class Codec:
         self._other: Codec | None = None
 
     def with_steps(self, steps: int, *, grid: Any = None) -> "Codec":
-        """The same with other steps; what is compiled serves both.
+        """The same with other steps; both share the compiled functions.
 
-        **Arguments:** `steps` and `grid` as for the constructor; the grid is by default the one that
-        this one has.
+        **Arguments:** `steps` and `grid` as in the constructor; the grid defaults to this one's.
         """
         _check_number("steps", steps, _MAX_STEPS)
         other = copy.copy(self)
@@ -276,7 +273,7 @@ class Codec:
 
         **Arguments:** `images`: integers 0 ... levels - 1 of any integer dtype.
 
-        **Raises:** `CannotEncode` for images that the model is not for; `CannotReproduce` if the network
+        **Raises:** `CannotEncode` for images that do not fit the model; `CannotReproduce` if the network
         does not give the same floats twice.
         """
         file = io.BytesIO()
@@ -284,7 +281,7 @@ class Codec:
         return file.getvalue()
 
     def decode(self, data: bytes) -> Images:
-        """The images in the bytes of a file, in the dtype in which they were given.
+        """The images in the bytes of a file, in their original dtype.
 
         **Raises:** a `CodecError`: `NotACodecFile`, `WrongVersion`, `DamagedFile`, `WrongModel` or
         `CannotReproduce`.
@@ -305,23 +302,23 @@ class Codec:
         verify: bool = False,
         progress: Progress | None = None,
     ) -> ChainStatistics:
-        """Code images as they come, a chunk at a time.
+        """Code a stream of images, one chunk at a time.
 
         **Arguments:**
 
-        - `images`: arrays of images, each with as many as it likes, all of one dtype.
+        - `images`: arrays with any number of images each, all of one dtype.
         - `file`: open for writing in binary; it stays open.
-        - `names`: of the images, in their order, to be kept with them.
-        - `count`: how many there are, if that is known. A reader of a file that was cut short can then
-          say which are missing.
+        - `names`: of the images, in their order, to store with them.
+        - `count`: the number of images, if known. A reader of a truncated file can then say which are
+          missing.
         - `source`: what they were read from, `"array"` or `"folder"`.
-        - `verify`: decode each chunk before it is written, which takes as long again.
-        - `progress`: told how far it is.
+        - `verify`: decode each chunk before writing it, which doubles the time.
+        - `progress`: called with the progress.
 
         **Returns:** the bits of all chunks.
 
-        **Raises:** as `encode`, and `ValueError` for more or fewer images than `count` or `names` says, for
-        another `source`, or for a folder without names.
+        **Raises:** as `encode`, and `ValueError` if `count` or `names` does not match the number of images,
+        for another `source`, or for a folder without names.
         """
         if source not in _SOURCES:
             raise ValueError(f"source must be one of {', '.join(_SOURCES)}, got {source!r}.")
@@ -340,7 +337,7 @@ class Codec:
             taken = () if supply is None else tuple(itertools.islice(supply, len(chunk)))
             if supply is not None and len(taken) < len(chunk):
                 raise ValueError(f"names must be one for each image, got {first + len(taken)}.")
-            packed_names(taken)  # refuses what would be refused when all is done
+            packed_names(taken)  # refuses early what would be refused at the end
             words, statistics = self._chain.encode(chunk, progress=tell)
             seal = _images_digest(chunk)
             if verify:
@@ -363,32 +360,32 @@ class Codec:
         damaged: Damaged | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Images]:
-        """The images of a file, a chunk at a time.
+        """The images of a file, one chunk at a time.
 
         **Arguments:**
 
         - `file`: open for reading in binary, and seekable.
-        - `damaged`: if given, chunks that cannot be decoded are passed over, and it is told which images
-          are missing, and why; else that is an error.
-        - `progress`: told how far it is.
+        - `damaged`: if given, chunks that cannot be decoded are skipped, and it is called with the missing
+          images and the reason; otherwise they are an error.
+        - `progress`: called with the progress.
 
-        **Raises:** as `decode`. What was yielded before is right.
+        **Raises:** as `decode`. Chunks yielded before are correct.
         """
         decoding = self.open(file)
         return (part.images for part in decoding.chunks(damaged=damaged, progress=progress))
 
     def open(self, file: BufferedIOBase) -> "Decoding":
-        """A file's header, checked, with the chunks to come.
+        """A file's checked header, and its chunks.
 
         **Arguments:** `file`: open for reading in binary, and seekable.
 
-        **Raises:** as `decode`; nothing of the images has been read then.
+        **Raises:** as `decode`, before any image is read.
         """
         reader = Reader(file)
         header = Header.read(reader.header)
         return Decoding(reader, header, self._for(header))
 
-    # What a file is compared with.
+    # What a file must match.
 
     def _header(self, dtype: np.dtype, *, images: int | None, source: str) -> dict[str, Any]:
         if dtype.name not in _DTYPES or np.iinfo(dtype).max < self.levels - 1:
@@ -414,7 +411,7 @@ class Codec:
         return asdict(header)
 
     def _for(self, header: Header) -> "Codec":
-        """This codec, or one with the settings of a file, after it has proved fit for it."""
+        """This codec, or one with the settings of a file, after checking that it can read the file."""
         if header.shape != self.model.shape or header.levels != self.levels:
             raise WrongModel(
                 f"the file has images of the shape {header.shape} with {header.levels} levels; this "
@@ -424,20 +421,20 @@ class Codec:
         own = f" ({self.label!r})" if self.label else ""
         if header.model.structure != mine.structure:
             raise WrongModel(
-                f"the file was written with a model{named} of other parts or options than this one"
+                f"the file was written with a model{named} with other parts or options than this one"
                 f"{own}: fingerprint {header.model}, this one's is {mine}."
             )
         if header.model.parameters != mine.parameters:
             raise WrongModel(
-                f"the file was written with a model{named} of the same parts as this one{own}, but "
-                f"with other parameters: another run, or another checkpoint of it. Its fingerprint is "
+                f"the file was written with a model{named} with the same parts as this one{own}, but "
+                f"other parameters: another run, or another checkpoint of it. Its fingerprint is "
                 f"{header.model}, this one's is {mine}."
             )
         fit = self._with_settings(header)
         if _digest(fit.logsnrs) != header.logsnrs:
             raise CannotReproduce(
                 f"the grid {header.grid!r:.200} comes out differently here: this machine "
-                f"rounds otherwise than the one that wrote the file. {_differences(header)}"
+                f"rounds differently from the one that wrote the file. {_differences(header)}"
             )
         try:
             probe = fit._probe()
@@ -448,7 +445,7 @@ class Codec:
             ) from error
         if probe != header.probe:
             raise CannotReproduce(
-                "the network gives other floats here than where the file was written, and so cannot "
+                "the network gives other floats here than where the file was written, so it cannot "
                 f"decode it. {_differences(header)}"
             )
         return fit
@@ -468,7 +465,7 @@ class Codec:
                 self._other = self.with_steps(header.steps, grid=grid)
             else:
                 self._other = Codec(self.model, header.steps, grid=grid, label=self.label, **theirs)
-        except Exception as error:  # whatever a file may say, and a stranger's part may raise
+        except Exception as error:  # from anything in a file, and any part of a stranger
             raise CannotReproduce(
                 f"the file was written with {header.steps} steps on the grid {header.grid!r:.200}, which "
                 f"cannot be made here ({error!s:.500}): make the Codec with it, grid=..."
@@ -481,10 +478,10 @@ class Codec:
         return dk.part("grid", (name, json.loads(options or "{}")), model=self.model)
 
     def _probe(self) -> str:
-        """The digest of what a batch of made-up images is coded to; tested once on the way back.
+        """The digest of a coded batch of made-up images, which is decoded once as a test.
 
-        With that of NumPy's functions, which may round one number in many otherwise on another processor:
-        that happens too rarely to be seen in a batch, and too often for a large file.
+        It includes NumPy's functions: on another processor they may round one number in many differently,
+        too rarely to show in a batch but too often for a large file.
         """
         if self._known_probe is None:
             places = np.linspace(0, self.steps, min(self.steps, _PROBE_STEPS) + 1).round()
@@ -492,7 +489,7 @@ class Codec:
                 self.logsnrs[np.unique(places.astype(int))], first_batch=self.batch_size
             )
             shape = (self.batch_size, *self.model.shape)
-            # Numbers that no version of NumPy makes differently.
+            # Numbers that are the same in every version of NumPy.
             raw = hashlib.shake_256(b"diffkit bitsback probe").digest(4 * math.prod(shape))
             images = (np.frombuffer(raw, "<u4").reshape(shape) % self.levels).astype(
                 np.min_scalar_type(self.levels - 1)
@@ -504,9 +501,9 @@ class Codec:
                 good = False
             if not good:
                 raise CannotReproduce(
-                    "what was encoded a moment ago does not decode: the network does not give the same "
-                    f"floats twice on this machine ({_device()}), although it was compiled to. Encode on "
-                    "the processor, with JAX_PLATFORMS=cpu."
+                    "a batch encoded just now does not decode: the network does not give the same floats "
+                    f"twice on this machine ({_device()}), although it was compiled to. Encode on the "
+                    "processor, with JAX_PLATFORMS=cpu."
                 )
             x = np.linspace(0.001, 60, 2**16)
             functions = (np.exp(-x), np.expm1(-x), np.log2(x), np.sqrt(x))
@@ -518,7 +515,7 @@ class Codec:
     # Chunks.
 
     def _chunks(self, arrays: Iterable[Images], dtype: np.dtype) -> Iterator[tuple[int, Images]]:
-        """The images anew, as many at a time as a chunk has, with the number of the first one."""
+        """The images in chunks, each with the index of its first image."""
         first, waiting, held = 0, [], 0
         for array in arrays:
             self._check(array, dtype, first + held)
@@ -543,7 +540,7 @@ class Codec:
             raise CannotEncode(
                 f"all images must have one dtype, got {dtype} and then {images.dtype}."
             )
-        # A row at a time where the array is mapped from a file that is larger than memory.
+        # Piece by piece, since the array may be mapped from a file larger than memory.
         rows = max(1, 2**24 // max(1, math.prod(self.model.shape)))
         for begin in range(0, len(images), rows):
             piece = images[begin : begin + rows]
@@ -570,15 +567,15 @@ class Codec:
         images = images.astype(dtype)
         if _images_digest(images) != chunk.images_digest:
             raise CannotReproduce(
-                f"{what}, but decode to other images than were encoded. {hint}".rstrip()
+                f"{what}, but decode to other images than those encoded. {hint}".rstrip()
             )
         return Decoded(chunk.first, images, chunk.names)
 
 
 class Decoding:
-    """A file that is being decoded; made by `Codec.open`.
+    """A file being decoded, made by `Codec.open`.
 
-    **Attributes:** `header`: what the file says of itself.
+    **Attributes:** `header`: the file's `Header`.
     """
 
     def __init__(self, reader: Reader, header: Header, codec: Codec):
@@ -614,7 +611,7 @@ class Decoding:
 
 
 class _Offset:
-    """Progress inside a chunk, as progress of the whole."""
+    """Progress inside a chunk as progress of the whole."""
 
     def __init__(self, progress: Progress, size: int):
         self.first = 0
@@ -637,13 +634,13 @@ def _logsnrs(model: dk.DiffusionModel, grid: Any, steps: int) -> Float64[np.ndar
     if not (np.isfinite(logsnrs).all() and (np.diff(logsnrs) < 0).all()):
         raise CannotEncode(
             f"the grid {_describe(grid)} of {steps} steps must be finite and strictly monotone in "
-            "float32: take fewer steps, or another grid."
+            "float32: use fewer steps or another grid."
         )
     return logsnrs
 
 
 def _describe(grid: Any) -> str:
-    """A grid's registered name with its options, or the name of its class if it is not registered."""
+    """A grid's registered name with its options, or the name of an unregistered class."""
     name = dk.registry.name_of("grid", grid) or type(grid).__qualname__
     options = {field.name: getattr(grid, field.name) for field in fields(grid)}
     try:
@@ -671,7 +668,7 @@ def _software() -> dict[str, str]:
 
 
 def _differences(header: Header) -> str:
-    """What was otherwise where the file was written."""
+    """What differed where the file was written."""
     there = {"device": header.device, **header.software}
     here = {"device": _device(), **_software()}
     differ = [

@@ -1,7 +1,7 @@
 """`diffkit compress`, `diffkit decompress` and `diffkit rate`.
 
-Entry points of the group `diffkit.commands`: each is given the words after its name and returns the exit
-status. Settings are written as elsewhere on diffkit's command line, `steps=250`; `--steps 250` works too.
+Entry points of the group `diffkit.commands`: each takes the words after its name and returns the exit
+status. Settings have the form of diffkit's command line, `steps=250`; `--steps 250` works too.
 """
 
 import argparse
@@ -56,19 +56,17 @@ def _steps(text: str) -> list[int]:
 
 
 _CODEC: Final = {
-    "grid": _Setting("uniform_t", str, "where the steps are; its options as grid.OPTION=VALUE"),
+    "grid": _Setting("uniform_t", str, "placement of the steps; its options as grid.OPTION=VALUE"),
     "batch_size": _Setting(32, int, "images that go through the network together"),
     "first_batch": _Setting(
-        1, int, "images of a chunk's first batch; more make a longer file and take less time"
+        1, int, "images in a chunk's first batch; more make a longer file but take less time"
     ),
-    "resolution": _Setting(
-        RESOLUTION, float, "points of a latent's lattice to a standard deviation"
-    ),
+    "resolution": _Setting(RESOLUTION, float, "lattice points per standard deviation of a latent"),
 }
-_OVERWRITE: Final = _Setting(False, _truth, "whether to write in place of an existing file")
+_OVERWRITE: Final = _Setting(False, _truth, "whether to replace an existing file")
 _INPUT: Final = (
     "INPUT is a folder of images, a .npy file, the name of a data set (its test images; options as "
-    "data.OPTION=VALUE), or 'test' or 'train' for those of the run's own data."
+    "data.OPTION=VALUE), or 'test' or 'train' for the run's own data."
 )
 
 _COMMANDS: Final[Mapping[str, tuple[str, tuple[str, ...], Mapping[str, _Setting], str]]] = {
@@ -76,27 +74,27 @@ _COMMANDS: Final[Mapping[str, tuple[str, tuple[str, ...], Mapping[str, _Setting]
         "RUN INPUT OUT",
         ("run", "input", "out"),
         {
-            "steps": _Setting(250, int, "T: more make a shorter file and take longer"),
+            "steps": _Setting(250, int, "T: more make a shorter file but take longer"),
             **_CODEC,
-            "chunk": _Setting(4096, int, "images that are coded as one"),
-            "count": _Setting(None, int, "the first so many images only"),
-            "verify": _Setting(False, _truth, "decode each chunk before it is written"),
+            "chunk": _Setting(4096, int, "images per chunk, each coded separately"),
+            "count": _Setting(None, int, "only this many images, from the first"),
+            "verify": _Setting(False, _truth, "decode each chunk before writing it"),
             "overwrite": _OVERWRITE,
         },
-        f"Compress images without loss, with the model of a run. {_INPUT} The file can be read with the "
-        "same run, on a machine of the same kind with the same versions of jax.",
+        f"Compress images without loss with the model of a run. {_INPUT} Reading the file needs the same "
+        "run, on a machine of the same kind with the same versions of jax.",
     ),
     "decompress": (
         "RUN IN OUT",
         ("run", "input", "out"),
         {
             "skip_damaged": _Setting(
-                False, _truth, "go on after damage, and say which images are missing"
+                False, _truth, "continue after damage, and report the missing images"
             ),
             "overwrite": _OVERWRITE,
         },
-        "Write the images of a file that 'diffkit compress' wrote: a folder of PNG images, if they were "
-        "one, with the same names and the same pixels; else a .npy file with the same array.",
+        "Restore the images of a file from 'diffkit compress': a folder as a folder of PNG images with the "
+        "same names and pixels, anything else as a .npy file with the same array.",
     ),
     "rate": (
         "RUN INPUT",
@@ -104,12 +102,12 @@ _COMMANDS: Final[Mapping[str, tuple[str, tuple[str, ...], Mapping[str, _Setting]
         {
             "steps": _Setting([10, 50, 100, 250, 1000], _steps, "one or more T"),
             **_CODEC,
-            "passes": _Setting(16, int, "draws for each image, for the bound"),
-            "count": _Setting(None, int, "the first so many images only"),
+            "passes": _Setting(16, int, "draws per image for the bound"),
+            "count": _Setting(None, int, "only this many images, from the first"),
         },
-        "Two tables: for each T the bound of the model, the net rate that is measured by coding, what "
-        "coding adds to the bound, the total rate with the initial bits, and the time; and what PNG, "
-        "WebP, JPEG XL and LZMA need for the same images, where they are installed. "
+        "Print two tables: for each T the bound of the model, the measured net rate, the overhead of "
+        "coding, the total rate with the initial bits, and the time; and the rates of PNG, WebP, JPEG XL "
+        "and LZMA on the same images, where installed. "
         f"{_INPUT}",
     ),
 }
@@ -122,19 +120,19 @@ def compress(arguments: list[str]) -> int:
 
 
 def decompress(arguments: list[str]) -> int:
-    """Write the images of a compressed file again: `diffkit decompress RUN IN OUT`."""
+    """Restore the images of a compressed file: `diffkit decompress RUN IN OUT`."""
     return _run("decompress", arguments, _decompress)
 
 
 def rate(arguments: list[str]) -> int:
-    """The rate of a run's model on some images, beside other codes: `diffkit rate RUN INPUT`."""
+    """The rate of a run's model on some images, compared to other codes: `diffkit rate RUN INPUT`."""
     return _run("rate", arguments, _rate)
 
 
 def _parse(command: str, arguments: list[str]) -> dict[str, Any]:
-    """The settings that the words stand for.
+    """The settings from the words.
 
-    **Raises:** `SystemExit` for help and for wrong usage, as argparse does.
+    **Raises:** `SystemExit` for help and wrong usage, like argparse.
     """
     usage, positional, settings, description = _COMMANDS[command]
     parser = argparse.ArgumentParser(
@@ -171,7 +169,7 @@ def _parse(command: str, arguments: list[str]) -> dict[str, Any]:
                 nested.setdefault(name, {})[option] = yaml.safe_load(value)
             except Exception:  # of YAML itself, or of the type that the text seems to have
                 parser.error(f"the value of {word!r:.200} cannot be read as YAML")
-        # Only what is no setting can be a path: a sweep makes folders that are named as settings are.
+        # Only words that are not settings can be paths: a sweep makes folders named like settings.
         elif not word.startswith("--") and os.path.exists(word):
             words.append(word)
         else:
@@ -211,7 +209,7 @@ def _run(command: str, arguments: list[str], task: Callable[[Mapping[str, Any]],
 
 
 def _codec(given: Mapping[str, Any], run: dk.Run, **settings: Any) -> Codec:
-    # The averaged model of the newest checkpoint; a file names it, for when the run has gone on.
+    # The averaged model of the newest checkpoint; a file names it, in case the run continues.
     label = f"step {run.step}"
     if "grid" in given:
         settings["grid"] = tuple(given["grid"])
@@ -251,7 +249,7 @@ def _compress(given: Mapping[str, Any]) -> int:
         f"bits {statistics.net_bits_per_dim:.4f} (T = {codec.steps})"
     )
     if is_folder:
-        print("names, order and pixels are kept; the images come back as PNG, without metadata")
+        print("names, order and pixels are kept; the images come back as PNG without metadata")
     return 0
 
 
@@ -304,7 +302,7 @@ def _rate(given: Mapping[str, Any]) -> int:
     source = find_images(given["input"], run, given["data"])
     count = _first(given, len(source))
     images = np.concatenate(list(pieces(source, count)))
-    # Refuses numbers out of range, before any work begins.
+    # Refuses numbers out of range before any work begins.
     codec = _codec(given, run, steps=given["steps"][0])
     for steps in given["steps"][1:]:
         codec.with_steps(steps)
@@ -327,9 +325,9 @@ def _rate(given: Mapping[str, Any]) -> int:
 
 
 class _Bar:
-    """Images done, their rate, bits per dimension and time left.
+    """Finished images, their rate, bits per dimension and the time left.
 
-    On a terminal a live bar; elsewhere, such as in a log file, a line every few seconds.
+    A live bar on a terminal; elsewhere, such as in a log file, a line every few seconds.
     """
 
     def __init__(self, what: str, count: int | None, *, every: float = 10.0):

@@ -1,7 +1,7 @@
-r"""The file format: a header, chunks, an end record; all of it checked before it is used.
+r"""The file format: a header, chunks and an end record, all checked before use.
 
 All numbers are little-endian. A digest is BLAKE2b, 16 bytes; *keyed* means keyed with the digest of the
-header, so that a frame of another file is not taken for one of this.
+header, so that a frame of another file is not mistaken for one of this file.
 
     file    = magic (8)  version (2)  length (4)  header (length)  digest of all that (16)
               chunk ...  end
@@ -11,16 +11,15 @@ header, so that a frame of another file is not taken for one of this.
     end     = mark (8)  chunks (8)  images (8)  words (8)  keyed digest of the digests of all frames (16)
               keyed digest of all that (16)
 
-The header is canonical JSON: keys sorted, no spaces, ASCII. What is in it is the codec's affair. The names
-of a chunk, if it has any, are a JSON list of as many strings as it has images.
+The header is canonical JSON: keys sorted, no spaces, ASCII. The codec decides its contents. The names of a
+chunk, if any, are a JSON list with one string per image.
 
-A chunk can be read without those before it, and its frame says which images it holds. Where damage is to
-be confined, the reader looks for the next mark that begins a frame with a true digest, and so goes on
-after bytes that were changed, lost or added, whatever a length says. A file that ends without its end
-record was cut short.
+A chunk can be read without those before it, and its frame says which images it holds. To skip damage, the
+reader looks for the next mark that begins a frame with a valid digest, so it continues after changed, lost
+or added bytes, whatever the lengths say. A file without its end record is truncated.
 
-Lengths are compared with limits and with what is left of the file before anything of their size is
-allocated. The digests notice damage, not forgery: anyone can compute them.
+Lengths are checked against limits and the rest of the file before any allocation. The digests detect
+damage, not forgery: anyone can compute them.
 """
 
 import hashlib
@@ -40,7 +39,7 @@ from diffkit_bitsback.errors import CodecError, DamagedFile, NotACodecFile, Wron
 MAGIC: Final = b"\x8bdkbb\r\n\x1a"
 VERSION: Final = 2
 
-# What a reader takes, and so what a writer may write. A chunk holds 1 GiB of words at most.
+# Limits of readers and writers. A chunk holds at most 1 GiB of words.
 MAX_HEADER: Final = 2**16
 MAX_NAMES: Final = 2**22
 MAX_WORDS: Final = 2**28
@@ -55,11 +54,11 @@ _END: Final = struct.Struct("<8sQQQ16s")
 _ANY_MARK: Final = re.compile(b"|".join(map(re.escape, (_CHUNK_MARK, _END_MARK))))
 
 Damaged = Callable[[range, CodecError], None]
-"""Told of damage that is passed over: the images that are missing, and why."""
+"""Called for skipped damage: the missing images, and the reason."""
 
 
 def digest(*parts: bytes | memoryview, key: bytes = b"") -> bytes:
-    """BLAKE2b of the parts, one after the other, 16 bytes.
+    """BLAKE2b of the concatenated parts, 16 bytes.
 
     **Arguments:** `parts`; `key`: up to 64 bytes, for a keyed digest.
     """
@@ -72,13 +71,13 @@ def digest(*parts: bytes | memoryview, key: bytes = b"") -> bytes:
 def canonical(value: Any) -> bytes:
     """Canonical JSON: one text for one value.
 
-    **Raises:** `ValueError` for what JSON does not have, NaN and infinity included.
+    **Raises:** `ValueError` for values JSON cannot hold, including NaN and infinity.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def packed_names(names: Sequence[str]) -> bytes:
-    """The names of a chunk's images, as they are stored.
+    """The names of a chunk's images, as stored.
 
     **Raises:** `ValueError` if they are too long.
     """
@@ -95,9 +94,9 @@ def packed_names(names: Sequence[str]) -> bytes:
 class Chunk:
     """Some consecutive images, coded.
 
-    **Attributes:** `first`: the number of the first one, counted from 0 over the whole file; `count`:
-    how many there are; `words`: what they were coded to; `images_digest`: of the images, 16 bytes, for
-    whoever decodes them to compare with; `names`: one for each image, or none.
+    **Attributes:** `first`: the index of the first one in the whole file; `count`: their number; `words`:
+    their code; `images_digest`: of the images, 16 bytes, to check decoded images; `names`: one for each
+    image, or none.
     """
 
     first: int
@@ -108,9 +107,9 @@ class Chunk:
 
 
 class Writer:
-    """Writes a file, chunk after chunk; nothing is kept in memory.
+    """Writes a file chunk by chunk, keeping nothing in memory.
 
-    **Arguments:** `file`: open for writing in binary; `header`: what JSON can hold.
+    **Arguments:** `file`: open for writing in binary; `header`: values JSON can hold.
 
     **Raises:** `ValueError` for a header that is too large or that JSON cannot hold.
     """
@@ -128,10 +127,10 @@ class Writer:
         self.bytes_written = self._put(start, self._key)
 
     def write(self, chunk: Chunk) -> None:
-        """Write one chunk, the next one.
+        """Write the next chunk.
 
-        **Raises:** `ValueError` for a chunk that does not follow the one before, without images, with a
-        wrong number of names, or too large for the format.
+        **Raises:** `ValueError` for a chunk that does not follow the previous one, has no images or a wrong
+        number of names, or is too large for the format.
         """
         if chunk.first != self.images or not 1 <= chunk.count < 2**32:
             raise ValueError(
@@ -178,15 +177,14 @@ class Writer:
 
 
 class Reader:
-    """Reads a file that `Writer` wrote, or says what is wrong with it.
+    """Reads a file from `Writer`, or reports what is wrong with it.
 
-    **Arguments:** `file`: open for reading in binary, seekable, at the start of what was written, which
-    reaches to its end.
+    **Arguments:** `file`: open for reading in binary, seekable, at the start of the written data,
+    which must extend to its end.
 
-    **Attributes:** `header`: as it was given.
+    **Attributes:** `header`: as given to `Writer`.
 
-    **Raises:** `NotACodecFile` for anything else; `WrongVersion`; `DamagedFile` for a header that is not
-    as it was written.
+    **Raises:** `NotACodecFile` for any other file; `WrongVersion`; `DamagedFile` for a damaged header.
     """
 
     def __init__(self, file: BufferedIOBase):
@@ -221,20 +219,20 @@ class Reader:
     def chunks(
         self, *, most: int, total: int | None = None, damaged: Damaged | None = None
     ) -> Iterator[Chunk]:
-        """The chunks in their order, each checked as a whole; may be asked for again.
+        """The chunks in order, each checked as a whole; can be repeated.
 
         **Arguments:**
 
-        - `most`: how many images a chunk may have.
-        - `total`: how many images there are in all, if that is known beforehand.
-        - `damaged`: if given, damage is passed over and told to it; else it is an error.
+        - `most`: the most images of a chunk.
+        - `total`: the number of images in all, if known.
+        - `damaged`: if given, damage is skipped and reported to it; otherwise it is an error.
 
-        **Raises:** `DamagedFile`. With `damaged` only where there is so much damage that going on would
-        take more than a few times the time of reading the file.
+        **Raises:** `DamagedFile`. With `damaged` only if there is so much damage that continuing would take
+        more than a few times the time of reading the file.
         """
         seals = hashlib.blake2b(digest_size=_DIGEST, key=self._key)
         here, index, expected, words, read = self._body, 0, 0, 0, 0
-        whole = True  # so far, nothing was passed over
+        whole = True  # nothing skipped so far
         gap: DamagedFile | None = None  # what is wrong with the bytes since the last good chunk
         while True:
             self._file.seek(here)
@@ -244,10 +242,10 @@ class Reader:
                     break
                 if (found.index, found.first) != (index, expected):
                     error = DamagedFile(
-                        f"chunk {found.index} with the images from {found.first} on stands where chunk "
-                        f"{index} with those from {expected} on should."
+                        f"chunk {found.index}, with images from {found.first}, stands where chunk "
+                        f"{index}, with images from {expected}, should."
                     )
-                    # Those between are lost. Where it is one of an earlier place it is passed over.
+                    # Those between are lost. A chunk from an earlier place is skipped.
                     if damaged is None or found.index < index or found.first < expected:
                         raise error
                     gap = gap or error
@@ -257,7 +255,7 @@ class Reader:
                 if damaged is None:
                     raise
                 gap, whole = gap or error, False
-                # Hostile frames may overlap, each with all the rest of the file as its payload.
+                # Malicious frames may overlap, each with the rest of the file as its payload.
                 if read > 4 * self._size:
                     raise DamagedFile("the file is damaged in too many places.") from error
                 here = self._next_mark(here + 1)
@@ -292,7 +290,7 @@ class Reader:
             damaged(range(expected, max(expected, found.images if total is None else total)), gap)
 
     def _next(self, most: int) -> "_Frame | _End":
-        """The frame, or the end record, that begins here."""
+        """The frame or end record that begins here."""
         begin = self._file.tell()
         mark = self._take(len(_CHUNK_MARK), "the next chunk, or the end record,")
         if mark not in (_CHUNK_MARK, _END_MARK):
@@ -330,8 +328,8 @@ class Reader:
         return _names(payload[: frame.names], frame.count), words.astype(np.uint32)
 
     def _next_mark(self, start: int) -> int | None:
-        """Where the next frame or end record with a true digest begins."""
-        length = 2**12  # and then more, so that a near mark is found with little reading
+        """Where the next frame or end record with a valid digest begins."""
+        length = 2**12  # then more: a near mark needs little reading
         overlap = len(_CHUNK_MARK) - 1
         while start < self._size:
             self._file.seek(start)
@@ -356,7 +354,7 @@ class Reader:
             )
         taken = self._file.read(length)
         if len(taken) != length:
-            raise DamagedFile(f"the file became shorter while it was read: {what} is missing.")
+            raise DamagedFile(f"the file shrank while it was read: {what} is missing.")
         return taken
 
 

@@ -1,7 +1,7 @@
-"""What a model is, in a few bytes: which parts it is made of, and which parameters they have.
+"""The identity of a model in a few bytes: its parts and their parameters.
 
-Both digests are the same in every process and on every machine. Neither says how the model's floats are
-rounded when it runs: that depends on the machine, and is what `diffkit_bitsback.Codec` tests.
+Both digests are the same in every process and on every machine. How the running model rounds depends on the
+machine; `diffkit_bitsback.Codec` tests that separately.
 """
 
 import functools
@@ -26,9 +26,9 @@ class Fingerprint:
 
     **Attributes:**
 
-    - `structure`: of its parts, by the names of their classes, of their options, and of the places,
-      dtypes and shapes of all arrays.
-    - `parameters`: of what is in the arrays, bit by bit.
+    - `structure`: of the names of its parts' classes, of their options, and of the places, dtypes and
+      shapes of all arrays.
+    - `parameters`: of the contents of the arrays, bit by bit.
     """
 
     structure: str
@@ -41,8 +41,8 @@ class Fingerprint:
 def fingerprint(model: DiffusionModel) -> Fingerprint:
     """The fingerprint of a model.
 
-    Models whose parts and parameters are equal have one fingerprint; a bit more or less in a parameter,
-    another option of a part, or a part of another class make another.
+    Models with equal parts and parameters have the same fingerprint; a changed bit in a parameter, a
+    changed option, or a part of another class changes it.
     """
     structure = hashlib.blake2b(digest_size=8)
     parameters = hashlib.blake2b(digest_size=16)
@@ -52,7 +52,7 @@ def fingerprint(model: DiffusionModel) -> Fingerprint:
 
 def _walk(node: Any, path: str, structure: Any, parameters: Any) -> None:
     def note(*words: object) -> None:
-        # Lengths first, so that no two trees make one text.
+        # Lengths first, so that no two trees give the same text.
         for word in (path, *map(str, words)):
             raw = word.encode(errors="surrogatepass")
             structure.update(len(raw).to_bytes(8, "little") + raw)

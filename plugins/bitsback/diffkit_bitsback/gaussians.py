@@ -1,7 +1,7 @@
-r"""Gaussians on a lattice, as distributions that a stack codes with.
+r"""Gaussians on a lattice, as distributions for a stack.
 
-A latent must be coded with finitely many bits, so it is restricted to the points $k \delta$ of a lattice
-and has there the probabilities
+To code a latent with finitely many bits, it is restricted to the points $k \delta$ of a lattice, with the
+probabilities
 
 $$P(k) \propto \exp\left(-\frac{(k \delta - \mu)^2}{2 \sigma^2}\right).$$
 
@@ -9,13 +9,13 @@ By Poisson's summation formula a sum over the lattice of a Gaussian times a poly
 $1 / \delta$ times the integral by a factor $1 + O(e^{-2 \pi^2 (\sigma / \delta)^2})$: 3e-9 for
 $\sigma = \delta$, 5e-35 for $\sigma = 2 \delta$. So $P(k)$ is $\delta$ times the density, the mean and
 the variance are those of the Gaussian, and the divergence between two such distributions is that of the
-Gaussians. A lattice as coarse as one or two points to a standard deviation loses nothing, where bins over
-which the density is integrated would add their own variance $\delta^2 / 12$.
+Gaussians. A lattice as coarse as one or two points per standard deviation loses nothing, whereas bins with
+the integrated density would add their own variance $\delta^2 / 12$.
 
-The points within five standard deviations have one symbol each, with the frequency that they should
-have, in units of $2^{-24}$. Each tail beyond them is one symbol with the probability of the whole tail; how
-far out it is comes after, by an Elias gamma code with the tail's own probability of stopping at once.
-Every point can be coded, however far from the mean: a model may be bad, but its code is lossless.
+Each point within five standard deviations has its own symbol, with its exact frequency in units of
+$2^{-24}$. Each tail beyond is one symbol with the probability of the whole tail, followed by the distance
+in an Elias gamma code with the tail's own probability of stopping at once. Every point can be coded,
+however far from the mean: even a bad model codes without loss.
 """
 
 import math
@@ -27,16 +27,16 @@ from jaxtyping import Bool, Float, Int
 from diffkit_bitsback.errors import CannotEncode
 from diffkit_bitsback.stack import TOTAL, Stack
 
-# How many standard deviations have symbols of their own.
+# The standard deviations whose points have their own symbols.
 _BULK = 5.0
-# Standard deviations of more points than this are coded in cells of several points. The density is
-# taken as constant within a cell, of at most 1/64 standard deviation, which costs (1/64)^2/24 nats.
+# Standard deviations of more points than this are coded in cells of several points. The density counts as
+# constant within a cell of at most 1/64 standard deviation, which costs (1/64)^2/24 nats.
 _WIDE = 64.0
-# Where means and standard deviations are cut off, in points of the lattice, so that all is exact in
-# float64 and int64. A longer code for what lies beyond is the only effect.
+# The limit of means and standard deviations, in lattice points, so that all is exact in float64 and int64.
+# The only effect is a longer code beyond it.
 _FARTHEST = 2.0**40
 _NARROWEST, _WIDEST = 2.0**-10, 2.0**20
-# How many entries the table of a group of rows has, so that it stays in the processor's cache.
+# The entries of the table for a group of rows, which must fit into the processor's cache.
 _ENTRIES = 1 << 16
 # Probability 2^-(n + 1) for a distance of n bits after the leading one, at least one unit.
 _MOST_BITS = 44
@@ -52,7 +52,7 @@ class LatticeGaussians:
 
     - `mean`: the mean of each.
     - `std`: the standard deviation of each, or one for all.
-    - `spacing`: the distance of the lattice's points, which are its multiples.
+    - `spacing`: the distance of the lattice points, which are its multiples.
 
     **Raises:** `CannotEncode` for a mean or a standard deviation that is not finite.
     """
@@ -75,7 +75,7 @@ class LatticeGaussians:
         self._bits = np.maximum(np.ceil(np.log2(std / _WIDE)), 0).astype(np.int64)
         centre = np.rint(mean)
         self._centre = centre.astype(np.int64)
-        # From here on in cells. One of an even number of points has its middle half a point lower.
+        # From here on in cells. A cell with an even number of points has its middle half a point lower.
         size = np.exp2(self._bits)
         self._offset = (mean - centre + np.where(self._bits > 0, 0.5, 0.0)) / size
         self._inverse = size / std
@@ -105,9 +105,9 @@ class LatticeGaussians:
         return self._lowest + (cell << bits) + within
 
     def push(self, stack: Stack, k: Int[np.ndarray, " n"]) -> None:
-        """Undo `pop`: afterwards it would give these points.
+        """Undo `pop`: a `pop` afterwards returns these points.
 
-        **Raises:** `CannotEncode` for a point too far away for the numbers that describe it.
+        **Raises:** `CannotEncode` for a point too far away to describe.
         """
         relative = k - self._lowest
         bits = np.broadcast_to(self._bits, k.shape)
@@ -132,7 +132,7 @@ class LatticeGaussians:
         rate = self._inverse if self._inverse.ndim == 0 else self._inverse[rows, None]
         rate = -0.5 * np.square(rate)
         j = np.arange(-half - 1.0, half + 2.0)
-        # (j - offset)^2 less that of j = 0, which is next to the mean: nothing underflows everywhere.
+        # (j - offset)^2 minus that of j = 0, next to the mean, so that not every weight underflows.
         weights = j - 2 * offset
         weights *= j
         weights *= rate
@@ -150,7 +150,7 @@ class LatticeGaussians:
     def _stop(
         self, far: Int[np.ndarray, " m"], upper: Bool[np.ndarray, " m"]
     ) -> Float[np.ndarray, "m 2"]:
-        """The weights of stopping at the first cell of a tail, and of going on."""
+        """The weights of stopping at the first cell of a tail, and of continuing."""
         inverse = self._inverse if self._inverse.ndim == 0 else self._inverse[far]
         offset = np.where(upper, self._offset[far], -self._offset[far])
         stop = -np.expm1(-np.square(inverse) * (self._half + 1.5 - offset))

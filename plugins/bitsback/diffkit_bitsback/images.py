@@ -1,8 +1,7 @@
-"""What the commands read and write: folders of images, arrays, data sets.
+"""The input and output of the commands: folders of images, arrays, data sets.
 
-A folder comes back with the same names, in the same order, and each image with the same pixels; as PNG,
-whatever it was. What is not kept: the files' own bytes and the way they were compressed, metadata such as
-EXIF, colour profiles and dates, and hidden files.
+A folder comes back with the same names, order and pixels, always as PNG. Not kept: the files' own bytes and
+their compression, metadata such as EXIF, colour profiles and dates, and hidden files.
 """
 
 import contextlib
@@ -24,12 +23,12 @@ import diffkit as dk
 from diffkit.data import AbstractSource
 from diffkit_bitsback.errors import CannotEncode, DamagedFile
 
-# Images that are read at a time.
+# Images read at a time.
 _PIECE: Final = 64
 # Modes of Pillow that are grey or colour without loss: black and white, grey, a palette, RGB.
 _AS_GREY: Final = ("1", "L")
 _AS_COLOUR: Final = ("1", "L", "P", "RGB")
-# Folders below one another, and the last part: more are of no use, and mkdir and rmtree are recursive.
+# The most parts of a path: more are useless, and mkdir and rmtree are recursive.
 _MAX_DEPTH: Final = 64
 # Windows takes these for devices, with any extension.
 _DEVICE: Final = re.compile(
@@ -39,10 +38,10 @@ _DEVICE: Final = re.compile(
 
 @dataclass(frozen=True)
 class FolderSource:
-    """The images of a folder and of those below it, by name.
+    """The images of a folder and its subfolders, by name.
 
-    **Attributes:** `folder`; `names`: paths in it with `/`, in the order of the names; `shape`: the
-    shape that all images must have, (channels, height, width).
+    **Attributes:** `folder`; `names`: paths in it with `/`, sorted; `shape`: the required shape of all
+    images, (channels, height, width).
     """
 
     folder: Path
@@ -53,7 +52,7 @@ class FolderSource:
         return len(self.names)
 
     def kept_names(self) -> tuple[str, ...]:
-        """The names under which the images come back, which end in .png."""
+        """The names of the restored images, which end in .png."""
         kept: dict[str, str] = {}
         for name in self.names:
             path = PurePosixPath(name)
@@ -100,11 +99,11 @@ def pieces(
 def find_images(
     given: str, run: dk.Run, options: Mapping[str, Any]
 ) -> FolderSource | ArrayOfImages:
-    """What an argument of a command names.
+    """The images that an argument of a command names.
 
-    **Arguments:** `given`: a folder, a .npy file, the name of a data set, whose test images are meant, or
-    `test` or `train` for those of the run's own data; what exists as a path is one. `run`: the run;
-    `options`: of the data set.
+    **Arguments:** `given`: a folder, a .npy file, the name of a data set (its test images), or
+    `test` or `train` for the run's own data; an existing path takes precedence. `run`: the run; `options`:
+    of the data set.
 
     **Raises:** `ValueError` if it is none of these or does not fit the model; `FileNotFoundError`.
     """
@@ -166,16 +165,16 @@ def _folder(folder: Path, shape: tuple[int, ...]) -> FolderSource:
         raise ValueError(f"there are no files in the folder {str(folder)!r}.")
     source = FolderSource(folder, tuple(found), shape)
     source.kept_names()
-    for name in source.names:  # the headers, before any work begins
+    for name in source.names:  # headers first, before any work begins
         with _opened(folder / name, shape):
             pass
     return source
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files in a folder and in those below it, but for hidden ones; none is left out in silence."""
+    """The files in a folder and its subfolders, except hidden ones; none is silently skipped."""
 
-    def fail(error: OSError) -> None:  # os.walk passes over what it cannot read
+    def fail(error: OSError) -> None:  # os.walk skips what it cannot read
         raise error
 
     for top, folders, files in os.walk(folder, onerror=fail):
@@ -194,7 +193,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _opened(file: Path, shape: tuple[int, ...]) -> Iterator[Any]:
-    """An image file whose pixels an array of this shape holds without loss."""
+    """An image file whose pixels fit an array of this shape without loss."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -233,11 +232,11 @@ def _pixels(file: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "channels h
 
 
 def _is_safe(name: str) -> bool:
-    """Whether a name leads to a PNG file inside of a folder, whatever the operating system."""
+    """Whether a name leads to a PNG file inside a folder on every operating system."""
     parts = name.split("/")
     try:
         lengths = [len(part.encode()) for part in parts]
-    except UnicodeEncodeError:  # bytes that are no text
+    except UnicodeEncodeError:  # bytes that are not text
         return False
     return (
         name.lower().endswith(".png")
@@ -250,11 +249,11 @@ def _is_safe(name: str) -> bool:
     )
 
 
-# Writing: under a temporary name, which becomes the file's own when all is done.
+# Writing uses a temporary name until all is done.
 
 
 def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse to write in place of what exists.
+    """Refuse to replace what exists.
 
     **Raises:** `FileExistsError`.
     """
@@ -281,9 +280,9 @@ def _hidden(out: Path) -> Path:
 
 @contextlib.contextmanager
 def new_file(out: Path, *, overwrite: bool) -> Iterator[io.BufferedRandom]:
-    """A file that is there when it is complete, and not before.
+    """A file that appears only when it is complete.
 
-    **Raises:** `FileExistsError` where something is in its place, at the beginning or at the end.
+    **Raises:** `FileExistsError` if something is in its place, at the beginning or at the end.
     """
     check_free(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +300,7 @@ def new_file(out: Path, *, overwrite: bool) -> Iterator[io.BufferedRandom]:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder that is there when it is complete, and not before.
+    """A folder that appears only when it is complete.
 
     **Raises:** `FileExistsError` as `new_file`; a folder never replaces anything.
     """
@@ -330,7 +329,7 @@ class ArrayWriter:
         file.write(self._start())
 
     def _start(self) -> bytes:
-        # NumPy leaves room in it, so that it keeps its length when the number of images grows.
+        # NumPy leaves room in it, so its length does not change when the number of images grows.
         start = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             start,
@@ -348,7 +347,7 @@ class ArrayWriter:
         self._count += len(images)
 
     def close(self) -> None:
-        """Say at the start of the file how many there are; the file stays open."""
+        """Write the number of images at the start of the file; the file stays open."""
         start = self._start()
         if len(start) != self._length:
             raise RuntimeError("NumPy's header of a .npy file has changed its length.")
@@ -362,15 +361,13 @@ def write_images(
 ) -> None:
     """Write images into a new folder, as PNG.
 
-    **Raises:** `DamagedFile` for names that lead out of the folder, come twice, or are missing, and for
-    images of more than 8 bits per channel.
+    **Raises:** `DamagedFile` for names that lead out of the folder, are repeated or missing, and for images
+    of more than 8 bits per channel.
     """
     from PIL import Image
 
     if len(names) != len(images) or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise DamagedFile(
-            "the file says that it holds a folder of images, but not with which names."
-        )
+        raise DamagedFile("the file says that it holds a folder of images, but gives no names.")
     if images.max(initial=0) > 255:
         raise DamagedFile(
             "the file says that it holds a folder of images, which have values from 0 to 255, got "

@@ -1,4 +1,4 @@
-"""What a model's code needs for some images, by measuring it, beside its bound and beside other codes."""
+"""The measured rate of a model's code on some images, compared to its bound and to other codes."""
 
 import importlib
 import io
@@ -21,7 +21,7 @@ from diffkit_bitsback.errors import CannotReproduce
 
 # Modules that give Pillow the format JPEG XL, by their import names.
 _JPEG_XL: Final = ("pillow_jxl", "jxlpy.JXLImagePlugin")
-# WebP's limit, and of no consequence to the others.
+# WebP's limit; the others do not mind.
 _LONGEST_SIDE: Final = 16383
 
 
@@ -32,9 +32,9 @@ class Rate:
     **Attributes:**
 
     - `steps`: T.
-    - `statistics`: what coding the images on one stack took.
-    - `evaluation`: the VLB with T steps (`diffkit.evaluate`), from draws of its own; `None` for a grid
-      that is not even in time, which `evaluate` does not know.
+    - `statistics`: the cost of coding the images on one stack.
+    - `evaluation`: the VLB with T steps (`diffkit.evaluate`), from its own draws; `None` for a grid that is
+      not even in time, which `evaluate` does not support.
     """
 
     steps: int
@@ -48,11 +48,10 @@ class Rate:
 
     @property
     def gap(self) -> tuple[float, float]:
-        """The net rate less the VLB in bits per dimension, and its standard error.
+        """The net rate minus the VLB in bits per dimension, and its standard error.
 
-        The latents that were coded are one draw, and the VLB has draws of its own; both differ by chance,
-        as much as the bounds of each image show. What coding itself takes beyond the bound is
-        `statistics.overhead_bits_per_dim`.
+        Both vary by chance, as the bounds of each image show: the coded latents are one draw, and the
+        VLB has its own. The cost of coding beyond the bound is `statistics.overhead_bits_per_dim`.
         """
         if self.evaluation is None:
             return math.nan, math.nan
@@ -66,7 +65,7 @@ class Rate:
 
     @property
     def images_per_second(self) -> float:
-        """How fast the images were encoded."""
+        """The speed of encoding."""
         taken = self.statistics.network_seconds + self.statistics.coding_seconds
         return self.statistics.images / taken
 
@@ -85,17 +84,16 @@ def rates(
 ) -> list[Rate]:
     """Code some images with each number of steps, on one stack.
 
-    The first `batch_size` images are decoded again, so that a rate is never that of a code which cannot be
-    read.
+    The first `batch_size` images are decoded again, so that every rate is that of a readable code.
 
     **Arguments:**
 
     - `model`: a model with a discrete decoder; it is used without a condition.
     - `images`: as stored.
     - `steps`: the numbers T.
-    - `grid`, `batch_size`, `first_batch`, `resolution`: as for a `Codec`.
-    - `passes`: draws for each image, for the VLB.
-    - `progress`: called now and then with how many images are done, over all T.
+    - `grid`, `batch_size`, `first_batch`, `resolution`: as in `Codec`.
+    - `passes`: draws per image for the VLB.
+    - `progress`: called now and then with the number of finished images over all T.
 
     **Returns:** one `Rate` for each T.
 
@@ -120,11 +118,11 @@ def rates(
             )
         else:
             chain = chain.with_logsnrs(logsnrs)
-        # A batch first, so that nothing is compiled within the time that is measured.
+        # A batch first, so that the measured time contains no compilation.
         first, test = images[:batch_size], chain.with_logsnrs(logsnrs, first_batch=batch_size)
         if not np.array_equal(test.decode(test.encode(first)[0], len(first)), first):
             raise CannotReproduce(
-                f"with steps={number} what was encoded does not decode to the same."
+                f"with steps={number} the images do not decode to what was encoded."
             )
         _, statistics = chain.encode(
             images, progress=_shifted(progress, index * len(images)) if progress else None
@@ -145,15 +143,15 @@ def _shifted(progress: Callable[[float], None], done: int) -> Callable[[float], 
 def other_codes(
     images: Integer[np.ndarray, "count *shape"], levels: int
 ) -> dict[str, tuple[float, float]]:
-    """What codes without a model need for the same images, in bits per dimension.
+    """The rates of codes without a model on the same images, in bits per dimension.
 
-    **Arguments:** `images`: as stored; `levels`: how many values a dimension takes. Up to 256 they are
-    stored as they are in 8 bits, whatever grey or colour they stand for.
+    **Arguments:** `images`: as stored; `levels`: the number of values of a dimension. Up to 256 levels are
+    stored unchanged in 8 bits, whatever grey or colour they stand for.
 
-    **Returns:** by the code's name, the bits with a file for each image, and with one for all of them:
-    image formats as images (side by side on sheets, if all are one), LZMA over the bytes. Image formats
-    only for grey or RGB images of at most 256 levels; JPEG XL only with a plugin of Pillow that writes
-    it, such as pillow-jxl-plugin.
+    **Returns:** by the code's name, the bits with a file for each image, and with one file for all: image
+    formats as images (side by side on sheets in the second case), LZMA over the bytes. Image formats only
+    for grey or RGB images of at most 256 levels; JPEG XL only with a Pillow plugin for it, such as
+    pillow-jxl-plugin.
     """
     dimensions = images.size
     width = np.min_scalar_type(levels - 1)
@@ -177,7 +175,7 @@ def other_codes(
 
 
 def _formats() -> dict[str, Mapping[str, Any]]:
-    """Options of Pillow that save without loss, and as small as it can."""
+    """Options of Pillow that save without loss, as small as possible."""
     from PIL import Image, features
 
     formats: dict[str, Mapping[str, Any]] = {"PNG": {"format": "PNG", "optimize": True}}
@@ -214,9 +212,9 @@ def _file_size(
 def _sheets(
     images: UInt8[np.ndarray, "count channels height width"],
 ) -> list[UInt8[np.ndarray, "channels sheet_height sheet_width"]]:
-    """All images side by side on sheets as square as may be, none of them with an empty place.
+    """All images side by side on sheets, as square as possible and without empty places.
 
-    An empty place would cost something. So a sheet is a rectangle, and what is left goes on the next.
+    Empty places would cost bits. So a sheet is a full rectangle, and the rest goes on the next.
     """
     _, channels, height, width = images.shape
     sheets = []
@@ -234,12 +232,12 @@ def _with_error(value: tuple[float, float] | None) -> str:
 
 
 def show(found: Sequence[Rate], codes: Mapping[str, tuple[float, float]]) -> None:
-    """Print the rates of a model, and those of other codes, as tables in bits per dimension."""
+    """Print the rates of a model and of other codes as tables in bits per dimension."""
     from rich.console import Console
     from rich.table import Table
 
     statistics = found[0].statistics
-    # As wide as it takes where there is no terminal to fit: a file, a pipe, a log.
+    # As wide as needed outside a terminal: a file, a pipe, a log.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     table = Table(
         "T",
@@ -269,10 +267,10 @@ def show(found: Sequence[Rate], codes: Mapping[str, tuple[float, float]]) -> Non
         )
     console.print(table)
     console.print(
-        f"{statistics.images} images on one stack. VLB: the bound with T steps, from draws of its own. "
-        "net: stored less initial bits. gap: net less VLB, with the error of both draws. overhead: what "
-        "coding adds, net less the bound along the same latents, which is exact. total: with the initial "
-        "bits. network: its share of the time.",
+        f"{statistics.images} images on one stack. VLB: the bound with T steps, from its own draws. net: "
+        "stored minus initial bits. gap: net minus VLB, with the error of both draws. overhead: the exact "
+        "cost of coding, net minus the bound along the same latents. total: with the initial bits. "
+        "network: its share of the time.",
         highlight=False,
     )
     other = Table("code", "a file for each image", "one for all")

@@ -478,7 +478,7 @@ def test_names_that_lead_out_of_the_folder(workplace, name):
         (("same.png", "same.png"), "'same.png' stands for two things", ["same.png"]),
         (("a.png", "a.png/b.png"), "'a.png/b.png' stands for two things", ["a.png"]),
         (("a.png/b.png", "a.png"), "'a.png' stands for two things", ["a.png", "a.png/b.png"]),
-        ((), "but not with which names", []),
+        ((), "but gives no names", []),
     ],
 )
 def test_names_that_do_not_fit_together(workplace, names, message, written):

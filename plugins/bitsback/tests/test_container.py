@@ -155,7 +155,7 @@ def test_writer_refuses_a_header_that_is_too_large_or_no_json():
         (packed(header=[1, 2]), DamagedFile, "must be a mapping, got list"),
         (packed(count=MOST + 1), DamagedFile, "1 to 5 images .* got 6"),
         (packed(count=0), DamagedFile, "1 to 5 images .* got 0"),
-        (packed(count=4), DamagedFile, "images from 10 on stands where .* from 9 on"),
+        (packed(count=4), DamagedFile, "images from 10, stands where .* from 9, should"),
         (packed(first=2**64 - 1), DamagedFile, "got 5 from 18446744073709551615 on"),
         (packed(words=2**32 - 1), DamagedFile, f"{MAX_WORDS} words .* got 4294967295"),
         (packed(words=MAX_WORDS), DamagedFile, "needs 1073741824 bytes, 2"),

@@ -16,13 +16,13 @@ class RhoGrid(dk.AbstractGrid):
       (\sigma_{min}^{1/\rho} - \sigma_{max}^{1/\rho})\right)^{\rho}, \qquad i = 0, \dots, n,$$
 
     with $\sigma = e^{-\lambda / 2}$ between the schedule's own endpoints (Karras et al. 2022, arXiv
-    2206.00364, equation 5, where n is N - 1: the published step from $\sigma_{min}$ to 0 is the
-    decoder's part here). $\rho = 1$ is uniform in $\sigma$, and $\rho \to \infty$ in $\lambda$; in
-    between, as with the 7 of EDM, the steps get shorter towards the data. Choose it for samples in few
-    steps, of any model: what counts in the schedule is its endpoints only.
+    2206.00364, equation 5, where n is N - 1: here the decoder takes the published step from $\sigma_{min}$
+    to 0). $\rho = 1$ is uniform in $\sigma$, and $\rho \to \infty$ in $\lambda$; in between, as with EDM's
+    7, the steps get shorter towards the data. Choose it to sample any model in few steps: of the schedule
+    it uses only the endpoints.
 
-    Each half is computed from its own end, by `log1p` and `expm1`, so that both endpoints are exact
-    and the steps keep their digits in float32.
+    Each half is computed from its own end, by `log1p` and `expm1`: both endpoints are exact, and the steps
+    keep their digits in float32.
 
     **Arguments:** `rho`: at least 1.
 

@@ -1,8 +1,8 @@
-"""EDM as a preset: which parts make it up, and where each constant is from.
+"""EDM as a preset: its parts, and the source of each constant.
 
 "The paper" is Karras, Aittala, Aila and Laine 2022 (arXiv 2206.00364), "the code" its published
-implementation (github.com/NVlabs/edm). By its README the checkpoint cifar10-32x32-uncond-vp has train.py's
-defaults, with `--cond=0 --arch=ddpmpp`.
+implementation (github.com/NVlabs/edm). According to its README the checkpoint cifar10-32x32-uncond-vp uses
+train.py's defaults with `--cond=0 --arch=ddpmpp`.
 """
 
 import diffkit as dk

@@ -19,34 +19,33 @@ _RANGE = (-2 * math.log(0.002), -2 * math.log(80.0))
 class Churn(dk.AbstractSampler):
     r"""Raises the noise before each step of a deterministic sampler (EDM, algorithm 2).
 
-    A step from $\rho_t$ to $\rho_s$ first goes up to $\hat\rho = (1 + \gamma) \rho_t$ by adding noise
-    of variance $\hat\rho^2 - \rho_t^2$, and then down to $\rho_s$ by the other sampler. Going up is
-    exact, so that the distribution of the samples is as accurate as the other sampler is by itself, and
-    its weak order is that sampler's order, as soon as there are steps enough that $\gamma$ below is not at
-    its cap. What the noise does is to wash out the errors made before. (Unless `noise` is not 1: then a
-    bias stays, on purpose.)
+    A step from $\rho_t$ to $\rho_s$ first goes up to $\hat\rho = (1 + \gamma) \rho_t$ by adding noise of
+    variance $\hat\rho^2 - \rho_t^2$, then down to $\rho_s$ with the other sampler. Going up is exact, so
+    the distribution of samples is as accurate as with the other sampler alone, and the weak order is that
+    sampler's order, once there are enough steps to keep $\gamma$ below its cap. The noise washes out
+    earlier errors. (If `noise` is not 1, a bias remains on purpose.)
 
     **How much.** In the paper $\gamma = \min(S_{churn} / N, \sqrt 2 - 1)$ for each of N steps on the
     grid of $\rho = 7$. A step does not know N, but on that grid each covers the same share
     $\delta = |\Delta \sigma^{1/7}| / (\sigma_{max}^{1/7} - \sigma_{min}^{1/7})$ of the way, and
-    $1 / N = \delta / (1 + \delta)$, since N counts the published last step to 0 too. So that is the
-    definition:
+    $1 / N = \delta / (1 + \delta)$, since N includes the published last step to 0. This gives the
+    definition
 
     $$\gamma = \min\!\left(\text{churn} \cdot \frac{\delta}{1 + \delta},\ \sqrt 2 - 1\right).$$
 
-    On the grid `rho` it is algorithm 2 with the paper's own numbers; on any other grid the same amount
-    of noise is added over the same part of the way, and with more and more steps the limit is the same
-    stochastic differential equation (equation 6 of the paper).
+    On the grid `rho` it is algorithm 2 with the paper's own numbers. Any other grid adds the same amount of
+    noise over the same part of the way; for many steps the limit is the same stochastic differential
+    equation (equation 6 of the paper).
 
     **Arguments:**
 
-    - `sampler`: a deterministic sampler of one step, without memory of the steps before.
+    - `sampler`: a deterministic one-step sampler, without memory of earlier steps.
     - `churn`: $S_{churn}$; 0 adds nothing and draws no random numbers.
-    - `churn_min`, `churn_max`: $S_{tmin}$ and $S_{tmax}$, noise is added at noise levels
-      $\sigma / \alpha$ between them only.
-    - `noise`: $S_{noise}$, the standard deviation of the noise in units of the right one; slightly above
-      1 against the loss of detail.
-    - `rho`: of the grid on which the share of the way is measured.
+    - `churn_min`, `churn_max`: $S_{tmin}$ and $S_{tmax}$; noise is added only at noise levels
+      $\sigma / \alpha$ between them.
+    - `noise`: $S_{noise}$, the standard deviation of the noise in units of the exact one; slightly above 1
+      to counter a loss of detail.
+    - `rho`: of the grid that measures the share of the way.
     - `logsnr_range`: (max, min), the whole way. diffkit fills in the ends of the model's schedule.
 
     **Raises:** `ValueError` for a value out of its range.
@@ -144,13 +143,13 @@ def edm_heun(
     *,
     logsnr_range: tuple[float, float] = _RANGE,
 ) -> Churn:
-    r"""EDM's sampler: Heun's second-order method in $\sigma$, and churn if it is asked for.
+    r"""EDM's sampler: Heun's second-order method in $\sigma$, with optional churn.
 
     Karras et al. 2022 (arXiv 2206.00364), algorithm 1 (`churn` = 0, no random numbers) and algorithm 2.
-    Two network calls a step, of order 2. Choose it with the grid `rho` for deterministic samples in some
-    20 to 40 steps; add churn where a trained network leaves errors that more steps do not cure. Both
-    algorithms take a last step from $\sigma_{min}$ to 0, by Euler's method; here the decoder has that
-    part. A step in which $\sigma$ falls to less than a fifth is two steps of DDIM, as in
+    Order 2, with two network calls per step. Choose it with the grid `rho` for deterministic samples in
+    about 20 to 40 steps; add churn if a trained network leaves errors that more steps do not remove. Both
+    algorithms take a last step from $\sigma_{min}$ to 0 by Euler's method; here the decoder does this. A
+    step in which $\sigma$ falls to less than a fifth becomes two steps of DDIM, as in
     `diffkit.samplers.RungeKutta2`.
 
     Published choices of (churn, churn_min, churn_max, noise), from table 5 of the paper: for CIFAR-10
@@ -158,9 +157,9 @@ def edm_heun(
     ImageNet-64 with an older network (80, 0.05, 50, 1.003), with EDM's own (40, 0.05, 50, 1.003). With
     EDM's own networks for CIFAR-10 no churn is best.
 
-    **Arguments:** those of `Churn`: `churn`, $S_{churn}$; `churn_min`, `churn_max`, between which noise
-    levels it acts; `noise`, the noise's standard deviation in units of the right one; `rho`, of the grid
-    on which the share of a step is measured; `logsnr_range`, which diffkit fills in.
+    **Arguments:** those of `Churn`: `churn`, $S_{churn}$; `churn_min`, `churn_max`, the noise levels
+    between which it acts; `noise`, the noise's standard deviation in units of the exact one; `rho`, of the
+    grid that measures the share of a step; `logsnr_range`, which diffkit fills in.
 
     **Raises:** `ValueError` for a value out of its range.
     """

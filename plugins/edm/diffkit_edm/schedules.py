@@ -27,13 +27,13 @@ class LogNormal(dk.AbstractSchedule):
       z = \frac{\ln \sigma - P_{mean}}{P_{std}}$$
 
     with $\lambda = -2 \ln \sigma$ and $\Phi$ the standard normal distribution, so that a uniform t *is*
-    the distribution with which EDM trains (Karras et al. 2022, arXiv 2206.00364, table 1), cut off at
-    the noise levels between which it samples. At the default values the cut loses 1.6e-5 of it. Choose
-    it for good samples: nearly all of its time is at middle noise levels. For likelihoods it is
-    wasteful, since both ends are hardly ever visited. To sample, use the grid `rho`.
+    EDM's training distribution (Karras et al. 2022, arXiv 2206.00364, table 1), cut off at the noise levels
+    between which EDM samples. The default cut loses 1.6e-5 of it. Choose it for good samples: it spends
+    nearly all of its time at middle noise levels. It is wasteful for likelihoods, since it hardly ever
+    visits the ends. To sample, use the grid `rho`.
 
-    In float32 both tails keep their digits: the smaller of the two probabilities is computed, never its
-    complement to 1. What remains is the rounding of t itself, 6e-8 next to 1.
+    In float32 both tails keep their digits: it computes the smaller of the two probabilities, never its
+    complement to 1. Only the rounding of t itself remains, 6e-8 near 1.
 
     **Arguments:**
 
@@ -85,7 +85,7 @@ class LogNormal(dk.AbstractSchedule):
     def _tails(self) -> tuple[float, float, float]:
         """The probabilities below, above, and between the two ends."""
         low, high = self._ends()
-        if low > 0:  # each from the side on which it is no difference of numbers near 1
+        if low > 0:  # each from the side without a difference of numbers near 1
             mass = _upper_tail(low) - _upper_tail(high)
         else:
             mass = _upper_tail(-high) - _upper_tail(-low)
@@ -114,14 +114,14 @@ def _quantile(
     """`logsnr` at t, for the probabilities `tails` and the values `ends` at t = 0 and t = 1."""
     below, above, mass = tails
     t = jnp.clip(t, 0, 1)
-    # Both products, and not `above + (1 - t) * mass`: where the mass rounds to 1, XLA would make that
-    # (above + 1) - t, in which the tail is lost.
+    # Two products, not `above + (1 - t) * mass`: where the mass rounds to 1, XLA would turn this into
+    # (above + 1) - t, which loses the tail.
     lower = (1 - t) * below + t * (below + mass)
     upper = (1 - t) * (above + mass) + t * above
     z = jax.scipy.special.ndtri(jnp.minimum(lower, upper))
     logsnr = -2 * (mean + std * jnp.where(lower < upper, z, -z))
     start, end = ends
-    # Rounding must not lead beyond the ends, which are exact.
+    # Rounding must not lead beyond the exact ends.
     return jnp.where(t == 0, start, jnp.where(t == 1, end, jnp.clip(logsnr, end, start)))
 
 

@@ -1,9 +1,9 @@
-r"""Flow matching and rectified flow as presets: which parts make them up, and where each constant is from.
+r"""Flow matching and rectified flow as presets: their parts, and the source of each constant.
 
-Both papers let the time along the path run over all of [0, 1]. Here it is cut off at the endpoints of
-log SNR, 13.3 for 256 levels of the data as everywhere in diffkit and -10 at the noise end: $\tau$ from
-0.0013 to 0.9933. The networks are `unet` at the published width, depth and attention. diffkit scales
-their input to unit variance, which these papers do not.
+In both papers the time along the path runs over all of [0, 1]. Here it is cut off at the endpoints of log
+SNR, 13.3 for 256 levels of the data, as everywhere in diffkit, and -10 at the noise end: $\tau$ from 0.0013
+to 0.9933. The networks are `unet` with the published width, depth and attention. Unlike these papers,
+diffkit scales their input to unit variance.
 """
 
 import diffkit as dk
@@ -40,14 +40,14 @@ FLOW_MATCHING = dk.register("preset", "flow_matching")(
             "learning_rate": 5e-4,
             "warmup": 45_000,
             # Appendix E.2: "polynomial", a straight line down to 1e-8 at the last step. The cosine is the
-            # nearest that there is.
+            # nearest.
             "decay": "cosine",
             "weight_decay": 0.0,  # appendix E.2, as are the betas
             "b1": 0.9,
             "b2": 0.999,
             "clip": 0.0,  # the paper names none
-            # Not in the paper; that of Dhariwal and Nichol 2021, whose network it has, and who average
-            # with one rate for all steps (update_ema in nn.py of github.com/openai/guided-diffusion).
+            # Not in the paper; from Dhariwal and Nichol 2021, whose network it uses, and who average with
+            # one rate for all steps (update_ema in nn.py of github.com/openai/guided-diffusion).
             "ema": 0.9999,
             "ema_warmup": False,
             "checkpoint_every": 10_000,  # ours
@@ -56,7 +56,7 @@ FLOW_MATCHING = dk.register("preset", "flow_matching")(
 )
 """Flow matching with optimal transport paths (Lipman et al. 2023, arXiv 2210.02747) for CIFAR-10.
 
-Times are uniform, the loss is the plain error of the velocity.
+Times are uniform; the loss is the plain error of the velocity.
 """
 
 RECTIFIED_FLOW = dk.register("preset", "rectified_flow")(
@@ -104,6 +104,6 @@ RECTIFIED_FLOW = dk.register("preset", "rectified_flow")(
 )
 """Rectified flow (Liu, Gong and Liu 2023, arXiv 2209.03003) for CIFAR-10, with logit-normal times.
 
-Network and optimiser are those of the published code (github.com/gnobitab/RectifiedFlow), the times those
-of Esser et al. 2024 (arXiv 2403.03206), who found them the best of many. Without reflow.
+Network and optimiser are from the published code (github.com/gnobitab/RectifiedFlow), the times from Esser
+et al. 2024 (arXiv 2403.03206), who found them the best of many. Without reflow.
 """

@@ -21,16 +21,14 @@ class StraightLine(dk.AbstractSchedule):
     With the process `straight`, $\tau$ is the share of noise in $z = (1 - \tau) x + \tau \epsilon$
     (Liu, Gong and Liu 2023, arXiv 2209.03003; Lipman et al. 2023, arXiv 2210.02747). Its log SNR is
     infinite at both ends, so $\tau = \tau_0 + t\,(\tau_1 - \tau_0)$ runs over the part between the two
-    endpoints only. Choose it to train with the times of these papers and to sample in steps that are
-    even along the path; it looks at high and at low noise alike, a little more at the ends than `cosine`
-    does.
+    endpoints only. Choose it to train with the times of these papers and to sample in even steps along the
+    path. It treats high and low noise alike, and spends a little more time at the ends than `cosine`.
 
     Each half is computed from its own end, by `log1p`: the endpoints are exact, and next to them the
     curve keeps its digits in float32.
 
-    **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: how many values
-    a dimension of the data takes, from which the default of `logsnr_max` follows
-    (`diffkit.schedules.check_range`).
+    **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: the number of values
+    of a dimension of the data, which sets the default of `logsnr_max` (`diffkit.schedules.check_range`).
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
     """
@@ -48,7 +46,7 @@ class StraightLine(dk.AbstractSchedule):
         self.logsnr_max, self.logsnr_min = check_range(logsnr_max, logsnr_min, levels)
 
     def _shares(self) -> tuple[float, float, float, float]:
-        """Noise at both ends, and data at both ends, each by itself since they can be tiny."""
+        """Noise at both ends, and data at both ends, computed separately since they can be tiny."""
         first, last = self.logsnr_max / 2, self.logsnr_min / 2
         return _sigmoid(-first), _sigmoid(-last), _sigmoid(first), _sigmoid(last)
 

@@ -17,20 +17,19 @@ class LogitNormal(dk.AbstractTimeSampler):
     $$p(t) = \frac{1}{s \sqrt{2 \pi}}\, \frac{1}{t (1 - t)}
       \exp\!\left(-\frac{(\mathrm{logit}\, t - m)^2}{2 s^2}\right)$$
 
-    Esser et al. 2024 (arXiv 2403.03206, equation 19), who call their best choice rf/lognorm(0, 1). The
-    middle of the path, where the velocity is hardest to predict, is seen more often; the ends hardly
-    ever. As every time sampler it changes the variance of a loss and not the loss. Where the papers mean
-    the loss itself to prefer the middle, the weighting says so: `weighting=simple
-    weighting.times=logit_normal`.
+    Esser et al. 2024 (arXiv 2403.03206, equation 19), who call their best choice rf/lognorm(0, 1). It draws
+    the middle of the path, where the velocity is hardest to predict, more often, and the ends hardly ever.
+    Like every time sampler it changes the variance of a loss, not the loss. If the loss itself should
+    prefer the middle, as in the papers, choose that weighting:
+    `weighting=simple weighting.times=logit_normal`.
 
-    Choose it with weightings that vanish at the ends as its density does, such as that one. Never for a
-    bound (`weighting=elbo`, `diffkit.vlb`): the density goes to zero at t = 0 and t = 1, the importance
-    1 / p is unbounded there, and with a weighting that does not vanish too the estimate has no finite
-    variance. Any finite number of draws then misses what the ends contribute, and most estimates are
-    too small.
+    Choose it with weightings that vanish at the ends as its density does, such as that one. Never use it
+    for a bound (`weighting=elbo`, `diffkit.vlb`): the density goes to zero at t = 0 and t = 1, where the
+    importance 1 / p is unbounded, so the estimate has infinite variance unless the weighting vanishes too.
+    Any finite number of draws then misses the contribution of the ends, and most estimates are too small.
 
-    A draw is never exactly 0 or 1, and its importance 1 / p comes from the normal variable, not from a
-    t that was rounded.
+    A draw is never exactly 0 or 1, and its importance 1 / p comes from the normal variable, not from the
+    rounded t.
 
     **Arguments:** `mean`, `std`: m and s. A negative mean prefers data, a positive one noise; a larger
     deviation spreads the times.

@@ -1,4 +1,4 @@
-"""The models of the paper for CIFAR-10: which parts make them up.
+"""The paper's models for CIFAR-10 and their parts.
 
 Song et al. 2021, arXiv 2011.13456, and the published configurations
 (github.com/yang-song/score_sde_pytorch, `configs/default_cifar10_configs.py` and those named
@@ -47,9 +47,8 @@ def _train(*, ema: float) -> Mapping[str, Any]:
     }
 
 
-# What the three have in common. The loss is equation 7 with the paper's weight sigma^2 in front of the
-# error of the score, a plain mean over uniform times: that is `simple` for sigma times the score, and the
-# plain error of eps.
+# Common to all three. The loss is equation 7 with the paper's weight sigma^2 before the error of the score,
+# a plain mean over uniform times: `simple` for sigma times the score, or the plain error of eps.
 _COMMON: Mapping[str, Any] = {
     "parameterization": ("score", {"scaled": True}),
     "weighting": "simple",

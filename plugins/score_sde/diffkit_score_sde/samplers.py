@@ -1,7 +1,7 @@
 r"""Samplers of the reverse-time SDE (Song et al. 2021, arXiv 2011.13456).
 
-In the rescaled latent $y = z / \alpha$ every SDE is the variance exploding one, $dy = \sqrt{d\rho^2}\,
-dw$, with the score $-\hat\epsilon / \rho$. What the paper writes once for each SDE is one formula here.
+In the rescaled latent $y = z / \alpha$ every SDE is the variance exploding one, $dy = \sqrt{d\rho^2}\, dw$,
+with the score $-\hat\epsilon / \rho$. So one formula here covers the paper's formulas for each SDE.
 """
 
 import math
@@ -16,8 +16,8 @@ from diffkit.samplers import AbstractSampler, between, is_long
 from diffkit.samplers.base import Denoise
 from diffkit.typing import Example, PRNGKey, Scalar
 
-# The most noise that a step leaves, in units of the level that it leads to. With twice that level, 16 even
-# steps from rho = 80 to 0.002, and all finer ones, have the published noise.
+# The most noise that a step leaves, in units of the level at its end. With twice that level, 16 even steps
+# from rho = 80 to 0.002, and all finer ones, have the published noise.
 _MOST_NOISE = 2.0
 
 
@@ -39,18 +39,18 @@ class EulerMaruyama(AbstractSampler):
       \qquad \nabla \log p(y_t) = -\hat\epsilon / \rho_t,$$
 
     with $\xi$ standard normal: the predictor of the paper's algorithm 2 ("reverse diffusion",
-    appendix E). The mean is that of ancestral sampling; the noise is that of the forward step, larger
-    by the factor $\rho_t / \rho_s$, so that it leaves too much variance at few steps where ancestral
-    sampling leaves too little. The paper discretises the VP and sub-VP SDE in their own latents and
-    times; the limit and the order are the same.
+    appendix E). The mean is that of ancestral sampling; the noise is that of the forward step, larger by
+    the factor $\rho_t / \rho_s$. So with few steps it leaves too much variance, while ancestral sampling
+    leaves too little. The paper discretises the VP and sub-VP SDE in their own latents and times; the limit
+    and the order are the same.
 
-    In a step in which $\rho$ falls to less than half, the noise has the standard deviation
-    $2 \rho_s \sqrt{1 - \rho_s^2 / \rho_t^2}$ in place of $\sqrt{\rho_t^2 - \rho_s^2}$. Otherwise a single
-    step from $\rho_t = 80$ would leave noise of that size in the sample.
+    If $\rho$ falls to less than half in a step, the noise has the standard deviation
+    $2 \rho_s \sqrt{1 - \rho_s^2 / \rho_t^2}$ instead of $\sqrt{\rho_t^2 - \rho_s^2}$. Without this cap a
+    single step from $\rho_t = 80$ would leave noise of that size in the sample.
 
-    Choose it, with a thousand steps, to reproduce the paper's VP and sub-VP samples. The noise of the
-    last step stays in the sample; the paper leaves that one out (its appendix G, "Denoising"), which
-    matters where the last step is large.
+    Choose it, with a thousand steps, to reproduce the paper's VP and sub-VP samples. The noise of the last
+    step stays in the sample; the paper omits it (its appendix G, "Denoising"), which matters if the last
+    step is large.
     """
 
     @property
@@ -86,34 +86,34 @@ class EulerMaruyama(AbstractSampler):
 class PredictorCorrector(AbstractSampler):
     r"""Langevin steps at a noise level, then one Euler-Maruyama step to the next.
 
-    Each corrector step exchanges a part of the noise for a fresh one, at the level of t:
+    Each corrector step replaces a part of the noise by fresh noise, at the level of t:
 
     $$y' = y + \rho^2 (1 - a)\,\nabla \log p(y) + \rho \sqrt{1 - a^2}\;\xi
          = \hat x + \rho\,(a\,\hat\epsilon + \sqrt{1 - a^2}\;\xi),
       \qquad a = e^{-c\,(\lambda_s - \lambda_t)},$$
 
-    the exact solution of the Langevin equation for a frozen $\hat x$. Of weak order 1. Errors of the
-    network or of too large steps are forgotten faster, at the price of more calls: choose it where
-    samples from a trained network matter more than time.
+    the exact solution of the Langevin equation for a frozen $\hat x$. Its weak order is 1. It forgets
+    errors of the network or of large steps faster, at the price of more calls: choose it if samples from a
+    trained network matter more than time.
 
-    **Where it departs from the paper** (algorithms 1 and 4), and why. There the step size
-    $2 (r \lVert \xi \rVert / \lVert \nabla \log p \rVert)^2$ comes from a ratio of norms, the same
-    for every number of steps. On a Gaussian in many dimensions that leaves a variance too large by the
-    factor $1 + r^2$ (2.6 % at the paper's r = 0.16), however many steps are taken; in two dimensions
-    the ratio has no mean; and over a batch it ties examples together. Tied to the step, the corrector
-    vanishes with it, so that the whole converges, each example by itself. Where there is only noise,
-    the paper's step is $1 - a = 2 r^2$: r = 0.16 at 1000 steps from 50 to 0.01 is c = 3.09. Correctors
-    come before the predictor, as in the published code; algorithm 1 has them after it.
+    **How it differs from the paper** (algorithms 1 and 4), and why. There the step size
+    $2 (r \lVert \xi \rVert / \lVert \nabla \log p \rVert)^2$ comes from a ratio of norms, the same for
+    every number of steps. On a Gaussian in many dimensions that leaves a variance too large by the factor
+    $1 + r^2$ (2.6 % at the paper's r = 0.16), however many steps are taken; in two dimensions the ratio has
+    no mean; and over a batch it ties examples together. Here the corrector scales with the step and
+    vanishes with it, so the method converges, for each example separately. Where there is only noise, the
+    paper's step is $1 - a = 2 r^2$: r = 0.16 at 1000 steps from 50 to 0.01 is c = 3.09. Correctors come
+    before the predictor, as in the published code; algorithm 1 has them after it.
 
-    In a long step (`diffkit.samplers.is_long`) a correction at the level of t is wasted: the error of the
-    step comes after it. There the same calls of the network are ancestral steps along the way.
+    In a long step (`diffkit.samplers.is_long`) a correction at the level of t is wasted, since the error of
+    the step comes after it. Such a step uses the same network calls for ancestral steps along the way.
 
     **Arguments:**
 
-    - `corrector`: c, how much noise is exchanged per step. 1 exchanges as much as the step removes; on
-      a Gaussian the bias is then a third of Euler-Maruyama's. Larger values correct more where the
-      data fill few directions, and lose variance where they are spread out.
-    - `corrector_steps`: corrector steps before each predictor, each one call of the network.
+    - `corrector`: c, the amount of noise replaced per step. 1 replaces as much as the step removes; on a
+      Gaussian the bias is then a third of Euler-Maruyama's. Larger values correct more where the data fill
+      few directions, and lose variance where they are spread out.
+    - `corrector_steps`: corrector steps before each predictor, each one network call.
 
     **Raises:** `ValueError` if `corrector` is not positive and finite or `corrector_steps` is below 1.
     """

@@ -1,7 +1,7 @@
 r"""The schedules of the VP and sub-VP SDEs.
 
-Song et al. 2021 (arXiv 2011.13456, equations 29 and 32) let $\beta$ grow linearly with time and need
-its integral only,
+Song et al. 2021 (arXiv 2011.13456, equations 29 and 32) let $\beta$ grow linearly with time and need only
+its integral,
 
 $$B(t) = \beta_{\min} t + \tfrac12 (\beta_{\max} - \beta_{\min})\, t^2, \qquad \alpha = e^{-B/2}.$$
 
@@ -9,7 +9,7 @@ Under the VP SDE $\sigma^2 = 1 - e^{-B}$, under the sub-VP SDE $\sigma = 1 - e^{
 two schedules of $\lambda = \log \alpha^2 / \sigma^2$, which run under any process here. The schedule of
 the VE SDE, $\sigma$ geometric in time, is the core's `linear_logsnr`.
 
-At $t = 0$ the log SNR is infinite, so their $t$ runs over $[t_{\min}, 1]$ only; here that is
+At $t = 0$ the log SNR is infinite, so their $t$ only runs over $[t_{\min}, 1]$; here that is
 $t \in [0, 1]$.
 """
 
@@ -24,7 +24,7 @@ from diffkit.typing import Scalar, ScalarLike, as_float
 
 
 class AbstractBeta(dk.AbstractSchedule):
-    """A schedule of which `logsnr` is a function of B(t), the integral of a linear beta(t)."""
+    """A schedule whose `logsnr` is a function of B(t), the integral of a linear beta(t)."""
 
     beta_min: eqx.AbstractVar[float]
     beta_max: eqx.AbstractVar[float]
@@ -43,22 +43,22 @@ class AbstractBeta(dk.AbstractSchedule):
 
     @abc.abstractmethod
     def logsnr_at(self, integral: Scalar) -> Scalar:
-        """`logsnr` where the integral of beta has this value."""
+        """`logsnr` at this integral of beta."""
 
     @abc.abstractmethod
     def integral_at(self, logsnr: Scalar) -> Scalar:
-        """The integral of beta where `logsnr` has this value: the inverse of `logsnr_at`."""
+        """The integral of beta at this `logsnr`: the inverse of `logsnr_at`."""
 
     def __call__(self, t: ScalarLike) -> Scalar:
         t = as_float(t)
-        # Both products: exact at both ends in float32.
+        # Two products are exact at both ends in float32.
         t = (1 - t) * self.t_min + t
         half_slope = 0.5 * (self.beta_max - self.beta_min)
         return self.logsnr_at(t * (self.beta_min + half_slope * t))
 
     def inverse(self, logsnr: ScalarLike) -> Scalar:
         integral = self.integral_at(as_float(logsnr))
-        # The root of the quadratic that has no difference in it.
+        # The form of the quadratic's root without a difference.
         double_slope = 2 * (self.beta_max - self.beta_min)
         t = 2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + double_slope * integral))
         return (t - self.t_min) / (1 - self.t_min)
@@ -68,13 +68,13 @@ class AbstractBeta(dk.AbstractSchedule):
 class VPBeta(AbstractBeta):
     r"""The VP SDE with linear beta: $\lambda = -\log(e^B - 1)$. The limit of DDPM's linear schedule.
 
-    Spends most of its time at low signal-to-noise ratios: good for samples, and what the published VP
-    models were trained with. Their own `t_min` is 1e-5 for training and likelihoods (a log SNR of 13.8,
-    near VDM's 13.3) and 1e-3 for sampling (9.1); here a model has one range for both, by default the
-    whole one.
+    It spends most of its time at low signal-to-noise ratios, which is good for samples; the published VP
+    models were trained with it. Their own `t_min` is 1e-5 for training and likelihoods (a log SNR of 13.8,
+    near VDM's 13.3) and 1e-3 for sampling (9.1); here a model has one range for both, by default the whole
+    one.
 
-    **Arguments:** `beta_min`, `beta_max`: beta at the ends of their time (appendix C of the paper, where
-    they come from DDPM's 1e-4 and 0.02 at 1000 steps); `t_min`: their time at our t = 0.
+    **Arguments:** `beta_min`, `beta_max`: beta at the ends of their time (appendix C of the paper, from
+    DDPM's 1e-4 and 0.02 at 1000 steps); `t_min`: their time at our t = 0.
 
     **Raises:** `ValueError` if not 0 <= beta_min <= beta_max, `beta_max` is 0, or `t_min` is not in
     (0, 1).
@@ -85,7 +85,7 @@ class VPBeta(AbstractBeta):
     t_min: float = 1e-5
 
     def logsnr_at(self, integral: Scalar) -> Scalar:
-        # expm1(B) as exp(B) (1 - exp(-B)): precise for small B, and never too large.
+        # expm1(B) as exp(B) (1 - exp(-B)): precise for small B, without overflow.
         return -integral - jnp.log(-jnp.expm1(-integral))
 
     def integral_at(self, logsnr: Scalar) -> Scalar:
@@ -96,10 +96,10 @@ class VPBeta(AbstractBeta):
 class SubVPBeta(AbstractBeta):
     r"""The sub-VP SDE with linear beta: $\lambda = -2 \log(2 \sinh \tfrac B2)$.
 
-    As $\sigma$ is the square of that of `vp_beta`, the log SNR at the data end is twice as large: it
-    climbs to 18.2 at the default `t_min` of 1e-3, the one that the published models sample with. They
-    train down to 1e-5, that is to 27.6, where the noise is a few units in the last place of float32 and
-    nothing can be learnt. Choose it to reproduce the paper's sub-VP models.
+    Since $\sigma$ is the square of that of `vp_beta`, the log SNR at the data end is twice as large: 18.2
+    at the default `t_min` of 1e-3, with which the published models sample. They train down to 1e-5, that is
+    27.6, where the noise is a few units in the last place of float32 and nothing can be learnt. Choose it
+    to reproduce the paper's sub-VP models.
 
     **Arguments:** `beta_min`, `beta_max`: beta at the ends of their time, as for `vp_beta`; `t_min`:
     their time at our t = 0.

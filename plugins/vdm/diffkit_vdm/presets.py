@@ -1,4 +1,4 @@
-"""VDM as a preset: which parts make it up."""
+"""VDM as a preset."""
 
 import diffkit as dk
 
@@ -50,6 +50,6 @@ VDM_CIFAR10 = dk.register("preset", "vdm_cifar10")(
 )
 """VDM with the published hyper-parameters for CIFAR-10 without augmentation.
 
-They are those of `configs/cifar10.py` in github.com/google-research/vdm, where names in the comments are
-from. docs/plugins/vdm.md lists what differs.
+They come from `configs/cifar10.py` in github.com/google-research/vdm, as do the names in the comments.
+docs/plugins/vdm.md lists the differences.
 """

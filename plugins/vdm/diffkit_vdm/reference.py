@@ -49,7 +49,7 @@ def _read_params(path: Path, group: str, needed: Sequence[str]) -> Mapping[str, 
             path.read_bytes(), ext_hook=_extension, raw=False, strict_map_key=False
         )
     except (msgpack.UnpackException, ValueError, TypeError) as error:
-        raise ValueError(f"msgpack_path {path} is no Flax msgpack file: {error}") from error
+        raise ValueError(f"msgpack_path {path} is not a Flax msgpack file: {error}") from error
     if not isinstance(stored, dict) or not isinstance(stored.get(group), dict):
         found = sorted(map(str, stored)) if isinstance(stored, dict) else type(stored).__name__
         raise ValueError(f"msgpack_path {path} has no {group!r}; it holds {found}.")
@@ -101,7 +101,7 @@ def _schedule(config: Mapping[str, Any], params: Mapping[str, Any]) -> dk.Abstra
         def vector(value: Any) -> jax.Array:
             return jnp.asarray(value, jnp.float32).reshape(-1)
 
-        # A weight of zero has no logarithm; this one leaves the same function.
+        # A weight of zero has no logarithm; this one gives the same function.
         slope = jnp.maximum(jnp.abs(vector(gamma["l2"]["kernel"])), 1e-30)
         # diffkit's network has slope 1 where the reference's has |w1|.
         height = jnp.maximum(jnp.abs(vector(gamma["l3"]["kernel"]) / gap), 1e-30)
@@ -136,21 +136,21 @@ def import_reference(
 ) -> dk.DiffusionModel:
     """A checkpoint of the reference implementation as a diffkit model.
 
-    The reference's monotone network is not normalised to its endpoints; it is imported as it is, with
+    The reference's monotone network is not normalised to its endpoints. It is imported unchanged, with
     `LearnedMonotone(normalize=False)`, so that the numbers agree.
 
     **Arguments:**
 
     - `msgpack_path`: the checkpoint, a Flax msgpack file.
     - `config`: the reference's model configuration, a mapping or the path of a JSON file.
-    - `shape`: (channels, height, width) of one image, which the checkpoint does not tell. The published
+    - `shape`: (channels, height, width) of one image, which the checkpoint does not contain. The published
       checkpoints are for 32x32.
     - `group`: `"params"`, or `"ema_params"` for the averaged ones.
 
     **Returns:** the model. Its network takes the reference's conditioning number as a condition of
     size 1; without a condition it is zero, as in the reference's own experiments.
 
-    **Raises:** `FileNotFoundError`; `ValueError` if the file is no such checkpoint, or does not fit the
+    **Raises:** `FileNotFoundError`; `ValueError` if the file is not such a checkpoint, or does not fit the
     configuration, naming the parameter.
     """
     values = _read_config(config)

@@ -1,9 +1,9 @@
 r"""Learned schedules with exact endpoints (VDM section 3.2 and appendix H).
 
 Both schedules are $\lambda(t) = (1 - s)\,\lambda_{\max} + s\,\lambda_{\min}$ with $s = s(t)$
-increasing. The endpoints are parameters of their own, apart from those of the interior $s$, since the
-two follow different objectives: the VLB depends on the endpoints; in continuous time it does not
-depend on the interior, which is free to minimise the variance of the estimate.
+increasing. The endpoints have their own parameters, separate from those of the interior $s$, since the two
+follow different objectives. The VLB depends on the endpoints; in continuous time it does not depend on the
+interior, which is free to minimise the variance of the estimate.
 """
 
 import math
@@ -21,8 +21,8 @@ from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
 class Endpoints(eqx.Module):
     """`logsnr` at t = 0, and the distance down to t = 1 up to its sign.
 
-    The distance enters by its absolute value, so that the order of the endpoints survives any
-    gradient step.
+    Only the absolute value of the distance matters, so the order of the endpoints survives any gradient
+    step.
     """
 
     start: Scalar
@@ -47,10 +47,10 @@ def _values(ends: Endpoints | dk.Buffer) -> tuple[Scalar, Scalar]:
 
 @dk.register("schedule", "learned_linear")
 class LearnedLinear(dk.AbstractSchedule):
-    """A straight line between two endpoints that are parameters.
+    """A straight line between two learned endpoints.
 
-    What the published VDM checkpoints use. The endpoints find the noise level at which the decoder
-    costs least, and the one at which nothing is left of the data.
+    The published VDM checkpoints use it. The endpoints find the noise level at which the decoder costs
+    least, and the one at which nothing is left of the data.
 
     **Arguments:**
 
@@ -84,7 +84,7 @@ class LearnedLinear(dk.AbstractSchedule):
         return (maximum - as_float(logsnr)) / (maximum - minimum)
 
 
-# A tenth of logsnr's range may be worth a thousandth of the time, and the schedule must cross it in that.
+# A tenth of logsnr's range may deserve only a thousandth of the time, in which the schedule must cross it.
 _SHARPEST = 200.0
 _FLOOR = 0.01
 
@@ -94,9 +94,9 @@ class MonotoneNetwork(eqx.Module):
 
     $$h(t) = t + \tfrac1n \sum_i e^{a_i} \tanh(\tfrac12\, e^{b_i} (2t - 1 - c_i))$$
 
-    The three linear layers of VDM appendix H: the first, which goes straight to the output, has the
-    weight 1, since only the shape of h matters. The positive weights are parameters by their
-    logarithms: the best density of logsnr spans orders of magnitude, and so must they.
+    The three linear layers of VDM appendix H. The first, which goes straight to the output, has weight 1,
+    since only the shape of h matters. The parameters are the logarithms of the positive weights: the best
+    density of logsnr spans orders of magnitude, and so must they.
     """
 
     log_slope: Float[Array, " hidden"]
@@ -104,8 +104,8 @@ class MonotoneNetwork(eqx.Module):
     log_height: Float[Array, " hidden"]
 
     def __init__(self, hidden: int, *, key: PRNGKey):
-        # Centres spread over [0, 1] at all sharpnesses, each with a small height: nearly the straight
-        # line at the start, yet every part of the curve has units that can bend it.
+        # Centres spread over [0, 1] at all sharpnesses, each with a small height: nearly a straight line at
+        # the start, but with units to bend every part of the curve.
         centre_key, slope_key = jax.random.split(key)
         self.centre = jax.random.uniform(centre_key, (hidden,), minval=-1.0, maxval=1.0)
         self.log_slope = jax.random.uniform(slope_key, (hidden,), maxval=math.log(_SHARPEST))
@@ -113,7 +113,7 @@ class MonotoneNetwork(eqx.Module):
 
     def __call__(self, t: Scalar) -> Scalar:
         slope, height = (
-            # Far from overflow, however long it is trained.
+            # Far from overflow, however long training lasts.
             jnp.exp(jnp.minimum(log, 20.0))
             for log in (self.log_slope, self.log_height)
         )
@@ -125,8 +125,8 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
     r"""A monotone neural network between two exact endpoints.
 
     $s(t) = (1 - f) (h(t) - h(0)) / (h(1) - h(0)) + f t$ with h a `MonotoneNetwork` and f = 0.01: s(0) = 0
-    and s(1) = 1 whatever the weights, so that the endpoints are exact at every training step; and no slope
-    is less than a hundredth of the mean one, so that s is strictly monotone in float32 too.
+    and s(1) = 1 for any weights, so the endpoints are exact at every training step. No slope is less than a
+    hundredth of the mean slope, so s is strictly monotone even in float32.
 
     **Arguments:**
 
@@ -136,9 +136,9 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
     - `learn_endpoints`: `False` keeps them as they are.
     - `hidden`: the number of hidden units.
     - `minimise_variance`: `True` trains the interior to minimise the variance of the estimate of the
-      diffusion loss (VDM section 5.3 and appendix I.2), and the endpoints by its mean.
-    - `normalize`: `False` takes s = h as it is, like the reference implementation, whose schedule then
-      drifts off its endpoints; for its checkpoints only.
+      diffusion loss (VDM section 5.3 and appendix I.2), and the endpoints to minimise its mean.
+    - `normalize`: `False` uses s = h, like the reference implementation, whose schedule then drifts off its
+      endpoints; only for its checkpoints.
     - `key`: for the initial weights.
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, one is not finite, `hidden < 1`, or with
@@ -182,7 +182,7 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
     def _position(self, t: Scalar) -> Scalar:
         if not self.normalize:
             return self.interior(t)
-        # One vectorised call, so that h(t) at t = 0 and t = 1 is rounded as h(0) and h(1) are.
+        # One vectorised call, so that h(t) at t = 0 and t = 1 rounds like h(0) and h(1).
         start, here, end = jax.vmap(self.interior)(
             jnp.stack([jnp.zeros_like(t), t, jnp.ones_like(t)])
         )

@@ -1,9 +1,9 @@
 """The denoising network of Variational Diffusion Models (section 5.2 and appendix B of the paper).
 
-It differs from the usual U-Net in that it never changes the resolution: likelihood is won in the
-finest details, so all of them are kept. `depth` residual blocks go down, two with attention between
-them are in the middle, and `depth + 1` blocks go up, each reading the output of one block of the
-way down. Fourier features of the input let the network resolve neighbouring grey levels.
+Unlike the usual U-Net it never changes the resolution, since likelihood depends on the finest details.
+`depth` residual blocks go down, two with attention between them form the middle, and `depth + 1` blocks go
+up, each reading the output of one block on the way down. Fourier features of the input let the network
+resolve neighbouring grey levels.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ from diffkit.typing import PRNGKey, Scalar
 
 
 class _Stage(eqx.Module):
-    """A residual block, and attention after it where there is any."""
+    """A residual block, and optional attention after it."""
 
     block: ResidualBlock
     attention: SelfAttention | None
@@ -59,9 +59,9 @@ class _Stage(eqx.Module):
 class VDMUNet(AbstractNetwork):
     """VDM's U-Net: one resolution, many blocks, Fourier features of the input.
 
-    At the start it returns `z` itself: the last convolution is zero and `z` is added to it, since
-    for much of the noise range the noise is close to `z`. Numerically equal to the reference
-    implementation with the same parameters (`vdm_unet_from_reference`).
+    At the start it returns `z` itself: the last convolution is zero, and `z` is added to it since the noise
+    is close to `z` over much of the noise range. With the same parameters it equals the reference
+    implementation numerically (`vdm_unet_from_reference`).
     """
 
     embed1: Dense
@@ -107,18 +107,18 @@ class VDMUNet(AbstractNetwork):
         - `shape`: (channels, height, width) of one image.
         - `width`: channels of every block; 4 or more.
         - `depth`: residual blocks on the way down; the way up has one more.
-        - `attention`: attention after every block. In the middle there always is.
+        - `attention`: attention after every block. The middle always has attention.
         - `dropout`: rate within the blocks.
         - `fourier`: exponents n of the input's `fourier_features`; empty for none.
-        - `groups`: of every normalisation. A group of one channel would take away what the noise
-          level adds to that channel, so with a width of 32 or less choose fewer than the
-          reference's 32: an eighth of the width is a good number.
+        - `groups`: of every normalisation. A group of one channel would remove what the noise level adds
+          to that channel, so for a width of 32 or less choose fewer than the reference's 32: an eighth of
+          the width works well.
         - `remat`: keep only the blocks' inputs for the backward pass: less memory, more time.
-        - `levels`: how many values a dimension of the data takes; scales the features' frequencies.
+        - `levels`: the number of values of a dimension of the data; scales the features' frequencies.
         - `condition_size`: length of the condition. The reference's conditioning number is 1.
         - `logsnr_range`: (largest, smallest) logsnr, data end first.
-        - `dtype`: what the blocks compute in, "float32" or "bfloat16". Parameters, embeddings and
-          output are float32.
+        - `dtype`: of the blocks' computation, "float32" or "bfloat16". Parameters, embeddings and output
+          are float32.
 
         **Raises:** `ValueError` for an argument out of range.
         """
@@ -224,8 +224,7 @@ def vdm_unet_from_reference(
 
     **Returns:** the network, in float32, with `condition_size=1`.
 
-    **Raises:** `ValueError` if a parameter is missing or has another shape than the configuration
-    implies.
+    **Raises:** `ValueError` if a parameter is missing or its shape differs from the configuration's.
     """
 
     def dense(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def test_errors_name_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match="msgpack_path must be a checkpoint"):
         diffkit_vdm.import_reference(file, config)
     file.write_bytes(b"\xc1 not msgpack")
-    with pytest.raises(ValueError, match="is no Flax msgpack file"):
+    with pytest.raises(ValueError, match="is not a Flax msgpack file"):
         diffkit_vdm.import_reference(file, config)
     file.write_bytes(b"\x81\xa4step\x01")
     with pytest.raises(ValueError, match=r"has no 'params'; it holds \['step'\]"):
