@@ -20,7 +20,7 @@ from diffkit.denoiser import Denoiser, underlying
 from diffkit.grids import AbstractGrid
 from diffkit.model import DiffusionModel
 from diffkit.networks import AbstractNetwork
-from diffkit.parameterizations import AbstractParameterization, AbstractRangeParameterization
+from diffkit.parameterizations import AbstractParameterization
 from diffkit.processes import AbstractProcess
 from diffkit.registry import CONTEXT as CONTEXT
 from diffkit.registry import complete as complete
@@ -135,22 +135,13 @@ def build_model(
     made: dict[str, Any] = {}
     for index, kind in enumerate(MODEL_KINDS):
         context["key"] = jax.random.fold_in(key, index)
-        if kind == "network" and isinstance(
-            made["parameterization"], AbstractRangeParameterization
-        ):
-            # Beside the target, the network predicts variances.
-            if not shape:
-                raise ValueError(
-                    f"parameterization {type(made['parameterization']).__name__} doubles the first axis "
-                    "of the network, but shape=() has none."
-                )
-            context["shape"] = (2 * shape[0], *shape[1:])
         made[kind] = _checked(kind, complete(parts[kind], context))
         if kind == "schedule":
             maximum, minimum = made[kind].endpoints
             context["logsnr_range"] = (float(maximum), float(minimum))
         if kind == "parameterization":
             check_target(made[kind], made["process"], context["logsnr_range"])
+            context["outputs"] = made[kind].outputs
         if kind == "decoder" and made[kind].levels != levels:
             raise ValueError(
                 f"decoder {type(made[kind]).__name__} is for data with levels={made[kind].levels}, "

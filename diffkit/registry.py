@@ -39,6 +39,7 @@ KINDS: Final = (
 CONTEXT: Final = (
     "shape",
     "levels",
+    "outputs",
     "condition_size",
     "data_std",
     "logsnr_range",
@@ -49,12 +50,13 @@ CONTEXT: Final = (
 )
 """What the constructor of a part may ask for by naming it as a parameter.
 
-`shape`: one example's; `levels`: how many values a dimension takes; `condition_size`: the length of a
-condition, 0 for none; `data_std`: the standard deviation of the encoded data that the model assumes;
-`logsnr_range`: the schedule's endpoints (max, min) before training; `schedule`, `process`,
-`parameterization`: the model's, before training, for parts that are chosen after them; `key`: a key of
-the part's own. None of these is an option. A schedule is made first, then process, parameterization,
-decoder and network, each with what is known by then; `condition_size` and `key` are for these alone.
+`shape`: one example's; `levels`: how many values a dimension takes; `outputs`: how many maps of that shape
+the parameterization asks of the network; `condition_size`: the length of a condition, 0 for none;
+`data_std`: the standard deviation of the encoded data that the model assumes; `logsnr_range`: the
+schedule's endpoints (max, min) before training; `schedule`, `process`, `parameterization`: the model's,
+before training, for parts that are chosen after them; `key`: a key of the part's own. None of these is an
+option. A schedule is made first, then process, parameterization, decoder and network, each with what is
+known by then; `outputs`, `condition_size` and `key` are for these alone.
 """
 
 T = TypeVar("T")

@@ -14,7 +14,6 @@ import numpy as np
 from diffkit.data import AbstractDataset, batches, condition_size
 from diffkit.denoiser import Denoiser, underlying
 from diffkit.model import DiffusionModel, check_levels
-from diffkit.networks.base import network_condition_size
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.training.checkpoints import Checkpoints
@@ -71,9 +70,8 @@ def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
         )
     size = condition_size(data)
     denoiser = underlying(model.denoiser)
-    network = denoiser.network if isinstance(denoiser, Denoiser) else None
-    known = network_condition_size(network)
-    if size > 0 and known is not None and known != size:
+    known = denoiser.network.condition_size if isinstance(denoiser, Denoiser) else size
+    if size > 0 and known != size:
         raise ValueError(
             f"data has conditions of {size} numbers, but the model's network was built with "
             f"condition_size={known}. Give condition_size={size} to diffkit.preset or to the "
