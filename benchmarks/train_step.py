@@ -92,7 +92,8 @@ class Setup:
             return self.objective(eqx.combine(params, rest), self.x, self.key)[0]
 
         def ends(params: Any) -> jax.Array:
-            prior, reconstruction = end_terms(eqx.combine(params, rest), self.x, key=self.key)
+            model = eqx.combine(params, rest)
+            prior, reconstruction = end_terms(model, self.x, model.encode(self.x), key=self.key)
             return jnp.mean(prior + reconstruction)
 
         def masks(keys: jax.Array) -> jax.Array:

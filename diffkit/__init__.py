@@ -34,12 +34,10 @@ from diffkit.likelihood import log_likelihood as log_likelihood
 from diffkit.model import DiffusionModel as DiffusionModel
 from diffkit.networks import AbstractNetwork as AbstractNetwork
 from diffkit.objectives import VLB as VLB
+from diffkit.objectives import DiffusionLoss as DiffusionLoss
 from diffkit.objectives import denoising_loss as denoising_loss
 from diffkit.objectives import vlb as vlb
 from diffkit.parameterizations import AbstractParameterization as AbstractParameterization
-from diffkit.parameterizations import (
-    AbstractRangeParameterization as AbstractRangeParameterization,
-)
 from diffkit.parameterizations import Epsilon as Epsilon
 from diffkit.parameterizations import Predicted as Predicted
 from diffkit.parameterizations import Score as Score

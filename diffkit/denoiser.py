@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 from diffkit.networks import AbstractNetwork
 from diffkit.parameterizations import (
     AbstractParameterization,
-    AbstractRangeParameterization,
     DataLike,
     Epsilon,
     NoiseLike,
@@ -177,14 +176,14 @@ class Denoiser(AbstractDenoiser):
 
     **Arguments:**
 
-    - `network`: the network, an `AbstractNetwork`, for one example. For a parameterization that also
-      predicts variances its shape has twice as many entries along the first axis: the second half of
-      its output holds them, and the second half of its input is zero.
+    - `network`: the network, an `AbstractNetwork`, for one example. It has as many `outputs` as the
+      parameterization.
     - `parameterization`: what its output means.
     - `process`: the process whose latents it is given.
     - `data_std`: the standard deviation of the data that the scaling assumes.
 
-    **Raises:** `ValueError` if `data_std` is not positive.
+    **Raises:** `ValueError` if `data_std` is not positive, or the network has other `outputs` than the
+    parameterization.
     """
 
     network: AbstractNetwork
@@ -203,6 +202,12 @@ class Denoiser(AbstractDenoiser):
     ):
         if not (math.isfinite(data_std) and data_std > 0):
             raise ValueError(f"data_std must be a positive number, got {data_std}.")
+        if network.outputs != parameterization.outputs:
+            raise ValueError(
+                f"network must have outputs={parameterization.outputs}, as parameterization "
+                f"{type(parameterization).__name__} asks, but {type(network).__name__} has "
+                f"outputs={network.outputs}."
+            )
         self.network = network
         self.parameterization = parameterization
         self.process = process
@@ -217,16 +222,8 @@ class Denoiser(AbstractDenoiser):
         key: PRNGKey | None = None,
     ) -> Prediction:
         level = self.process.at(as_float(logsnr))
-        scale = self._input_scale(level)
-        if not isinstance(self.parameterization, AbstractRangeParameterization):
-            output = self.network(z * scale, level.logsnr, condition, key=key)
-            x, eps = self.parameterization.solve(output, z, level)
-            return Prediction(x, eps, level)
-        inputs = jnp.concatenate([z * scale, jnp.zeros_like(z)])
-        output, place = jnp.split(self.network(inputs, level.logsnr, condition, key=key), 2)
-        x, eps = self.parameterization.solve(output, z, level)
-        # From [-1, 1], where a network that starts at zero starts in the middle.
-        return Prediction(x, eps, level, spread=0.5 * (place + 1))
-
-    def _input_scale(self, level: NoiseLevel) -> Scalar:
-        return 1 / jnp.hypot(level.alpha * self.data_std, level.sigma)
+        scale = 1 / jnp.hypot(level.alpha * self.data_std, level.sigma)
+        output = self.network(z * scale, level.logsnr, condition, key=key)
+        target, spread = self.parameterization.read(output)
+        x, eps = self.parameterization.solve(target, z, level)
+        return Prediction(x, eps, level, spread)

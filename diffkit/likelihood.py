@@ -134,9 +134,9 @@ def _compiled(model, x, key, condition, probes, rtol, atol, max_steps):
             return log_p + 0.5 * dimensions * logsnr_max, failed
         eps = jax.random.normal(noise_key, encoded.shape, encoded.dtype)
         log_p, failed = density(encoded + jnp.exp(-logsnr_max / 2) * eps)
-        # In units of the noise log q(z_0 | x) is the standard normal's at eps. Both densities of y would be
-        # larger by the same dimensions * logsnr_max / 2, which costs digits.
-        return log_p - _log_normal(eps) - reconstruction_term(model, x, eps), failed
+        # In units of the noise log q(z_0 | x) is that of the standard normal at eps. Both densities
+        # of y would be larger by the same dimensions * logsnr_max / 2, which costs digits.
+        return log_p - _log_normal(eps) - reconstruction_term(model, x, encoded, eps), failed
 
     log_p, failed = jax.vmap(one)(x, encoded, condition, jnp.arange(x.shape[0]))
     return eqx.error_if(

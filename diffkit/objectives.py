@@ -15,6 +15,7 @@ in continuous time (equation 17) $L_\infty = \tfrac12\, \mathbb E\,[-\lambda'(t)
 """
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,12 +25,13 @@ from jaxtyping import Array, Float, Key
 
 from diffkit.denoiser import AbstractDenoiser, Denoiser, step_divergence, underlying
 from diffkit.model import DiffusionModel
-from diffkit.parameterizations import AbstractRangeParameterization
+from diffkit.parameterizations import AbstractParameterization
 from diffkit.processes import rescaled_prior_std
 from diffkit.proposals import Proposal, propose
-from diffkit.schedules import AbstractSchedule, AbstractVarianceMinimising, minimises_variance
+from diffkit.schedules import AbstractSchedule, minimises_variance
+from diffkit.second_moment import with_second_moment
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
-from diffkit.typing import BatchScalar, DataBatch, Example, PRNGKey, Scalar, ScalarLike
+from diffkit.typing import BatchScalar, DataBatch, Example, FloatBatch, PRNGKey, Scalar
 from diffkit.weightings import ELBO, AbstractWeighting
 
 ConditionBatch = Float[Array | np.ndarray, "batch condition"]
@@ -72,11 +74,14 @@ def prior_term(model: DiffusionModel, x: Example) -> Scalar:
 
 
 def reconstruction_term(
-    model: DiffusionModel, stored: Float[Array, "*shape"] | Array, eps: Example
+    model: DiffusionModel, stored: Float[Array, "*shape"] | Array, x: Example, eps: Example
 ) -> Scalar:
-    """-log p(x | z_0) for one example as stored, with z_0 made from the noise `eps`, in nats."""
+    """-log p(x | z_0) for one example, in nats.
+
+    **Arguments:** `model`; `stored` and `x`: the example as stored and encoded; `eps`: the noise of z_0.
+    """
     level = model.level(0.0)
-    z_0 = model.process.perturb(model.decoder.encode(stored), eps, level)
+    z_0 = model.process.perturb(x, eps, level)
     return -model.decoder.log_prob(stored, z_0, level)
 
 
@@ -112,113 +117,197 @@ def expected_reconstruction(
     return total
 
 
-def diffusion_term(
-    model: DiffusionModel,
-    x: Example,
-    t: ScalarLike,
-    eps: Example,
-    *,
-    steps: int | None = None,
-    weighting: AbstractWeighting = ELBO(),
-    condition: Float[Array, " condition"] | None = None,
-    key: PRNGKey | None = None,
-    hybrid: bool = False,
-) -> Scalar:
-    """The integrand of the weighted diffusion loss for one encoded example, in nats.
+class _Levels(eqx.Module):
+    """What the loss of one example asks of the schedule.
+
+    **Attributes:** `logsnr` and its derivative `slope` at the time; `before`: the logsnr one step earlier,
+    in discrete time; `learnt`: the same for the steps of an extra loss.
+    """
+
+    logsnr: Float[Array, "..."]
+    slope: Float[Array, "..."]
+    before: Float[Array, "..."] | None
+    learnt: Float[Array, "..."] | None
+
+
+class Drawn(eqx.Module):
+    """The losses of a batch, and the draws that they come from.
+
+    **Attributes:** `loss`: one number per example, its importance included; `t`: the times; `importance`:
+    the inverse of their density.
+    """
+
+    loss: BatchScalar
+    t: BatchScalar
+    importance: BatchScalar
+
+
+class DiffusionLoss(eqx.Module):
+    """A weighted denoising loss: which one, and how its noise levels are drawn.
+
+    With the weighting `ELBO` it is the diffusion term of the bound. Interior parameters of a schedule that
+    minimises the variance (`diffkit.AbstractVarianceMinimising`) receive the gradient of the second
+    moment, not of the mean (VDM appendix I.2), at no further pass through the network. The loss of such a
+    model can be differentiated in reverse mode, by the model's parameters.
 
     **Arguments:**
 
-    - `x`: the encoded example.
-    - `t`: the time; with `steps` it is rounded up to the next multiple of 1 / steps above it.
-    - `eps`: the noise.
-    - `steps`: T for discrete time, `None` for continuous time.
-    - `weighting`: w(logsnr). With `steps`, `ELBO` is the bound of the discrete-time model; any other is its
-      own continuous-time loss at the T discrete times, so that `simple` stays the plain squared error.
-    - `condition`, `key`: handed to the denoiser.
-    - `hybrid`: where a model predicts variances, leave them out of the loss and add the bound from which
-      they are learnt.
-    """
-    part = range_parameterization(model) if hybrid else None
-    levels = _visit(model.schedule, t, steps, part)
-    return _integrand(model.denoiser, x, eps, levels, steps, weighting, condition, key, part)
+    - `weighting`: w(logsnr) relative to the VLB.
+    - `time_sampler`: how times are drawn; it does not change the expectation.
+    - `steps`: T for the discrete-time loss, `None` for continuous time. Weightings other than `ELBO` keep
+      their own loss, at the T discrete times, so that `simple` stays the plain squared error.
+    - `extra`: add the loss from which a parameterization learns what it predicts beside its target
+      (`extra_loss`), and leave that prediction out of the rest.
 
+    **Raises:** `ValueError` if `steps` is below 1.
 
-class _Levels(eqx.Module):
-    """All that the loss of one example asks of the schedule.
-
-    **Attributes:** `logsnr` and its derivative `slope` at the time; `before`: the logsnr one step earlier,
-    in discrete time; `learnt`: the same for the steps whose variances are learnt.
+    ```python
+    model = dk.preset("vdm", shape=(2,), network="mlp", key=jax.random.key(0))
+    loss = dk.DiffusionLoss(weighting=dk.Sigmoid(), time_sampler=dk.Uniform())
+    nats = loss(model, jnp.array([[0, 255], [3, 4]]), key=jax.random.key(1))
+    ```
     """
 
-    logsnr: Scalar
-    slope: Scalar
-    before: Scalar | None
-    learnt: Scalar | None
+    weighting: AbstractWeighting = ELBO()
+    time_sampler: AbstractTimeSampler = LowDiscrepancy()
+    steps: int | None = eqx.field(default=None, static=True)
+    extra: bool = eqx.field(default=True, static=True)
+
+    def __check_init__(self):
+        if self.steps is not None and self.steps < 1:
+            wanted = "at least 1, or None for continuous time"
+            raise ValueError(f"steps must be {wanted}, got {self.steps}.")
+
+    def __call__(
+        self,
+        model: DiffusionModel,
+        x: DataBatch,
+        *,
+        key: PRNGKey,
+        condition: ConditionBatch | None = None,
+        inference: bool = False,
+    ) -> BatchScalar:
+        """An unbiased estimate of the loss of each example, in nats.
+
+        **Arguments:**
+
+        - `model`; `x`: a batch of data as stored, (batch, *shape).
+        - `key`: from `jax.random.key`; times, noises and dropout are drawn from it.
+        - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
+        - `inference`: switches dropout off.
+
+        **Returns:** one number per example, (batch,).
+
+        **Raises:** `ValueError` if the examples' shape is not the model's; a type error for data of the
+        wrong dtype.
+        """
+        x = model.encode(x)
+        return self.draw(model, x, key=key, condition=condition, inference=inference).loss
+
+    def draw(
+        self,
+        model: DiffusionModel,
+        x: FloatBatch,
+        *,
+        key: PRNGKey,
+        condition: ConditionBatch | None = None,
+        inference: bool = False,
+    ) -> Drawn:
+        """The same of encoded data, with the times that were drawn, for a loss that adapts."""
+        t_key, eps, keys = _noise(x, key, inference)
+        t, importance = self.time_sampler(t_key, x.shape[0])
+        loss = self.at(model, x, t, eps, importance=importance, condition=condition, keys=keys)
+        return Drawn(loss, t, importance)
+
+    def at(
+        self,
+        model: DiffusionModel,
+        x: FloatBatch,
+        t: BatchScalar,
+        eps: FloatBatch,
+        *,
+        importance: BatchScalar | None = None,
+        condition: ConditionBatch | None = None,
+        keys: Key[Array, " batch"] | None = None,
+    ) -> BatchScalar:
+        """The losses of encoded data at given times and noises.
+
+        **Arguments:** `model`; `x`: (batch, *shape); `t`: (batch,), with `steps` rounded up to the next
+        multiple of 1 / steps above it; `eps`: (batch, *shape); `importance`: a factor for each, by default
+        1; `condition`: one per example, or `None`; `keys`: for dropout, `None` for none.
+
+        **Returns:** one number per example, in nats.
+        """
+        part = extra_parameterization(model) if self.extra else None
+
+        def visit(schedule: AbstractSchedule) -> _Levels:
+            return jax.vmap(lambda t: self._visit(schedule, t, part))(t)
+
+        losses = eqx.Partial(self._losses, part, x, eps, condition, keys, importance)
+        if minimises_variance(model.schedule):
+            return with_second_moment(losses, model.denoiser, model.schedule, visit)
+        return losses(model.denoiser, visit(model.schedule))
+
+    def _visit(
+        self, schedule: AbstractSchedule, t: Scalar, part: AbstractParameterization | None
+    ) -> _Levels:
+        before = learnt = None
+        if self.steps is not None:
+            # k / T and (k - 1) / T from whole numbers. A difference of times would lose digits, and each
+            # noise level would be another number as the end of a step than as the start of the next.
+            k = jnp.floor(t * self.steps) + 1
+            t, before = k / self.steps, schedule((k - 1) / self.steps)
+        logsnr, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
+        if part is not None and part.extra_steps is not None:
+            same = self.steps == part.extra_steps
+            learnt = before if same else schedule(jnp.maximum(t - 1 / part.extra_steps, 0.0))
+        return _Levels(logsnr, slope, before, learnt)
+
+    def _losses(
+        self,
+        part: AbstractParameterization | None,
+        x: FloatBatch,
+        eps: FloatBatch,
+        condition: ConditionBatch | None,
+        keys: Key[Array, " batch"] | None,
+        importance: BatchScalar | None,
+        denoiser: AbstractDenoiser,
+        levels: _Levels,
+    ) -> BatchScalar:
+        def one(x, eps, levels, condition, key):
+            logsnr = levels.logsnr
+            z = denoiser.process.perturb(x, eps, denoiser.process.at(logsnr))
+            prediction = denoiser(z, logsnr, condition, key=key)
+            squares = jnp.square(eps - prediction.eps)
+            if self.steps is None or not isinstance(self.weighting, ELBO):
+                loss = -0.5 * self.weighting(logsnr) * levels.slope * jnp.sum(squares)
+            else:
+                spread = prediction.spread if part is None else None
+                loss = self.steps * step_divergence(squares, logsnr, levels.before, spread)
+            if part is None:
+                return loss
+            assert prediction.spread is not None
+            squares = jax.lax.stop_gradient(squares)
+            return loss + part.extra_loss(squares, prediction.spread, logsnr, levels.learnt)
+
+        losses = jax.vmap(one)(x, eps, levels, condition, keys)
+        return losses if importance is None else importance * losses
 
 
-def _visit(
-    schedule: AbstractSchedule,
-    t: ScalarLike,
-    steps: int | None,
-    part: AbstractRangeParameterization | None,
-) -> _Levels:
-    t, before = jnp.asarray(t), None
-    if steps is not None:
-        # k / T and (k - 1) / T from whole numbers. A difference of times would lose digits, and each noise
-        # level would be another number as the end of a step than as the start of the next.
-        k = jnp.floor(t * steps) + 1
-        t, before = k / steps, schedule((k - 1) / steps)
-    logsnr, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
-    learnt = None
-    if part is not None:
-        # The step of length 1 / T that starts here, cut short at the data end.
-        same = steps == part.steps
-        learnt = before if same else schedule(jnp.maximum(t - 1 / part.steps, 0.0))
-    return _Levels(logsnr, slope, before, learnt)
+def _noise(
+    x: FloatBatch, key: PRNGKey, inference: bool
+) -> tuple[PRNGKey, FloatBatch, Key[Array, " batch"] | None]:
+    """A key for the times of a batch, its noises, and keys for dropout."""
+    t_key, eps_key, dropout_key = jax.random.split(key, 3)
+    eps = jax.random.normal(eps_key, x.shape, x.dtype)
+    return t_key, eps, None if inference else jax.random.split(dropout_key, x.shape[0])
 
 
-def _integrand(
-    denoiser: AbstractDenoiser,
-    x: Example,
-    eps: Example,
-    levels: _Levels,
-    steps: int | None,
-    weighting: AbstractWeighting,
-    condition: Float[Array, " condition"] | None,
-    key: PRNGKey | None,
-    part: AbstractRangeParameterization | None,
-) -> Scalar:
-    logsnr = levels.logsnr
-    z = denoiser.process.perturb(x, eps, denoiser.process.at(logsnr))
-    prediction = denoiser(z, logsnr, condition, key=key)
-    squares = jnp.square(eps - prediction.eps)
-    if steps is None or not isinstance(weighting, ELBO):
-        loss = -0.5 * weighting(logsnr) * levels.slope * jnp.sum(squares)
-    else:
-        assert levels.before is not None
-        spread = None if part is not None else prediction.spread
-        loss = steps * step_divergence(squares, logsnr, levels.before, spread)
-    if part is not None:
-        assert levels.learnt is not None
-        divergence = part.steps * step_divergence(
-            jax.lax.stop_gradient(squares), logsnr, levels.learnt, prediction.spread
-        )
-        loss = loss + part.vlb_weight / math.log(2) * divergence
-    return loss
-
-
-def range_parameterization(model: DiffusionModel) -> AbstractRangeParameterization | None:
-    """The parameterization of a model that predicts variances, else `None`."""
+def extra_parameterization(model: DiffusionModel) -> AbstractParameterization | None:
+    """The parameterization of a model, if it adds an `extra_loss`, else `None`."""
     denoiser = underlying(model.denoiser)
-    if isinstance(denoiser, Denoiser):
-        part = denoiser.parameterization
-        return part if isinstance(part, AbstractRangeParameterization) else None
-    return None
-
-
-def _check_steps(steps: int | None) -> None:
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1, or None for continuous time, got {steps}.")
+    part = denoiser.parameterization if isinstance(denoiser, Denoiser) else None
+    return None if part is None or part.extra_steps is None else part
 
 
 def denoising_loss(
@@ -232,152 +321,23 @@ def denoising_loss(
     condition: ConditionBatch | None = None,
     inference: bool = False,
 ) -> BatchScalar:
-    """The weighted denoising loss of a batch, an unbiased estimate in nats per example.
+    """The weighted denoising loss of a batch: `diffkit.DiffusionLoss` in one call.
 
-    With the weighting `ELBO` it is the diffusion term of the VLB. For a model that predicts the
-    variances of its reverse steps too (`AbstractRangeParameterization`) the bound from which it learns
-    them is added. The interior of a schedule that minimises the variance
-    (`diffkit.AbstractVarianceMinimising`) has another gradient than its value: where a mean of the numbers
-    returned is differentiated, that of the mean of their squares (VDM appendix I.2), at the cost of no
-    further pass through the network. Such a model has derivatives by its parameters alone, in reverse mode.
+    **Arguments:** `weighting`, `time_sampler`, `steps`: as for `diffkit.DiffusionLoss`; the rest as for
+    its call.
 
-    **Arguments:**
-
-    - `model`: the model.
-    - `x`: a batch of data as stored, (batch, *shape).
-    - `key`: from `jax.random.key`; times, noises and dropout are drawn from it.
-    - `weighting`: w(logsnr) relative to the VLB.
-    - `time_sampler`: how times are drawn; it does not change the expectation.
-    - `steps`: T for the discrete-time loss, `None` for continuous time. Weightings other than `ELBO` keep
-      their own loss, at the T discrete times.
-    - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
-    - `inference`: switches dropout off.
-
-    **Returns:** one number per example, (batch,).
+    **Returns:** one number per example, (batch,), in nats.
 
     **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type
     error for data of the wrong dtype.
     """
-    return _diffusion(
-        model, x, key, weighting, time_sampler, steps, condition, inference, hybrid=True
-    )[0]
-
-
-def diffusion_with_times(
-    model: DiffusionModel,
-    x: DataBatch,
-    key: PRNGKey,
-    *,
-    weighting: AbstractWeighting,
-    time_sampler: AbstractTimeSampler,
-    steps: int | None,
-    condition: ConditionBatch | None,
-    inference: bool = False,
-) -> tuple[BatchScalar, BatchScalar, BatchScalar]:
-    """`denoising_loss`, the times that were drawn and their importances, for a loss that adapts."""
-    return _diffusion(
-        model, x, key, weighting, time_sampler, steps, condition, inference=inference, hybrid=True
-    )
-
-
-def _diffusion(
-    model: DiffusionModel,
-    x: DataBatch,
-    key: PRNGKey,
-    weighting: AbstractWeighting,
-    time_sampler: AbstractTimeSampler,
-    steps: int | None,
-    condition: ConditionBatch | None,
-    inference: bool,
-    hybrid: bool,
-) -> tuple[BatchScalar, BatchScalar, BatchScalar]:
-    _check_steps(steps)
-    encoded = model.encode(x)
-    batch = encoded.shape[0]
-    t_key, eps_key, dropout_key = jax.random.split(key, 3)
-    t, importance = time_sampler(t_key, batch)
-    eps = jax.random.normal(eps_key, encoded.shape, encoded.dtype)
-    keys = None if inference else jax.random.split(dropout_key, batch)
-
-    part = range_parameterization(model) if hybrid else None
-
-    def visit(schedule: AbstractSchedule) -> _Levels:
-        return jax.vmap(lambda t: _visit(schedule, t, steps, part))(t)
-
-    losses = _Losses(encoded, eps, condition, keys, importance, weighting, part, steps)
-    schedule = model.schedule
-    if minimises_variance(schedule):
-        outer, inner = (visit(each) for each in _parts(schedule))
-        values = _with_second_moment((model.denoiser, outer, inner), losses)
-    else:
-        values = losses(model.denoiser, visit(schedule))
-    return values, t, importance
-
-
-class _Losses(eqx.Module):
-    """The losses of a batch whose times and noises are drawn."""
-
-    x: Float[Array, "batch *shape"]
-    eps: Float[Array, "batch *shape"]
-    condition: ConditionBatch | None
-    keys: Key[Array, " batch"] | None
-    importance: BatchScalar
-    weighting: AbstractWeighting
-    part: AbstractRangeParameterization | None
-    steps: int | None = eqx.field(static=True)
-
-    def __call__(self, denoiser: AbstractDenoiser, levels: _Levels) -> BatchScalar:
-        def one(x, eps, levels, condition, key):
-            return _integrand(
-                denoiser, x, eps, levels, self.steps, self.weighting, condition, key, self.part
-            )
-
-        return self.importance * jax.vmap(one)(self.x, self.eps, levels, self.condition, self.keys)
-
-
-def _parts(
-    schedule: AbstractVarianceMinimising,
-) -> tuple[AbstractVarianceMinimising, AbstractVarianceMinimising]:
-    """The schedule with a gradient by all but its interior, and with one by its interior alone."""
-    inner, outer = eqx.partition(schedule, schedule.interior_parameters())
-
-    def fixed(tree: AbstractVarianceMinimising) -> AbstractVarianceMinimising:
-        return jax.tree.map(lambda v: jax.lax.stop_gradient(v) if eqx.is_array(v) else v, tree)
-
-    return eqx.combine(outer, fixed(inner)), eqx.combine(fixed(outer), inner)
-
-
-@eqx.filter_custom_vjp
-def _with_second_moment(arguments, losses):
-    """The losses of a batch: by `outer` with their gradient, by `inner` with that of their squares.
-
-    `outer` and `inner` are one and the same values of the schedule. One pass through the network gives
-    both: the square of a loss has 2 loss times its gradient (VDM appendix I.2).
-    """
-    denoiser, outer, _ = arguments
-    return losses(denoiser, outer)
-
-
-@_with_second_moment.def_fwd
-def _forward(perturbed, arguments, losses):
-    denoiser, outer, _ = arguments
-    moved, fixed = eqx.partition(denoiser, perturbed[0])
-    values, pullback = jax.vjp(
-        lambda moved, levels: losses(eqx.combine(moved, fixed), levels), moved, outer
-    )
-    return values, (values, pullback)
-
-
-@_with_second_moment.def_bwd
-def _backward(residuals, grad, perturbed, arguments, losses):
-    values, pullback = residuals
-    by_denoiser, by_levels = pullback(grad)
-    return by_denoiser, by_levels, jax.tree.map(lambda leaf: 2 * values * leaf, by_levels)
+    loss = DiffusionLoss(weighting, time_sampler, steps)
+    return loss(model, x, key=key, condition=condition, inference=inference)
 
 
 def proposed_diffusion(
     model: DiffusionModel,
-    x: DataBatch,
+    x: FloatBatch,
     key: PRNGKey,
     proposal: Proposal,
     *,
@@ -389,42 +349,33 @@ def proposed_diffusion(
 
     The draws of a batch cover the proposal evenly, as those of `diffkit.LowDiscrepancy` cover time.
 
-    **Arguments:** `model`, `x`, `key`, `condition`, `inference`: as for `vlb`; `proposal`, made by
-    `diffkit.proposals.propose` for these `steps`.
+    **Arguments:** `x`: encoded data, (batch, *shape); `proposal`: made by `diffkit.proposals.propose` for
+    these `steps`; the rest as for `vlb`.
 
     **Returns:** the term of each example, an unbiased estimate in nats; the `logsnr` it was drawn at; the
     inverse of its density (`Proposal.draw`); and the squared error of eps there. Where variances are
     predicted the last is the error that would cost as much.
     """
-    encoded = model.encode(x)
-    batch = encoded.shape[0]
-    level_key, eps_key, dropout_key = jax.random.split(key, 3)
-    logsnr, before, importance = proposal.draw(LowDiscrepancy()(level_key, batch)[0])
-    eps = jax.random.normal(eps_key, encoded.shape, encoded.dtype)
-    keys = None if inference else jax.random.split(dropout_key, batch)
-    # Of the squared error in the term. `_integrand` takes all T steps for the mean of one.
+    level_key, eps, keys = _noise(x, key, inference)
+    logsnr, before, importance = proposal.draw(LowDiscrepancy()(level_key, x.shape[0])[0])
+    # Of the squared error in the term. The loss takes all T steps for the mean of one.
     factor = 0.5 if steps is None else 0.5 * jnp.expm1(before - logsnr)
     scale = importance if steps is None else importance / steps
-
-    def visit(logsnr: Scalar, before: Scalar) -> _Levels:
-        # By logsnr itself, that is with a slope of -1.
-        return _Levels(logsnr, -jnp.ones_like(logsnr), before, None)
-
-    levels = jax.vmap(visit)(logsnr, before)
-    losses = _Losses(encoded, eps, condition, keys, scale, ELBO(), None, steps)
-    values = losses(model.denoiser, levels)
+    # By logsnr itself, that is with a slope of -1.
+    levels = _Levels(logsnr, -jnp.ones_like(logsnr), before, None)
+    loss = DiffusionLoss(steps=steps, extra=False)
+    values = loss._losses(None, x, eps, condition, keys, scale, model.denoiser, levels)
     return values, logsnr, importance, values / (importance * factor)
 
 
 def end_terms(
-    model: DiffusionModel, x: DataBatch, *, key: PRNGKey
+    model: DiffusionModel, stored: DataBatch, x: FloatBatch, *, key: PRNGKey
 ) -> tuple[BatchScalar, BatchScalar]:
-    """Prior and reconstruction term of a batch of data as stored, in nats per example."""
-    encoded = model.encode(x)
-    eps = jax.random.normal(key, encoded.shape, encoded.dtype)
-    prior = jax.vmap(lambda x: prior_term(model, x))(encoded)
-    reconstruction = jax.vmap(lambda x, eps: reconstruction_term(model, x, eps))(
-        jnp.asarray(x), eps
+    """Prior and reconstruction term of a batch of data as stored and encoded, in nats per example."""
+    eps = jax.random.normal(key, x.shape, x.dtype)
+    prior = jax.vmap(lambda x: prior_term(model, x))(x)
+    reconstruction = jax.vmap(lambda *each: reconstruction_term(model, *each))(
+        jnp.asarray(stored), x, eps
     )
     return prior, reconstruction
 
@@ -466,21 +417,15 @@ def vlb(
 
     Jit-compile the function that calls it (`eqx.filter_jit`) when it is called more than once.
     """
-    _check_steps(steps)
-    end_key, diffusion_key = jax.random.split(key)
-    prior, reconstruction = end_terms(model, x, key=end_key)
+    times = LowDiscrepancy() if time_sampler is None else time_sampler
+    loss = DiffusionLoss(time_sampler=times, steps=steps, extra=False)
+    end_key, key = jax.random.split(key)
+    encoded = model.encode(x)
+    prior, reconstruction = end_terms(model, x, encoded, key=end_key)
+    given: dict[str, Any] = {"condition": condition, "inference": inference}
     if time_sampler is None:
-        diffusion, *_ = proposed_diffusion(
-            model,
-            x,
-            diffusion_key,
-            propose(model.schedule, steps),
-            steps=steps,
-            condition=condition,
-            inference=inference,
-        )
+        proposal = propose(model.schedule, steps)
+        diffusion, *_ = proposed_diffusion(model, encoded, key, proposal, steps=steps, **given)
     else:
-        diffusion, _, _ = _diffusion(
-            model, x, diffusion_key, ELBO(), time_sampler, steps, condition, inference, hybrid=False
-        )
+        diffusion = loss.draw(model, encoded, key=key, **given).loss
     return VLB(prior, reconstruction, diffusion, math.prod(model.shape))

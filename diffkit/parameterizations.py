@@ -16,7 +16,7 @@ between the squared error of the target and that of $\epsilon$.
 import abc
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -137,7 +137,21 @@ NoiseLike = Example | Float[Predicted["Epsilon"], "*shape"]
 
 
 class AbstractParameterization(eqx.Module):
-    """A target a x + b eps."""
+    """A target a x + b eps.
+
+    **Attributes:**
+
+    - `outputs`: how many maps of the latent's shape the network returns, one after the other along the
+      first axis: 1 unless it predicts more than the target.
+    - `extra_steps`: T of the discrete-time bound from which all but the target is learnt, by
+      `extra_loss`; `None` where nothing is.
+    """
+
+    outputs: ClassVar[int] = 1
+
+    @property
+    def extra_steps(self) -> int | None:
+        return None
 
     @abc.abstractmethod
     def coefficients(self, level: NoiseLevel) -> tuple[Scalar, Scalar]:
@@ -171,27 +185,25 @@ class AbstractParameterization(eqx.Module):
         eps = (level.alpha * prediction - a * z) / det
         return Predicted(x, X()), Predicted(eps, Epsilon())
 
+    def read(self, output: Float[Array, "..."]) -> tuple[Example, Example | None]:
+        """The network's output as a prediction of the target, and a `spread` (`Prediction`) or `None`."""
+        return output, None
+
+    def extra_loss(
+        self, squares: Example, spread: Example, logsnr_t: Scalar, logsnr_s: Scalar
+    ) -> Scalar:
+        """What `diffkit.DiffusionLoss` adds for one example, in nats, where there are `extra_steps`.
+
+        **Arguments:** `squares`: the squared errors of eps, through which no gradient flows; `spread`, as
+        `read` returned it; `logsnr_t` and `logsnr_s`: the ends of the step of length 1 / `extra_steps`
+        that starts at the time drawn, cut short at the data end.
+        """
+        raise NotImplementedError
+
     def error_factor(self, level: NoiseLevel) -> Scalar:
         """|target error|^2 = error_factor |eps error|^2 at this noise level."""
         a, b = self.coefficients(level)
         return jnp.square(b - a * level.rho)
-
-
-class AbstractRangeParameterization(AbstractParameterization):
-    r"""A target, and the variance of the reverse step within its range.
-
-    The network predicts, beside its target, where the log variance of each reverse step lies between
-    the posterior's and the forward step's (improved DDPM, arXiv 2102.09672, equation 15). The squared
-    error of the target says nothing of it, so `denoising_loss` adds `vlb_weight` times the bound of the
-    discrete-time model with `steps` steps, in bits, through whose means no gradient flows (equation
-    16, the hybrid loss).
-
-    **Attributes:** `steps`: T, for which the variances are learnt; `vlb_weight`: the weight of its
-    bound.
-    """
-
-    steps: eqx.AbstractVar[int]
-    vlb_weight: eqx.AbstractVar[float]
 
 
 @register("parameterization", "epsilon")

@@ -24,7 +24,7 @@ from diffkit.denoiser import Denoiser, underlying
 from diffkit.grids import AbstractGrid
 from diffkit.model import DiffusionModel
 from diffkit.networks import AbstractNetwork
-from diffkit.parameterizations import AbstractParameterization, AbstractRangeParameterization
+from diffkit.parameterizations import AbstractParameterization
 from diffkit.processes import AbstractProcess
 from diffkit.registry import CONTEXT as CONTEXT
 from diffkit.registry import Context, get, is_constructor
@@ -299,16 +299,6 @@ def _build(preset: Preset, data: DataSpec, key: PRNGKey) -> DiffusionModel:
     made: dict[str, Any] = {}
     for index, kind in enumerate(MODEL_KINDS):
         context = dataclasses.replace(context, key=jax.random.fold_in(key, index))
-        if kind == "network" and isinstance(
-            made["parameterization"], AbstractRangeParameterization
-        ):
-            # Beside the target, the network predicts variances.
-            if not data.shape:
-                raise ValueError(
-                    f"parameterization {type(made['parameterization']).__name__} doubles the first axis "
-                    "of the network, but shape=() has none."
-                )
-            context = dataclasses.replace(context, shape=(2 * data.shape[0], *data.shape[1:]))
         made[kind] = make_part(kind, getattr(preset, kind), context)
         if kind == "schedule":
             maximum, minimum = made[kind].endpoints
@@ -316,6 +306,7 @@ def _build(preset: Preset, data: DataSpec, key: PRNGKey) -> DiffusionModel:
         if kind == "parameterization":
             assert context.logsnr_range is not None
             check_target(made[kind], made["process"], context.logsnr_range)
+            context = dataclasses.replace(context, outputs=made[kind].outputs)
         if kind == "decoder" and made[kind].levels != data.levels:
             raise ValueError(
                 f"decoder {type(made[kind]).__name__} is for data with levels={made[kind].levels}, "

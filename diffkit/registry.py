@@ -45,6 +45,7 @@ class Context:
 
     - `shape`: of one example.
     - `levels`: how many values a dimension takes; unknown for continuous data.
+    - `outputs`: how many maps of that shape the parameterization asks of the network.
     - `condition_size`: the length of a condition, 0 for none.
     - `data_std`: the standard deviation of the encoded data that the model assumes.
     - `logsnr_range`: the schedule's endpoints (max, min) before training.
@@ -55,6 +56,7 @@ class Context:
 
     shape: tuple[int, ...] | None = None
     levels: int | None = None
+    outputs: int | None = None
     condition_size: int | None = None
     data_std: float | None = None
     logsnr_range: tuple[float, float] | None = None

@@ -220,7 +220,9 @@ def _like(
     """The model to read a run into, if it is of the run's composition."""
     if not config:
         if isinstance(like, Preset):
-            raise ValueError(f"run {path} has no {CONFIG_FILE}: like must be a model, got a preset.")
+            raise ValueError(
+                f"run {path} has no {CONFIG_FILE}: like must be a model, got a preset."
+            )
         return like
     if isinstance(like, Preset):
         spec = spec_of(config)

@@ -20,7 +20,7 @@ from diffkit.denoiser import underlying
 from diffkit.grids import AbstractGrid
 from diffkit.model import DiffusionModel
 from diffkit.networks import MLP
-from diffkit.parameterizations import AbstractParameterization, AbstractRangeParameterization
+from diffkit.parameterizations import AbstractParameterization
 from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, DataSpec, Preset, assemble, resolve
 from diffkit.samplers import AbstractSampler
 from diffkit.schedules import AbstractSchedule
@@ -487,9 +487,9 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(eqx.tree_equal(a, b))
 
 
-def _variances(made: Composition) -> AbstractRangeParameterization | None:
+def _variances(made: Composition) -> AbstractParameterization | None:
     part = made.parameterization
-    return part if isinstance(part, AbstractRangeParameterization) else None
+    return part if part.outputs > 1 else None
 
 
 def _same_curve(a: Composition, b: Composition) -> bool:

@@ -1,8 +1,9 @@
 """What a network is to the rest of diffkit, and the checks that all networks share.
 
-A network maps a latent `z`, its `logsnr` and an optional condition to an array of the shape of `z`.
-What that array means (noise, data, velocity, ...) is the parameterization's business; how the
-latent was scaled is the process's. A network sees one example; `jax.vmap` makes a batch.
+A network maps a latent `z`, its `logsnr` and an optional condition to an array of the shape of `z`, or
+to several, one after the other along the first axis. What they mean (noise, data, velocity, ...) is the
+parameterization's business; how the latent was scaled is the process's. A network sees one example;
+`jax.vmap` makes a batch.
 """
 
 import abc
@@ -20,11 +21,21 @@ DTYPES: Final = ("float32", "bfloat16")
 class AbstractNetwork(eqx.Module):
     """The interface of all networks.
 
-    By convention the constructor is `Network(shape, *, ..., condition_size=0,
+    By convention the constructor is `Network(shape, *, ..., outputs=1, condition_size=0,
     logsnr_range=(13.3, -5.0), dtype="float32", key)`, with every option a number, a string or a
-    tuple, so that a network can be written in a config. It keeps `condition_size` as an attribute,
-    so that data with other conditions are refused before training begins.
+    tuple, so that a network can be written in a config.
+
+    **Attributes:** what the rest of diffkit checks before work begins. A network sets what differs from
+    the defaults.
+
+    - `shape`: of the latents that it takes; `None` for any.
+    - `condition_size`: the length of the condition that it takes; 0 for none.
+    - `outputs`: how many maps of the latent's shape it returns (`AbstractParameterization.outputs`).
     """
+
+    shape: tuple[int, ...] | None = eqx.field(default=None, static=True, kw_only=True)
+    condition_size: int = eqx.field(default=0, static=True, kw_only=True)
+    outputs: int = eqx.field(default=1, static=True, kw_only=True)
 
     @abc.abstractmethod
     def __call__(
@@ -34,7 +45,7 @@ class AbstractNetwork(eqx.Module):
         condition: Float[Array, " condition_size"] | None = None,
         *,
         key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]:
+    ) -> Float[Array, "..."]:
         """Evaluate the network on one example.
 
         **Arguments:**
@@ -46,7 +57,8 @@ class AbstractNetwork(eqx.Module):
         - `key`: with a key the network is in training and drops units out; without, it is
           deterministic.
 
-        **Returns:** an array with the shape of `z`, in float32 whatever the network computes in.
+        **Returns:** an array with the shape of `z`, its first axis `outputs` times as long, in float32
+        whatever the network computes in.
         """
 
 
@@ -81,15 +93,16 @@ def condition_or_zeros(
     return condition.astype(jnp.float32)
 
 
-def network_condition_size(network: AbstractNetwork | None) -> int | None:
-    """The length of the condition that a network was built for; `None` if it does not say."""
-    size = getattr(network, "condition_size", None)
-    return size if isinstance(size, int) else None
+def add_latent(z: Float[Array, "*shape"], output: Float[Array, "..."]) -> Float[Array, "..."]:
+    """An output in float32, with `z` added to the first of its maps."""
+    output = output.astype(jnp.float32)
+    return jnp.concatenate([z + output[: len(z)], output[len(z) :]])
 
 
 def check_common(
     shape: tuple[int, ...],
     *,
+    outputs: int,
     condition_size: int,
     logsnr_range: tuple[float, float],
     dtype: str,
@@ -103,6 +116,7 @@ def check_common(
         raise ValueError(
             f"shape must be one or more positive sizes, such as (3, 32, 32); got {shape}."
         )
+    check_at_least("outputs", outputs, 1)
     check_at_least("condition_size", condition_size, 0)
     if not logsnr_range[0] > logsnr_range[1]:
         raise ValueError(

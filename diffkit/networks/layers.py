@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from diffkit.networks.base import condition_or_zeros, normalise_logsnr
 from diffkit.networks.convolution import conv2d
-from diffkit.typing import PRNGKey
+from diffkit.networks.embeddings import sinusoidal_embedding
+from diffkit.typing import PRNGKey, Scalar
 
 Block = TypeVar("Block", bound=eqx.Module)
 Carry = TypeVar("Carry")
@@ -338,3 +340,32 @@ class ResidualBlock(eqx.Module):
 
         h, x = jax.checkpoint(first, prevent_cse=False)(self, x, skip, embedding)
         return x + jax.checkpoint(second, prevent_cse=False)(self, h, keep)
+
+
+class Stage(eqx.Module):
+    """A residual block, and attention after it where there is any."""
+
+    block: ResidualBlock
+    attention: SelfAttention | None
+
+    def __call__(
+        self,
+        x: Float[Array, "height width channels"],
+        embedding: Float[Array, " embedding_size"],
+        *,
+        skip: Float[Array, "height width channels_skipped"] | None = None,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "height width outputs"]:
+        h = self.block(x, embedding, skip=skip, key=key)
+        return h if self.attention is None else self.attention(h)
+
+
+def embed(
+    network: Any, logsnr: Scalar, condition: Float[Array, " condition_size"] | None
+) -> Float[Array, " embedding_size"]:
+    """Noise level and condition as one vector, by the layers `embed1` and `embed2` of a network."""
+    position = normalise_logsnr(logsnr, network.logsnr_range)
+    condition = condition_or_zeros(condition, network.condition_size)
+    features = jnp.concatenate([sinusoidal_embedding(position, network.width), condition])
+    features = jax.nn.silu(network.embed2(jax.nn.silu(network.embed1(features))))
+    return features.astype(network.dtype)

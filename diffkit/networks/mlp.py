@@ -10,13 +10,12 @@ from jaxtyping import Array, Float
 
 from diffkit.networks.base import (
     AbstractNetwork,
+    add_latent,
     check_at_least,
     check_common,
-    condition_or_zeros,
-    normalise_logsnr,
 )
-from diffkit.networks.embeddings import fourier_features, sinusoidal_embedding
-from diffkit.networks.layers import Dense, dropout, group_norm, scan_blocks, stack
+from diffkit.networks.embeddings import fourier_features
+from diffkit.networks.layers import Dense, dropout, embed, group_norm, scan_blocks, stack
 from diffkit.registry import register
 from diffkit.typing import PRNGKey, Scalar
 
@@ -62,7 +61,6 @@ class MLP(AbstractNetwork):
     depth: int = eqx.field(static=True)
     fourier: tuple[int, ...] = eqx.field(static=True)
     levels: int = eqx.field(static=True)
-    condition_size: int = eqx.field(static=True)
     logsnr_range: tuple[float, float] = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
 
@@ -75,6 +73,7 @@ class MLP(AbstractNetwork):
         fourier: tuple[int, ...] = (),
         dropout: float = 0.0,
         levels: int = 256,
+        outputs: int = 1,
         condition_size: int = 0,
         logsnr_range: tuple[float, float] = (13.3, -5.0),
         dtype: str = "float32",
@@ -90,6 +89,7 @@ class MLP(AbstractNetwork):
           resolution help.
         - `dropout`: rate within the blocks.
         - `levels`: how many values a dimension of the data takes; scales the features' frequencies.
+        - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
         - `condition_size`: length of the condition; 0 for none.
         - `logsnr_range`: (largest, smallest) logsnr, data end first.
         - `dtype`: what the blocks compute in, "float32" or "bfloat16". Parameters, embeddings and
@@ -99,6 +99,7 @@ class MLP(AbstractNetwork):
         """
         check_common(
             shape,
+            outputs=outputs,
             condition_size=condition_size,
             logsnr_range=logsnr_range,
             dtype=dtype,
@@ -107,7 +108,7 @@ class MLP(AbstractNetwork):
         check_at_least("width", width, 4)
         check_at_least("depth", depth, 1)
         self.shape, self.width, self.depth, self.fourier = shape, width, depth, fourier
-        self.levels = levels
+        self.levels, self.outputs = levels, outputs
         self.condition_size, self.logsnr_range, self.dtype = condition_size, logsnr_range, dtype
 
         def block(key: PRNGKey) -> _Block:
@@ -126,7 +127,7 @@ class MLP(AbstractNetwork):
         self.dense_in = Dense(size * (1 + 2 * len(fourier)), width, key=keys[2])
         self.blocks = stack(block, depth, key=keys[3])
         self.modulate_out = Dense(width, 2 * width, zero=True, key=keys[4])
-        self.dense_out = Dense(width, size, zero=True, key=keys[5])
+        self.dense_out = Dense(width, outputs * size, zero=True, key=keys[5])
 
     def __call__(
         self,
@@ -135,19 +136,12 @@ class MLP(AbstractNetwork):
         condition: Float[Array, " condition_size"] | None = None,
         *,
         key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]:
+    ) -> Float[Array, "..."]:
         """Evaluate on one example; see `AbstractNetwork`."""
         if z.shape != self.shape:
             raise ValueError(f"z has shape {z.shape}, but this network was built for {self.shape}.")
         dtype = jnp.dtype(self.dtype)
-        position = normalise_logsnr(logsnr, self.logsnr_range)
-        embedding = jnp.concatenate(
-            [
-                sinusoidal_embedding(position, self.width),
-                condition_or_zeros(condition, self.condition_size),
-            ]
-        )
-        embedding = jax.nn.silu(self.embed2(jax.nn.silu(self.embed1(embedding)))).astype(dtype)
+        embedding = embed(self, logsnr, condition)
         flat = z.reshape(-1)
         features = jnp.concatenate(
             [flat, fourier_features(flat, self.fourier, self.levels)]
@@ -160,4 +154,4 @@ class MLP(AbstractNetwork):
         h, _ = scan_blocks(step, self.blocks, self.dense_in(features), keys)
         scale, shift = jnp.split(self.modulate_out(embedding), 2)
         h = self.dense_out(jax.nn.silu(h * (1 + scale) + shift))
-        return z + h.astype(jnp.float32).reshape(z.shape)
+        return add_latent(z, h.reshape(-1, *z.shape[1:]))

@@ -9,19 +9,20 @@ from jaxtyping import Array, Float
 
 from diffkit.networks.base import (
     AbstractNetwork,
+    add_latent,
     check_at_least,
     check_common,
     check_image,
-    condition_or_zeros,
-    normalise_logsnr,
 )
-from diffkit.networks.embeddings import fourier_features, sinusoidal_embedding
+from diffkit.networks.embeddings import fourier_features
 from diffkit.networks.layers import (
     Conv,
     Dense,
     GroupNorm,
     ResidualBlock,
     SelfAttention,
+    Stage,
+    embed,
     scan_blocks,
     stack,
 )
@@ -29,30 +30,12 @@ from diffkit.registry import register
 from diffkit.typing import PRNGKey, Scalar
 
 
-class _Stage(eqx.Module):
-    """A residual block, and attention after it where there is any."""
-
-    block: ResidualBlock
-    attention: SelfAttention | None
-
-    def __call__(
-        self,
-        x: Float[Array, "height width channels"],
-        embedding: Float[Array, " embedding_size"],
-        *,
-        skip: Float[Array, "height width channels_skipped"] | None = None,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "height width outputs"]:
-        h = self.block(x, embedding, skip=skip, key=key)
-        return h if self.attention is None else self.attention(h)
-
-
 class _Level(eqx.Module):
     """The blocks at one resolution: on the way down, and, mirrored, on the way up."""
 
     enter: Conv  # from the channels of the level above (or of the input) to this level's
-    down: _Stage
-    up: _Stage
+    down: Stage
+    up: Stage
     leave: Conv | None  # to the channels of the level above
 
 
@@ -95,7 +78,6 @@ class UNet(AbstractNetwork):
     multipliers: tuple[int, ...] = eqx.field(static=True)
     fourier: tuple[int, ...] = eqx.field(static=True)
     levels: int = eqx.field(static=True)
-    condition_size: int = eqx.field(static=True)
     logsnr_range: tuple[float, float] = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
@@ -112,6 +94,7 @@ class UNet(AbstractNetwork):
         fourier: tuple[int, ...] = (),
         remat: bool = False,
         levels: int = 256,
+        outputs: int = 1,
         condition_size: int = 0,
         logsnr_range: tuple[float, float] = (13.3, -5.0),
         dtype: str = "float32",
@@ -131,6 +114,7 @@ class UNet(AbstractNetwork):
         - `fourier`: exponents n of the input's `fourier_features`; empty for none.
         - `remat`: keep only the blocks' inputs for the backward pass: less memory, more time.
         - `levels`: how many values a dimension of the data takes; scales the features' frequencies.
+        - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
         - `condition_size`: length of the condition; 0 for none.
         - `logsnr_range`: (largest, smallest) logsnr, data end first.
         - `dtype`: what the blocks compute in, "float32" or "bfloat16". Parameters, embeddings and
@@ -140,6 +124,7 @@ class UNet(AbstractNetwork):
         """
         check_common(
             shape,
+            outputs=outputs,
             condition_size=condition_size,
             logsnr_range=logsnr_range,
             dtype=dtype,
@@ -165,7 +150,7 @@ class UNet(AbstractNetwork):
             )
         self.shape, self.width, self.depth = shape, width, depth
         self.multipliers, self.fourier, self.remat = multipliers, fourier, remat
-        self.levels = levels
+        self.levels, self.outputs = levels, outputs
         self.condition_size, self.logsnr_range, self.dtype = condition_size, logsnr_range, dtype
 
         size = 4 * width
@@ -177,9 +162,9 @@ class UNet(AbstractNetwork):
         def make_level(level: int, inputs: int, key: PRNGKey) -> _Level:
             own = width * multipliers[level]
 
-            def stage(channels: int, key: PRNGKey) -> _Stage:
+            def stage(channels: int, key: PRNGKey) -> Stage:
                 key, attention_key = jax.random.split(key)
-                return _Stage(
+                return Stage(
                     ResidualBlock(channels, own, size, dropout=dropout, groups=groups, key=key),
                     SelfAttention(own, groups=groups, key=attention_key)
                     if level in attention
@@ -212,7 +197,7 @@ class UNet(AbstractNetwork):
             coarsest, coarsest, size, dropout=dropout, groups=groups, key=k5
         )
         self.norm_out = GroupNorm(width * multipliers[0], groups=groups)
-        self.conv_out = Conv(width * multipliers[0], channels, zero=True, key=k6)
+        self.conv_out = Conv(width * multipliers[0], outputs * channels, zero=True, key=k6)
 
     def __call__(
         self,
@@ -221,19 +206,12 @@ class UNet(AbstractNetwork):
         condition: Float[Array, " condition_size"] | None = None,
         *,
         key: PRNGKey | None = None,
-    ) -> Float[Array, "channels height width"]:
+    ) -> Float[Array, "outputs height width"]:
         """Evaluate on one image; see `AbstractNetwork`."""
         if z.shape != self.shape:
             raise ValueError(f"z has shape {z.shape}, but this network was built for {self.shape}.")
         dtype = jnp.dtype(self.dtype)
-        position = normalise_logsnr(logsnr, self.logsnr_range)
-        embedding = jnp.concatenate(
-            [
-                sinusoidal_embedding(position, self.width),
-                condition_or_zeros(condition, self.condition_size),
-            ]
-        )
-        embedding = jax.nn.silu(self.embed2(jax.nn.silu(self.embed1(embedding)))).astype(dtype)
+        embedding = embed(self, logsnr, condition)
         image = jnp.transpose(z, (1, 2, 0))
         h = jnp.concatenate(
             [image, fourier_features(image, self.fourier, self.levels)], axis=-1
@@ -249,11 +227,11 @@ class UNet(AbstractNetwork):
             down_keys = list(jax.random.split(down_key, (count, self.depth)))
             up_keys = list(jax.random.split(up_key, (count, self.depth)))
 
-        def go_down(stage: _Stage, h: Any, key: Any) -> tuple[Any, Any]:
+        def go_down(stage: Stage, h: Any, key: Any) -> tuple[Any, Any]:
             h = stage(h, embedding, key=key)
             return h, h
 
-        def go_up(stage: _Stage, h: Any, inputs: Any) -> tuple[Any, None]:
+        def go_up(stage: Stage, h: Any, inputs: Any) -> tuple[Any, None]:
             skip, key = inputs
             return stage(h, embedding, skip=skip, key=key), None
 
@@ -273,4 +251,4 @@ class UNet(AbstractNetwork):
                 h = _double(level.leave(h))
 
         h = self.conv_out(jax.nn.silu(self.norm_out(h)))
-        return z + jnp.transpose(h, (2, 0, 1)).astype(jnp.float32)
+        return add_latent(z, jnp.transpose(h, (2, 0, 1)))

@@ -112,12 +112,26 @@ def _conditional(subject: Subject, shape: tuple[int, ...]) -> Any:
 @law(
     "network",
     "The output has the input's shape, in float32, and is finite at logsnr 13.3, 0 and -10, for an "
-    "image and a vector, as far as the network takes them.",
+    "image and a vector, as far as the network takes them. The option outputs multiplies the first axis.",
 )
 def shape_and_range(subject: Subject) -> None:
     for shape in accepted_shapes(subject):
         _, outputs = _conditional(subject, shape)
         _check(outputs, shape, {"shape of the input": text(shape)})
+        if "outputs" in _parameters(subject):
+            # Its shape alone, which costs no parameters.
+            network = eqx.filter_eval_shape(
+                lambda shape=shape: small(subject, shape=shape, outputs=2)
+            )
+            z = jax.ShapeDtypeStruct(shape, jnp.float32)
+            found = eqx.filter_eval_shape(lambda net, z: net(z, jnp.asarray(0.0)), network, z)
+            expected = (2 * shape[0], *shape[1:])
+            require(
+                found.shape == expected,
+                given={"shape of the input": text(shape), "outputs": 2},
+                numbers={"shape of the output": text(found.shape)},
+                expected=text(expected),
+            )
 
 
 @law("network", "The same, computing in bfloat16, for networks with the option dtype.")

@@ -93,7 +93,7 @@ def _diffusion(
     found: list[Float[Array, " rows"]] = []
     if isinstance(times, Proposal):
         loss, logsnr, _, errors = proposed_diffusion(
-            model, x_passes, key, times, steps=steps, condition=condition_passes
+            model, model.encode(x_passes), key, times, steps=steps, condition=condition_passes
         )
         found = [logsnr, errors]
     else:

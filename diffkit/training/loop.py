@@ -18,7 +18,6 @@ from diffkit.data import AbstractDataset, AbstractSource, batches, condition_siz
 from diffkit.denoiser import Denoiser, underlying
 from diffkit.grids import UniformT
 from diffkit.model import DiffusionModel, check_levels
-from diffkit.networks.base import network_condition_size
 from diffkit.presets import Assembly, Preset, assemble, key_of, seed_of
 from diffkit.samplers import Ancestral, sample
 from diffkit.schedules import ordered_endpoints
@@ -93,9 +92,8 @@ def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
         )
     size = condition_size(data)
     denoiser = underlying(model.denoiser)
-    network = denoiser.network if isinstance(denoiser, Denoiser) else None
-    known = network_condition_size(network)
-    if size > 0 and known is not None and known != size:
+    known = denoiser.network.condition_size if isinstance(denoiser, Denoiser) else size
+    if size > 0 and known != size:
         raise ValueError(
             f"data has conditions of {size} numbers, but the model's network was built with "
             f"condition_size={known}. Give condition_size={size} to Preset.model or to the "

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree, Real
 
 from diffkit.buffers import trainable
 from diffkit.model import DiffusionModel
-from diffkit.objectives import diffusion_with_times, end_terms
+from diffkit.objectives import DiffusionLoss, end_terms
 from diffkit.schedules import minimises_variance
 from diffkit.time_samplers import (
     AbstractAdaptiveTimeSampler,
@@ -21,7 +21,7 @@ from diffkit.time_samplers import (
     LowDiscrepancy,
 )
 from diffkit.training.config import TrainConfig
-from diffkit.typing import Index, PRNGKey
+from diffkit.typing import BatchScalar, Index, PRNGKey
 from diffkit.weightings import AbstractWeighting
 
 METRICS: Final = ("loss", "prior", "reconstruction", "diffusion", "gradient_norm")
@@ -141,18 +141,8 @@ Batches = (
 """Several of them, stacked."""
 
 
-class Drawn(eqx.Module):
-    """What a time sampler drew for a batch, and what came of it.
-
-    **Attributes:** `t`: the times; `loss`: the diffusion loss of each, before its importance.
-    """
-
-    t: Float[Array, " batch"]
-    loss: Float[Array, " batch"]
-
-
 class Objective(eqx.Module):
-    """What is minimised: the weighted diffusion loss and the two end terms, in bits per dimension.
+    """What training minimises: a `diffkit.DiffusionLoss` and the two end terms, in bits per dimension.
 
     With the weighting `ELBO` that is the VLB. The end terms depend on the endpoints of the schedule
     alone, and matter where those are learned.
@@ -168,22 +158,17 @@ class Objective(eqx.Module):
         key: PRNGKey,
         time_sampler: AbstractTimeSampler = LowDiscrepancy(),
         condition: Float[Array, "batch condition"] | None = None,
-    ) -> tuple[Float[Array, ""], tuple[Float[Array, "terms"], Drawn]]:
-        """The loss, and prior, reconstruction and diffusion term as means over the batch."""
+    ) -> tuple[Float[Array, ""], tuple[Float[Array, "terms"], BatchScalar, BatchScalar]]:
+        """The loss; prior, reconstruction and diffusion term as means over the batch; and the times that
+        were drawn, with the diffusion loss of each before its importance."""
         end_key, diffusion_key = jax.random.split(key)
-        prior, reconstruction = end_terms(model, x, key=end_key)
-        diffusion, t, importance = diffusion_with_times(
-            model,
-            x,
-            diffusion_key,
-            weighting=self.weighting,
-            time_sampler=time_sampler,
-            steps=self.timesteps,
-            condition=condition,
-        )
+        encoded = model.encode(x)
+        ends = end_terms(model, x, encoded, key=end_key)
+        loss = DiffusionLoss(self.weighting, time_sampler, self.timesteps)
+        drawn = loss.draw(model, encoded, key=diffusion_key, condition=condition)
         scale = 1 / (math.prod(model.shape) * math.log(2))
-        terms = scale * jnp.stack([jnp.mean(term) for term in (prior, reconstruction, diffusion)])
-        return jnp.sum(terms), (terms, Drawn(t, scale * diffusion / importance))
+        terms = scale * jnp.stack([jnp.mean(term) for term in (*ends, drawn.loss)])
+        return jnp.sum(terms), (terms, drawn.t, scale * drawn.loss / drawn.importance)
 
 
 def drop_conditions(
@@ -223,12 +208,12 @@ def train_step(
             eqx.combine(params, rest), x, step_key, state.time_sampler, condition=condition
         )
 
-    (value, (terms, drawn)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    (value, (terms, *drawn)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     updates, optimiser = _optimiser(config).update(gradient, state.optimiser, params)
     params = eqx.apply_updates(params, updates)
     time_sampler = state.time_sampler
     if isinstance(time_sampler, AbstractAdaptiveTimeSampler):
-        time_sampler = time_sampler.update(drawn.t, drawn.loss)
+        time_sampler = time_sampler.update(*drawn)
     step = state.step + 1
     decay = jnp.asarray(config.ema)
     if config.ema_warmup:

@@ -12,11 +12,7 @@ from jaxtyping import Array, Float, Key, Real
 from diffkit.data import AbstractSource
 from diffkit.data import batches as read
 from diffkit.model import DiffusionModel
-from diffkit.objectives import (
-    diffusion_with_times,
-    proposed_diffusion,
-    range_parameterization,
-)
+from diffkit.objectives import DiffusionLoss, extra_parameterization, proposed_diffusion
 from diffkit.proposals import Proposal, propose
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
@@ -122,13 +118,11 @@ def estimator_statistics(
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     maximum, minimum = ordered_endpoints(model.schedule)
     shape = (batch_size, batches)
-    as_trained = _draws(model, source, key, weighting, time_sampler, None, steps, *shape)
-    drawn = as_trained
-    if isinstance(weighting, ELBO) and range_parameterization(model) is None:
+    loss = DiffusionLoss(weighting, time_sampler, steps)
+    drawn = as_trained = _draws(model, source, key, loss, None, *shape)
+    if isinstance(weighting, ELBO) and extra_parameterization(model) is None:
         proposal_key, proposal = jax.random.fold_in(key, batches), propose(model.schedule, steps)
-        drawn = _draws(
-            model, source, proposal_key, weighting, time_sampler, proposal, steps, *shape
-        )
+        drawn = _draws(model, source, proposal_key, loss, proposal, *shape)
     weighted, weight, t, logsnr = drawn
     mean, second = weighted.mean(), _squares(weighted, weight).mean()
     by_logsnr = _profile(logsnr, weighted, weight, minimum, maximum, bins)
@@ -152,10 +146,8 @@ def _draws(
     model: DiffusionModel,
     source: AbstractSource,
     key: PRNGKey,
-    weighting: AbstractWeighting,
-    time_sampler: AbstractTimeSampler,
+    loss: DiffusionLoss,
     proposal: Proposal | None,
-    steps: int | None,
     batch_size: int,
     count: int,
 ) -> tuple[Float[np.ndarray, "count batch"], ...]:
@@ -172,7 +164,7 @@ def _draws(
             stacked = jax.tree.map(jnp.asarray, next(iterator))
             x, condition = stacked if isinstance(stacked, tuple) else (stacked, None)
             keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(chunk))
-            rows = _draw(model, x, condition, keys, weighting, time_sampler, proposal, steps)
+            rows = _draw(model, x, condition, keys, loss, proposal)
             collected.append([np.asarray(row, np.float64)[: count - first] for row in rows])
     finally:
         iterator.close()
@@ -189,28 +181,18 @@ def _draw(
     x: Real[Array, "chunk batch *shape"],
     condition: Float[Array, "chunk batch condition"] | None,
     keys: Key[Array, " chunk"],
-    weighting: AbstractWeighting,
-    time_sampler: AbstractTimeSampler,
+    loss: DiffusionLoss,
     proposal: Proposal | None,
-    steps: int | None,
 ) -> tuple[Float[Array, "chunk batch"], ...]:
     def one(inputs):
         x, condition, key = inputs
         if proposal is not None:
-            return _proposed(model, x, condition, key, time_sampler, proposal, steps)
-        loss, t, _ = diffusion_with_times(
-            model,
-            x,
-            key,
-            weighting=weighting,
-            time_sampler=time_sampler,
-            steps=steps,
-            condition=condition,
-            inference=True,
-        )
-        if steps is not None:  # the time that is visited
-            t = (jnp.floor(t * steps) + 1) / steps
-        return loss, jnp.ones_like(loss), t, jax.vmap(model.schedule)(t)
+            return _proposed(model, x, condition, key, loss, proposal)
+        drawn = loss.draw(model, model.encode(x), key=key, condition=condition, inference=True)
+        t = drawn.t
+        if loss.steps is not None:  # the time that is visited
+            t = (jnp.floor(t * loss.steps) + 1) / loss.steps
+        return drawn.loss, jnp.ones_like(drawn.loss), t, jax.vmap(model.schedule)(t)
 
     return jax.lax.map(one, (x, condition, keys))
 
@@ -220,13 +202,13 @@ def _proposed(
     x: Real[Array, "batch *shape"],
     condition: Float[Array, "batch condition"] | None,
     key: PRNGKey,
-    time_sampler: AbstractTimeSampler,
+    loss: DiffusionLoss,
     proposal: Proposal,
-    steps: int | None,
 ) -> tuple[Float[Array, " batch"], ...]:
     key, offset_key = jax.random.split(key)
+    steps = loss.steps
     weighted, logsnr, importance, _ = proposed_diffusion(
-        model, x, key, proposal, steps=steps, condition=condition
+        model, model.encode(x), key, proposal, steps=steps, condition=condition
     )
     if steps is None:
         t = jax.vmap(model.schedule.inverse)(logsnr)
@@ -238,7 +220,7 @@ def _proposed(
         drawn = t - jax.random.uniform(offset_key, t.shape) / steps
         slope = -jnp.full(t.shape, steps)
     # Densities of logsnr, or in discrete time of t, whose cells have the size 1 / T.
-    weight = jax.vmap(time_sampler.density)(drawn) / -slope * importance
+    weight = jax.vmap(loss.time_sampler.density)(drawn) / -slope * importance
     return weighted, weight, t, logsnr
 
 

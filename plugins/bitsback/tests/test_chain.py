@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import diffkit as dk
-from diffkit.objectives import diffusion_term, prior_term
+from diffkit.objectives import prior_term
 from diffkit_bitsback.chain import Chain, _Batches
 from diffkit_bitsback.errors import CannotEncode, DamagedData
 
@@ -290,7 +290,8 @@ def test_steps_are_those_of_the_bound(preset):
     codec = chain(model, steps, batch_size=1)
     stored = noise(model, 1)[0]
     x = model.decoder.encode(stored)
-    term = jax.jit(lambda t, eps: diffusion_term(model, x, t, eps, steps=steps))
+    bound = dk.DiffusionLoss(steps=steps, extra=False)
+    term = jax.jit(lambda t, eps: bound.at(model, x[None], t[None], eps[None])[0])
     for step in (1, 10, 20):
         eps = jax.random.normal(jax.random.key(step), x.shape)
         rho_s, rho_t = np.exp(-codec._logsnrs[[step - 1, step]].astype(np.float64) / 2)
@@ -302,7 +303,7 @@ def test_steps_are_those_of_the_bound(preset):
         z = (q_mean.ravel() - mean[0]) / std
         terms = z**2 + variance_ratio - 1 - np.log(variance_ratio) + np.zeros_like(z)
         # Times are rounded up to the next multiple of 1 / T above.
-        expected = float(term((step - 0.5) / steps, eps)) / steps
+        expected = float(term(jnp.asarray((step - 0.5) / steps), eps)) / steps
         assert 0.5 * terms.sum() == pytest.approx(expected, rel=2e-3)
     # The last latent: KL(q(y_T | x) || p(y_T)).
     rho = math.exp(-float(codec._logsnrs[-1]) / 2)

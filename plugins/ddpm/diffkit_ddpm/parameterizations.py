@@ -1,22 +1,28 @@
 """The target of improved DDPM: the noise, and the variance of the reverse step."""
 
 import math
+from typing import ClassVar
 
 import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 import diffkit as dk
-from diffkit.typing import Scalar
+from diffkit.denoiser import step_divergence
+from diffkit.typing import Example, Scalar
 
 
 @dk.register("parameterization", "epsilon_range")
-class EpsilonRange(dk.AbstractRangeParameterization):
+class EpsilonRange(dk.AbstractParameterization):
     r"""The network predicts the noise, and the variance of each reverse step within its range.
 
     Improved DDPM (arXiv 2102.09672), equation 15: the log variance of $p(z_s \mid z_t)$ is
     $v \log \beta_t + (1 - v) \log \tilde\beta_t$, v = 1 that of the forward step, v = 0 that of the
-    posterior. The network's output is twice as long: the second half o is $v = (o + 1) / 2$, without
-    any bound, as published. Only the discrete-time bound teaches v, so a model trained with it minimises
-    the hybrid loss $L_\text{simple} + 0.001\, L_\text{vlb}$ (equation 16) without more being said.
+    posterior. The network has two outputs; the second one o gives $v = (o + 1) / 2$, unbounded, as
+    published. The squared error of the noise says nothing of v, so `diffkit.DiffusionLoss` leaves v out of
+    it and adds `vlb_weight` times the bound of the discrete-time model with `steps` steps, in bits,
+    through whose means no gradient flows: with `weighting=simple` that is the hybrid loss
+    $L_\text{simple} + 0.001\, L_\text{vlb}$ (equation 16).
 
     Choose it to sample with few ancestral steps, or for a discrete-time likelihood; what is gained in
     either vanishes with the number of steps.
@@ -31,6 +37,7 @@ class EpsilonRange(dk.AbstractRangeParameterization):
     **Raises:** `ValueError` if `steps` is below 1, or `vlb_weight` negative.
     """
 
+    outputs: ClassVar[int] = 2
     steps: int = eqx.field(default=1000, static=True)
     vlb_weight: float = 0.001
 
@@ -39,6 +46,21 @@ class EpsilonRange(dk.AbstractRangeParameterization):
             raise ValueError(f"steps must be at least 1, got {self.steps}.")
         if not (math.isfinite(self.vlb_weight) and self.vlb_weight >= 0):
             raise ValueError(f"vlb_weight must be a number of at least 0, got {self.vlb_weight}.")
+
+    @property
+    def extra_steps(self) -> int:
+        return self.steps
+
+    def read(self, output: Float[Array, "..."]) -> tuple[Example, Example]:
+        target, place = jnp.split(output, 2)
+        # From [-1, 1], where a network that starts at zero starts in the middle.
+        return target, 0.5 * (place + 1)
+
+    def extra_loss(
+        self, squares: Example, spread: Example, logsnr_t: Scalar, logsnr_s: Scalar
+    ) -> Scalar:
+        divergence = self.steps * step_divergence(squares, logsnr_t, logsnr_s, spread)
+        return self.vlb_weight / math.log(2) * divergence
 
     def coefficients(self, level: dk.NoiseLevel) -> tuple[Scalar, Scalar]:
         return dk.Epsilon().coefficients(level)

@@ -17,42 +17,25 @@ from jaxtyping import Array, Float
 
 from diffkit.networks.base import (
     AbstractNetwork,
+    add_latent,
     check_at_least,
     check_common,
     check_image,
-    condition_or_zeros,
-    normalise_logsnr,
 )
-from diffkit.networks.embeddings import fourier_features, sinusoidal_embedding
+from diffkit.networks.embeddings import fourier_features
 from diffkit.networks.layers import (
     Conv,
     Dense,
     GroupNorm,
     ResidualBlock,
     SelfAttention,
+    Stage,
+    embed,
     scan_blocks,
     stack,
 )
 from diffkit.registry import register
 from diffkit.typing import PRNGKey, Scalar
-
-
-class _Stage(eqx.Module):
-    """A residual block, and optional attention after it."""
-
-    block: ResidualBlock
-    attention: SelfAttention | None
-
-    def __call__(
-        self,
-        x: Float[Array, "height width channels"],
-        embedding: Float[Array, " embedding_size"],
-        *,
-        skip: Float[Array, "height width channels"] | None = None,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "height width channels"]:
-        h = self.block(x, embedding, skip=skip, key=key)
-        return h if self.attention is None else self.attention(h)
 
 
 @register("network", "vdm_unet")
@@ -67,11 +50,11 @@ class VDMUNet(AbstractNetwork):
     embed1: Dense
     embed2: Dense
     conv_in: Conv
-    down: _Stage
+    down: Stage
     middle1: ResidualBlock
     middle_attention: SelfAttention
     middle2: ResidualBlock
-    up: _Stage
+    up: Stage
     norm_out: GroupNorm
     conv_out: Conv
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -80,7 +63,6 @@ class VDMUNet(AbstractNetwork):
     fourier: tuple[int, ...] = eqx.field(static=True)
     levels: int = eqx.field(static=True)
     groups: int = eqx.field(static=True)
-    condition_size: int = eqx.field(static=True)
     logsnr_range: tuple[float, float] = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
@@ -97,6 +79,7 @@ class VDMUNet(AbstractNetwork):
         groups: int = 32,
         remat: bool = False,
         levels: int = 256,
+        outputs: int = 1,
         condition_size: int = 0,
         logsnr_range: tuple[float, float] = (13.3, -5.0),
         dtype: str = "float32",
@@ -115,6 +98,7 @@ class VDMUNet(AbstractNetwork):
           the width works well.
         - `remat`: keep only the blocks' inputs for the backward pass: less memory, more time.
         - `levels`: the number of values of a dimension of the data; scales the features' frequencies.
+        - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
         - `condition_size`: length of the condition. The reference's conditioning number is 1.
         - `logsnr_range`: (largest, smallest) logsnr, data end first.
         - `dtype`: of the blocks' computation, "float32" or "bfloat16". Parameters, embeddings and output
@@ -124,6 +108,7 @@ class VDMUNet(AbstractNetwork):
         """
         check_common(
             shape,
+            outputs=outputs,
             condition_size=condition_size,
             logsnr_range=logsnr_range,
             dtype=dtype,
@@ -134,16 +119,16 @@ class VDMUNet(AbstractNetwork):
         check_at_least("depth", depth, 1)
         check_at_least("groups", groups, 1)
         self.shape, self.width, self.depth, self.fourier = shape, width, depth, fourier
-        self.levels = levels
+        self.levels, self.outputs = levels, outputs
         self.condition_size, self.logsnr_range = condition_size, logsnr_range
         self.dtype, self.remat, self.groups = dtype, remat, groups
 
         def residual(inputs: int, key: PRNGKey) -> ResidualBlock:
             return ResidualBlock(inputs, width, 4 * width, dropout=dropout, groups=groups, key=key)
 
-        def stage(inputs: int, key: PRNGKey) -> _Stage:
+        def stage(inputs: int, key: PRNGKey) -> Stage:
             key, attention_key = jax.random.split(key)
-            return _Stage(
+            return Stage(
                 residual(inputs, key),
                 SelfAttention(width, groups=groups, key=attention_key) if attention else None,
             )
@@ -158,7 +143,7 @@ class VDMUNet(AbstractNetwork):
         self.middle2 = residual(width, keys[6])
         self.up = stack(lambda key: stage(2 * width, key), depth + 1, key=keys[7])
         self.norm_out = GroupNorm(width, groups=groups)
-        self.conv_out = Conv(width, channels, zero=True, key=keys[8])
+        self.conv_out = Conv(width, outputs * channels, zero=True, key=keys[8])
 
     def __call__(
         self,
@@ -167,17 +152,10 @@ class VDMUNet(AbstractNetwork):
         condition: Float[Array, " condition_size"] | None = None,
         *,
         key: PRNGKey | None = None,
-    ) -> Float[Array, "channels height width"]:
+    ) -> Float[Array, "outputs height width"]:
         """Evaluate on one image; see `AbstractNetwork`."""
         dtype = jnp.dtype(self.dtype)
-        position = normalise_logsnr(logsnr, self.logsnr_range)
-        embedding = jnp.concatenate(
-            [
-                sinusoidal_embedding(position, self.width),
-                condition_or_zeros(condition, self.condition_size),
-            ]
-        )
-        embedding = jax.nn.silu(self.embed2(jax.nn.silu(self.embed1(embedding)))).astype(dtype)
+        embedding = embed(self, logsnr, condition)
 
         image = jnp.transpose(z, (1, 2, 0))
         features = jnp.concatenate(
@@ -190,11 +168,11 @@ class VDMUNet(AbstractNetwork):
             down_keys, up_keys = keys[: self.depth], keys[self.depth : -2]
             middle_key1, middle_key2 = keys[-2], keys[-1]
 
-        def go_down(stage: _Stage, h: Any, key: Any) -> tuple[Any, Any]:
+        def go_down(stage: Stage, h: Any, key: Any) -> tuple[Any, Any]:
             h = stage(h, embedding, key=key)
             return h, h
 
-        def go_up(stage: _Stage, h: Any, inputs: Any) -> tuple[Any, None]:
+        def go_up(stage: Stage, h: Any, inputs: Any) -> tuple[Any, None]:
             skip, key = inputs
             return stage(h, embedding, skip=skip, key=key), None
 
@@ -206,7 +184,7 @@ class VDMUNet(AbstractNetwork):
         skips = jnp.concatenate([skips[::-1], first[None]])
         h, _ = scan_blocks(go_up, self.up, h, (skips, up_keys), remat=self.remat)
         h = self.conv_out(jax.nn.silu(self.norm_out(h)))
-        return z + jnp.transpose(h, (2, 0, 1)).astype(jnp.float32)
+        return add_latent(z, jnp.transpose(h, (2, 0, 1)))
 
 
 def vdm_unet_from_reference(
