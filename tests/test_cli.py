@@ -637,7 +637,7 @@ def test_equivalence_of_runs(runs, capfd):
     with pytest.raises(ValueError, match="run python was started in Python"):
         compare("vdm", "python")
     python = dk.load_run("python", like=run.model)
-    with pytest.raises(ValueError, match="run python has no config.yaml, so its loss is not"):
+    with pytest.raises(ValueError, match=r"run python has no config.yaml, so its loss is not"):
         compare("vdm", python)
 
 

@@ -90,8 +90,8 @@ def test_the_loss_that_is_minimised_is_the_stated_one(name):
         made = dk.presets.assemble(preset, data, key=jax.random.key(seed))
         network = made.model.denoiser.network
         network = jax.tree.map(
-            lambda leaf: (
-                leaf + 0.3 * jax.random.normal(jax.random.key(seed), leaf.shape)
+            lambda leaf, key=jax.random.key(seed): (
+                leaf + 0.3 * jax.random.normal(key, leaf.shape)
                 if eqx.is_inexact_array(leaf)
                 else leaf
             ),
@@ -170,7 +170,7 @@ def test_another_composition_in_the_directory_is_refused(begun, kind):
         object.__setattr__(data, "levels", 9)
     with pytest.raises(ValueError, match=rf"holds a run with other choices: .*{kind}"):
         dk.fit(preset.replace(**{kind: OTHER[kind]}), data, directory=path, progress=False)
-    with pytest.raises(ValueError, match="holds a run with other choices: train.seed"):
+    with pytest.raises(ValueError, match=r"holds a run with other choices: train.seed"):
         dk.fit(preset, Few(), key=jax.random.key(3), directory=path, progress=False)
     with pytest.raises(ValueError, match=r"schedule.content.power \(1.5 there, 2.0 now\)"):
         dk.fit(preset.replace(schedule=Power(2.0)), Few(), directory=path, progress=False)
@@ -184,14 +184,14 @@ def test_a_run_with_parts_of_ones_own_is_read_with_them(begun):
         run = dk.load_run(path, like=like)
         for one, two in zip(leaves(run.model), leaves(fitted.model), strict=True):
             np.testing.assert_array_equal(one, two)
-    with pytest.raises(ValueError, match="made in Python, .*Power, and no command"):
+    with pytest.raises(ValueError, match=r"made in Python, .*Power, and no command"):
         dk.load_run(path)
     for like in (
         preset.replace(parameterization="v"),
         preset.replace(parameterization="v").model(Few(), key=jax.random.key(0)),
         preset.replace(schedule=Power(2.0)),
     ):
-        with pytest.raises(ValueError, match="like is not what run .* was trained with"):
+        with pytest.raises(ValueError, match=r"like is not what run .* was trained with"):
             dk.load_run(path, like=like)
 
 
@@ -216,13 +216,13 @@ def test_presets_are_read_changed_and_refused():
     assert (mine.train["steps"], edm.train["steps"]) == (3, 390625)
     assert mine.loss is edm.loss
     assert mine.replace(weighting="elbo").loss is None
-    with pytest.raises(ValueError, match="has no 'shedule'. Did you mean 'schedule'"):
+    with pytest.raises(ValueError, match=r"has no 'shedule'. Did you mean 'schedule'"):
         edm.replace(shedule="cosine")
     with pytest.raises(ValueError, match="shape is for the model"):
         dk.preset("vdm", shape=(2,))
     with pytest.raises(TypeError, match=r"process must be a diffkit.AbstractProcess, got V"):
         edm.replace(process=dk.V())
-    with pytest.raises(ValueError, match="no setting 'step'. Did you mean 'steps'"):
+    with pytest.raises(ValueError, match=r"no setting 'step'. Did you mean 'steps'"):
         dk.fit(edm.replace(train={"step": 1}), dk.data.Swirl())
     with pytest.raises(ValueError, match="a preset chooses its own weighting"):
         dk.fit(edm, dk.data.Swirl(), weighting=dk.ELBO())

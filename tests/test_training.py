@@ -206,7 +206,7 @@ def test_load_run(trained, toy_model):
     run = dk.load_run(path, like=toy_model())
     assert run.step == 24
     assert_same(run.model, fitted.model)
-    with pytest.raises(ValueError, match="made in Python, diffkit.networks.mlp.MLP"):
+    with pytest.raises(ValueError, match=r"made in Python, diffkit.networks.mlp.MLP"):
         dk.load_run(path)
     with pytest.raises(ValueError, match=r"not what run .*: network.content.blocks"):
         dk.load_run(path, like=toy_model(network=("mlp", {"width": 12, "depth": 1})))
