@@ -114,13 +114,14 @@ def build_model(
     key: PRNGKey,
     data_std: float = 1.0,
     condition_size: int = 0,
+    statistics: tuple[float, float] | None = None,
 ) -> DiffusionModel:
     """Put a model together from one part for each of `MODEL_KINDS`.
 
     **Arguments:** `parts`: by kind, a constructor (see `complete`) or an instance; `shape`: of one
     example; `levels`: of the data, `None` for continuous data; `key`: for the initial parameters;
     `data_std`: of the encoded data (`diffkit.Denoiser`); `condition_size`: the length of a condition, 0
-    for none.
+    for none; `statistics`: of the training data (`AbstractDataset.statistics`).
 
     **Raises:** `ValueError` if the decoder and the data do not go together, or for a target that means
     nothing at an end of the schedule; `TypeError` if a part is not of its kind.
@@ -129,6 +130,7 @@ def build_model(
         "shape": shape,
         "data_std": data_std,
         "condition_size": condition_size,
+        "statistics": statistics,
     }
     if levels is not None:
         context["levels"] = levels

@@ -39,6 +39,7 @@ KINDS: Final = (
 CONTEXT: Final = (
     "shape",
     "levels",
+    "statistics",
     "condition_size",
     "data_std",
     "logsnr_range",
@@ -49,8 +50,9 @@ CONTEXT: Final = (
 )
 """What the constructor of a part may ask for by naming it as a parameter.
 
-`shape`: one example's; `levels`: how many values a dimension takes; `condition_size`: the length of a
-condition, 0 for none; `data_std`: the standard deviation of the encoded data that the model assumes;
+`shape`: one example's; `levels`: how many values a dimension takes; `statistics`: mean and
+standard deviation of continuous training data; `condition_size`: the length of a condition, 0 for none;
+`data_std`: the standard deviation of the encoded data that the model assumes;
 `logsnr_range`: the schedule's endpoints (max, min) before training; `schedule`, `process`,
 `parameterization`: the model's, before training, for parts that are chosen after them; `key`: a key of
 the part's own. None of these is an option. A schedule is made first, then process, parameterization,

@@ -15,6 +15,7 @@ read wherever the plugin is installed.
 
 import functools
 import inspect
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from jaxtyping import Array, Float
 from diffkit.data import AbstractDataset, condition_size, encode_condition
 from diffkit.model import DiffusionModel
 from diffkit.presets import MODEL_KINDS, build_model, build_schedule, part
+from diffkit.registry import KINDS, name_of
 from diffkit.schedules import ordered_endpoints
 from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
 from diffkit.training.loop import CHECKPOINTS, METRICS_FILE
@@ -99,9 +101,22 @@ def make(config: Any) -> Any:
 
     **Returns:** an instance; or, for `_partial_: true`, a `functools.partial` with the options.
     Sequences become tuples, which is what the constructors of parts take.
+
+    **Raises:** `ValueError` for an option without a value, with what its docstring says of it.
     """
+    from hydra.utils import get_object
     from hydra_zen import instantiate
 
+    for option, value in config.items():
+        if value == "???":
+            part = get_object(config["_target_"])
+            text = f"{part.__doc__}\n\n{part.__init__.__doc__}\n\n"
+            said = re.search(rf"`{option}`: (.*?)(?:[.;]\s|\n\s*\n)", text, re.S)
+            kind, name = next((k, n) for k in KINDS if (n := name_of(k, part)))
+            raise ValueError(
+                f"{kind}={name} needs {kind}.{option}=..."
+                + (f", {' '.join(said[1].split())}." if said else ".")
+            )
     made = instantiate(config, _convert_="all")
     if isinstance(made, functools.partial):
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in made.keywords.items()}
@@ -123,7 +138,18 @@ def model_from_config(config: Mapping[str, Any], data: AbstractDataset) -> Diffu
         key=key,
         data_std=config.get("data_std", 1.0),
         condition_size=condition_size(data),
+        statistics=statistics(config, data),
     )
+
+
+def statistics(config: Mapping[str, Any], data: AbstractDataset) -> tuple[float, float] | None:
+    """The data's statistics, as the decoder of a configuration may ask for them.
+
+    A run from before Gaussian decoders had `mean` and `std` was trained on data as they are.
+    """
+    node = config["decoder"]
+    old = str(node["_target_"]).endswith(".GaussianDecoder") and "std" not in node
+    return None if old else data.statistics
 
 
 def transported(model: DiffusionModel, config: Mapping[str, Any]) -> DiffusionModel:

@@ -112,6 +112,7 @@ def _composed(
     levels: int | None,
     data_std: float,
     timesteps: int | None,
+    statistics: tuple[float, float] | None = None,
 ) -> Composition:
     # A network is no part of what is compared, and a large one takes long to make.
     network = functools.partial(MLP, width=4, depth=1)
@@ -124,6 +125,7 @@ def _composed(
         key=jax.random.key(0),
         data_std=data_std,
         condition_size=condition_size,
+        statistics=statistics,
     )
     trained: Any = model.denoiser
     kinds = [kind for kind in (*MODEL_KINDS, *TRAINING_KINDS) if kind != "network"]
@@ -202,7 +204,7 @@ def _from_preset(name: str, preset: Preset, levels: int) -> Composition:
 
 def _from_config(name: str, config: Any) -> Composition:
     from diffkit.data import condition_size
-    from diffkit.runs import make, transported
+    from diffkit.runs import make, statistics, transported
 
     needed = (*MODEL_KINDS, *TRAINING_KINDS, "data", "train")
     given = config if isinstance(config, Mapping) else {}
@@ -219,6 +221,7 @@ def _from_config(name: str, config: Any) -> Composition:
         levels=data.levels,
         data_std=config.get("data_std", 1.0),
         timesteps=config["train"]["timesteps"],
+        statistics=statistics(config, data),
     )
     moved = {kind: node for kind, node in (config.get("transport") or {}).items() if node}
     labels = {kind: _label(kind, make(node)) for kind, node in moved.items()}

@@ -6,12 +6,13 @@ latent was scaled is the process's. A network sees one example; `jax.vmap` makes
 """
 
 import abc
-from typing import Final
+from typing import ClassVar, Final
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffkit.registry import available, get, name_of
 from diffkit.typing import PRNGKey, Scalar
 
 DTYPES: Final = ("float32", "bfloat16")
@@ -25,6 +26,9 @@ class AbstractNetwork(eqx.Module):
     tuple, so that a network can be written in a config. It keeps `condition_size` as an attribute,
     so that data with other conditions are refused before training begins.
     """
+
+    rank: ClassVar[int | None] = None
+    """How many axes the examples must have: 3 for a network of images alone, `None` for any number."""
 
     @abc.abstractmethod
     def __call__(
@@ -115,15 +119,21 @@ def check_common(
         raise ValueError(f"dropout must be a probability in [0, 1); got {dropout}.")
 
 
-def check_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def check_image(shape: tuple[int, ...], network: AbstractNetwork) -> tuple[int, int, int]:
     """Check that the shape is an image's.
 
     **Returns:** the shape as (channels, height, width).
 
-    **Raises:** `ValueError` otherwise.
+    **Raises:** `ValueError` otherwise, which names the registered networks that take the shape.
     """
     if len(shape) != 3:
-        raise ValueError(f"shape must be (channels, height, width); got {shape}.")
+        ranks = {name: getattr(get("network", name), "rank", None) for name in available("network")}
+        others = [f"network={name}" for name, rank in ranks.items() if rank in (None, len(shape))]
+        raise ValueError(
+            f"network {name_of('network', network) or type(network).__name__} takes images (channels, "
+            f"height, width), but the examples have the shape {shape}: choose {' or '.join(others)}"
+            + (", or give images an axis of channels." if len(shape) == 2 else ".")
+        )
     return shape[0], shape[1], shape[2]
 
 

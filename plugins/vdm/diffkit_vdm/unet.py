@@ -7,7 +7,7 @@ way down. Fourier features of the input let the network resolve neighbouring gre
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -63,6 +63,8 @@ class VDMUNet(AbstractNetwork):
     for much of the noise range the noise is close to `z`. Numerically equal to the reference
     implementation with the same parameters (`vdm_unet_from_reference`).
     """
+
+    rank: ClassVar[int | None] = 3
 
     embed1: Dense
     embed2: Dense
@@ -129,7 +131,7 @@ class VDMUNet(AbstractNetwork):
             dtype=dtype,
             dropout=dropout,
         )
-        channels, _, _ = check_image(shape)
+        channels, _, _ = check_image(shape, self)
         check_at_least("width", width, 4)
         check_at_least("depth", depth, 1)
         check_at_least("groups", groups, 1)
