@@ -165,7 +165,7 @@ class AbstractDataset(eqx.Module):
         if self.levels is not None:
             return None
         count, shift, first, second = 0, 0.0, 0.0, 0.0
-        for x in chunks(self.train):
+        for x in chunks(self.train, 256):
             x = x.astype(np.float64)
             if count == 0:
                 shift = float(x.mean())  # near the mean, so that the squares cancel little
