@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from diffkit import registry
+from diffkit.data import AbstractDataset
 from diffkit.files import replace_text
 from diffkit.model import DiffusionModel
 from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, DataSpec, Preset, resolve
@@ -62,8 +65,10 @@ def make(node: Any) -> Any:
     **Returns:** an instance; or, for `_partial_: true`, a `functools.partial` with the options.
     Sequences become tuples, which is what the constructors of parts take.
 
-    **Raises:** `ValueError` for a part that was made in Python.
+    **Raises:** `ValueError` for a part that was made in Python; for an option without a value, with what its
+    docstring says of it.
     """
+    from hydra.utils import get_object
     from hydra_zen import instantiate
 
     if _FOREIGN in node:
@@ -71,6 +76,16 @@ def make(node: Any) -> Any:
             f"the run has a part that was made in Python, {node[_FOREIGN]}, and no command can make it: "
             "dk.load_run(path, like=...), with the preset or the model that was trained."
         )
+    for option, value in node.items():
+        if value == "???":
+            part = get_object(node["_target_"])
+            text = f"{part.__doc__}\n\n{part.__init__.__doc__}\n\n"
+            said = re.search(rf"`{option}`: (.*?)(?:[.;]\s|\n\s*\n)", text, re.S)
+            kind, name = next((k, n) for k in registry.KINDS if (n := name_of(k, part)))
+            raise ValueError(
+                f"{kind}={name} needs {kind}.{option}=..."
+                + (f", {' '.join(said[1].split())}." if said else ".")
+            )
     made = instantiate(node, _convert_="all")
     if isinstance(made, functools.partial):
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in made.keywords.items()}
@@ -115,6 +130,7 @@ def nodes_of(preset: Preset, data: DataSpec) -> dict[str, dict[str, Any]]:
         levels=data.levels,
         condition_size=data.condition_size,
         data_std=preset.data_std,
+        statistics=data.statistics,
         key=jax.random.key(0),
     )
     return {kind: node_of(kind, getattr(preset, kind), context) for kind in KINDS}
@@ -126,12 +142,20 @@ def model_nodes(model: DiffusionModel) -> dict[str, dict[str, Any]]:
     return {kind: nodes[kind] for kind in MODEL_KINDS}
 
 
-def spec_of(config: Mapping[str, Any]) -> DataSpec:
-    """What a model has to know of the data of a configuration."""
-    node = config["data"]
-    if _FOREIGN in node:
-        return DataSpec(tuple(node["shape"]), node["levels"], node["condition_size"])
-    return DataSpec.of(make(node))
+def spec_of(config: Mapping[str, Any], data: AbstractDataset | None = None) -> DataSpec:
+    """What a model has to know of the data of a configuration.
+
+    A run from before Gaussian decoders had `mean` and `std` was trained on data as they are.
+
+    **Arguments:** `config`; `data`: its data, if they are loaded already.
+    """
+    node, decoder = config["data"], config["decoder"]
+    if data is None and _FOREIGN in node:
+        known = {each.name: node[each.name] for each in dataclasses.fields(DataSpec)}
+        return DataSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    spec = DataSpec.of(make(node) if data is None else data)
+    old = str(decoder.get("_target_")).endswith(".GaussianDecoder") and "std" not in decoder
+    return dataclasses.replace(spec, statistics=None) if old else spec
 
 
 def unregistered(config: Mapping[str, Any]) -> dict[str, str]:

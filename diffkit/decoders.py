@@ -8,10 +8,13 @@ x + \rho_0 \epsilon$, and so under every process.
 import abc
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Integer, Real
 
 from diffkit.processes import NoiseLevel
@@ -157,33 +160,83 @@ class DiscretizedDecoder(AbstractDecoder):
         return jax.random.categorical(key, logits).astype(int)
 
 
+_Numbers = float | tuple[float, ...]
+_Given = Real[ArrayLike, "..."] | Sequence[float | int]
+
+
 @register("decoder", "gaussian")
 class GaussianDecoder(AbstractDecoder):
-    r"""For continuous data: $p(x \mid z_0) = \mathcal N(x;\, y_0, \rho_0^2 I)$.
+    r"""For continuous data: $p(x \mid z_0) = \mathcal N(x;\, m + s y_0,\, s^2 \rho_0^2 I)$.
 
-    Data are diffused as they are; scale them to about unit variance first. The bound is then one on a
-    log density, in nats of the data's own units, and can be of any sign.
+    What is diffused is $(x - m) / s$. The bound is one on the log density of x in the data's own units, so
+    it includes $-\log s$ for each dimension, and can be of any sign.
+
+    **Arguments:**
+
+    - `mean`, `std`: m and s, each a number, or one number for each channel (the first axis). By default
+      those of the training data, if their mean is outside of [-1, 1] or their standard deviation outside
+      of [0.5, 2]; otherwise 0 and 1, which leave data as they are.
+    - `statistics`: mean and standard deviation of the training data. A model made for a dataset fills
+      them in; without, the defaults are 0 and 1.
+
+    **Raises:** `ValueError` for numbers that are not finite, or a standard deviation that is not positive.
     """
 
-    # Written out, since static checkers would take the inherited `levels` for an argument.
-    def __init__(self):
-        pass
+    mean: _Numbers = eqx.field(static=True)
+    std: _Numbers = eqx.field(static=True)
+
+    def __init__(
+        self,
+        mean: _Given | None = None,
+        std: _Given | None = None,
+        *,
+        statistics: tuple[float, float] | None = None,
+    ):
+        m, s = statistics or (0.0, 1.0)
+        if abs(m) <= 1 and 0.5 <= s <= 2:
+            m, s = 0.0, 1.0
+        self.mean = _numbers("mean", m if mean is None else mean)
+        # Data that are all alike have no scale.
+        self.std = _numbers("std", (s or 1.0) if std is None else std)
+        if np.min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}.")
 
     @property
     def levels(self) -> None:
         return None
 
     def encode(self, x: Float[ArrayLike, "*shape"]) -> Example:
-        return jnp.asarray(x)
+        x = jnp.asarray(x)
+        return (x - _per_channel(self.mean, x)) / _per_channel(self.std, x)
 
     def log_prob(self, x: Float[ArrayLike, "*shape"], z_0: Example, level_0: NoiseLevel) -> Scalar:
         y = z_0 / level_0.alpha
-        squared = jnp.sum(jnp.square((jnp.asarray(x) - y) / level_0.rho))
+        squared = jnp.sum(jnp.square((self.encode(x) - y) / level_0.rho))
         log_variance = -level_0.logsnr
-        return -0.5 * (squared + y.size * (log_variance + math.log(2 * math.pi)))
+        scale = y.size * float(np.mean(np.log(self.std)))
+        return -0.5 * (squared + y.size * (log_variance + math.log(2 * math.pi))) - scale
 
     def decode(
         self, z_0: Example, level_0: NoiseLevel, *, key: PRNGKey | None = None
     ) -> Float[Array, "*shape"]:
         y = z_0 / level_0.alpha
-        return y if key is None else y + level_0.rho * jax.random.normal(key, y.shape, y.dtype)
+        y = y if key is None else y + level_0.rho * jax.random.normal(key, y.shape, y.dtype)
+        return y * _per_channel(self.std, y) + _per_channel(self.mean, y)
+
+
+def _numbers(name: str, given: _Given) -> _Numbers:
+    array = np.asarray(given, np.float64)
+    if array.ndim > 1 or array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"{name} must be a finite number, or one for each channel, got {given}.")
+    return tuple(array.tolist()) if array.ndim else float(array)
+
+
+def _per_channel(value: _Numbers, x: Example) -> Any:
+    """A number as it is; those of channels so that they meet the first axis."""
+    if not isinstance(value, tuple):
+        return value
+    if x.shape[:1] != (len(value),):
+        raise ValueError(
+            f"GaussianDecoder has mean or std for {len(value)} channels, but x has the shape {x.shape}."
+        )
+    return np.asarray(value, x.dtype).reshape(-1, *[1] * (x.ndim - 1))

@@ -52,9 +52,9 @@ def log_likelihood(
 ) -> BatchScalar:
     r"""log p(x) of the probability-flow ODE, in nats per example: larger is better.
 
-    **Continuous data** (a decoder without levels): the log density of the ODE's samples at the encoded
-    x. Samples end at the schedule's `logsnr_max`, so for a good model it is the density of the data with
-    added Gaussian noise of standard deviation $\rho_0 = e^{-\lambda_{\max} / 2}$.
+    **Continuous data** (a decoder without levels): the log density of the ODE's samples at x, in the data's
+    own units. Samples end at the schedule's `logsnr_max`, so for a good model it is the density of the data
+    with added Gaussian noise of standard deviation $\rho_0 = e^{-\lambda_{\max} / 2}$, as encoded.
 
     **Discrete data**: the model draws $z_0$ by the ODE and then x from its decoder. The result is one draw
     of
@@ -130,8 +130,9 @@ def _compiled(model, x, key, condition, probes, rtol, atol, max_steps):
 
         if model.decoder.levels is None:
             log_p, failed = density(encoded)
-            # From e to y, which is rho_0 times wider.
-            return log_p + 0.5 * dimensions * logsnr_max, failed
+            # From e to y, which is rho_0 times as wide; and from y, of the encoded data, to x.
+            slope = jax.jvp(model.decoder.encode, (x,), (jnp.ones_like(x),))[1]
+            return log_p + 0.5 * dimensions * logsnr_max + jnp.sum(jnp.log(slope)), failed
         eps = jax.random.normal(noise_key, encoded.shape, encoded.dtype)
         log_p, failed = density(encoded + jnp.exp(-logsnr_max / 2) * eps)
         # In units of the noise log q(z_0 | x) is that of the standard normal at eps. Both densities

@@ -65,19 +65,21 @@ class DataSpec:
     """What a model has to know of its data.
 
     **Arguments:** `shape`: of one example, images as (channels, height, width); `levels`: how many values a
-    dimension takes, `None` for continuous data; `condition_size`: the length of a condition, 0 for none.
+    dimension takes, `None` for continuous data; `condition_size`: the length of a condition, 0 for none;
+    `statistics`: mean and standard deviation of continuous training data, if they are known.
     """
 
     shape: tuple[int, ...]
     levels: int | None = 256
     condition_size: int = 0
+    statistics: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, data: "AbstractDataset | DataSpec") -> "DataSpec":
         """That of a dataset."""
         if isinstance(data, DataSpec):
             return data
-        return cls(data.shape, data.levels, condition_size(data))
+        return cls(data.shape, data.levels, condition_size(data), data.statistics)
 
 
 @dataclass(frozen=True)
@@ -295,6 +297,7 @@ def _build(preset: Preset, data: DataSpec, key: PRNGKey) -> DiffusionModel:
         levels=data.levels,
         condition_size=data.condition_size,
         data_std=preset.data_std,
+        statistics=data.statistics,
     )
     made: dict[str, Any] = {}
     for index, kind in enumerate(MODEL_KINDS):

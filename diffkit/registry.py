@@ -45,6 +45,7 @@ class Context:
 
     - `shape`: of one example.
     - `levels`: how many values a dimension takes; unknown for continuous data.
+    - `statistics`: mean and standard deviation of continuous training data.
     - `outputs`: how many maps of that shape the parameterization asks of the network.
     - `condition_size`: the length of a condition, 0 for none.
     - `data_std`: the standard deviation of the encoded data that the model assumes.
@@ -56,6 +57,7 @@ class Context:
 
     shape: tuple[int, ...] | None = None
     levels: int | None = None
+    statistics: tuple[float, float] | None = None
     outputs: int | None = None
     condition_size: int | None = None
     data_std: float | None = None

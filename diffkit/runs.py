@@ -40,7 +40,6 @@ from diffkit.model import DiffusionModel
 from diffkit.presets import (
     Assembly,
     Context,
-    DataSpec,
     Preset,
     assemble,
     key_of,
@@ -96,8 +95,7 @@ def assembled(config: Mapping[str, Any], data: AbstractDataset | None = None) ->
 
     **Arguments:** `config`; `data`: its data, if they are loaded already.
     """
-    spec = spec_of(config) if data is None else DataSpec.of(data)
-    return assemble(preset_of(config), spec, key=key_of(config["train"]["seed"]))
+    return assemble(preset_of(config), spec_of(config, data), key=key_of(config["train"]["seed"]))
 
 
 def transported(model: DiffusionModel, config: Mapping[str, Any]) -> DiffusionModel:

@@ -24,11 +24,6 @@ TARGET = 5.13
 class TrainingPoints(AbstractDataset):
     """The swirl, evaluated on the points that it was trained on."""
 
-    train: AbstractSource
-    test: AbstractSource
-    levels: int
-    shape: tuple[int, ...]
-
     def __init__(self, swirl: Swirl):
         self.train = self.test = swirl.train
         self.levels, self.shape = swirl.levels, swirl.shape

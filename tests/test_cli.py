@@ -203,6 +203,15 @@ def test_naming_the_presets_own_part_changes_nothing(workplace, capfd):
         (["train", "train.steps=0"], "train.steps must be at least 1, got 0"),
         (["train", "decoder=gaussian"], "Choose decoder=discretized for integer levels"),
         (["train", "data=idx", "data.path=nowhere"], "nowhere"),
+        (
+            ["train", "data=idx"],
+            "data=idx needs data.path=..., the folder with the files under their",
+        ),
+        (["train", "data=array"], "data=array needs data.path=..., the file, whose name ends in"),
+        (
+            ["train", "data=swirl"],
+            "network vdm_unet takes images (channels, height, width), but the ex",
+        ),
         (["evaluate"], "RUN is missing"),
         (["evaluate", "nowhere"], "path must be a run directory"),
         (["sample", "nowhere", "steps=0"], "steps must be at least 1, got 0"),

@@ -259,10 +259,11 @@ def test_data_that_do_not_fit_the_network_are_refused(toy, toy_model):
 
 
 def test_a_model_learns_what_the_conditions_say():
-    # Two classes of points in the plane; each has its own mean, +-0.6 in both coordinates.
+    # Two classes of points in the plane; each has its own mean, +-600 in both coordinates.
     rng = np.random.default_rng(0)
     labels = np.arange(512) % 2
-    points = (1.2 * labels[:, None] - 0.6 + 0.1 * rng.normal(size=(512, 2))).astype(np.float32)
+    points = 1000 * (1.2 * labels[:, None] - 0.6 + 0.1 * rng.normal(size=(512, 2)))
+    points = points.astype(np.float32)
     data = Pair(LabelledSource(ArraySource(points), labels, 2), levels=None)
     compiled, seen = [], []
 
@@ -280,7 +281,7 @@ def test_a_model_learns_what_the_conditions_say():
     model = dk.preset(
         "vdm",
         network=("mlp", {"width": 16, "depth": 2}),
-        decoder="gaussian",
+        decoder=("gaussian", {"statistics": data.statistics}),
         schedule=("linear_logsnr", {"logsnr_max": 6.0}),
     ).model(shape=(2,), levels=None, condition_size=2, key=jax.random.key(0))
     config = dk.TrainConfig(steps=590, batch_size=64, learning_rate=5e-3, ema=0.95, warmup=10)
@@ -307,7 +308,7 @@ def test_a_model_learns_what_the_conditions_say():
         )
 
     means = [draw(one_hot(label, 2)).mean(axis=0) for label in (0, 1)]
-    np.testing.assert_allclose(means, [[-0.6, -0.6], [0.6, 0.6]], atol=0.1)
+    np.testing.assert_allclose(means, [[-600, -600], [600, 600]], atol=100)
     # One condition for each sample.
     mixed = draw(one_hot(np.arange(128) % 2, 2))
     assert ((mixed[:, 0] > 0) == (np.arange(128) % 2 == 1)).mean() > 0.95
@@ -321,6 +322,8 @@ def test_a_model_learns_what_the_conditions_say():
         for source in (data.train, data.train.source)
     )
     assert 0.3 < free - given < 0.7
+    entropy = np.log2(100 * np.sqrt(2 * np.pi * np.e)) + 0.5
+    assert entropy < free < entropy + 0.6
 
 
 def test_evaluation_gives_each_example_its_condition():

@@ -384,7 +384,11 @@ class TestNetworks:
         (MLP, {"dropout": -0.1}, r"dropout must be a probability in \[0, 1\); got -0.1"),
         (MLP, {"dtype": "float64"}, "dtype must be one of float32, bfloat16; got 'float64'"),
         (MLP, {"logsnr_range": (0.0, 0.0)}, r"logsnr_range must be .* got \(0.0, 0.0\)"),
-        (UNet, {"shape": (8, 8)}, r"shape must be \(channels, height, width\)"),
+        (
+            UNet,
+            {"shape": (8, 8)},
+            "network unet takes images .* choose network=mlp, or give .* axis",
+        ),
         (UNet, {"shape": (1, 6, 8)}, "divisible by 4, since multipliers has 3 entries"),
         (UNet, {"multipliers": ()}, "multipliers must be"),
         (UNet, {"attention": (3,)}, r"attention must name levels from 0 to 2; got \(3,\)"),

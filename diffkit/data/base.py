@@ -10,8 +10,8 @@ to the values that it works with; continuous data are float32 and have `levels =
 """
 
 import abc
-import os
-from pathlib import Path
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -112,8 +112,8 @@ class SubsetSource(AbstractConditionalSource):
 class AbstractDataset(eqx.Module):
     """A training source and a test source of the same kind.
 
-    To add one, subclass it with these four attributes as fields, and register the class under the
-    kind `"data"`; the arguments of its `__init__` are then its options on the command line.
+    To add one, subclass it, set these four attributes in `__init__`, and register the class under the
+    kind `"data"`: the arguments of its `__init__` are then its options on the command line.
 
     **Attributes:**
 
@@ -122,10 +122,10 @@ class AbstractDataset(eqx.Module):
     - `shape`: the shape of one example; `(channels, height, width)` for images.
     """
 
-    train: eqx.AbstractVar[AbstractSource]
-    test: eqx.AbstractVar[AbstractSource]
-    levels: eqx.AbstractVar[int | None]
-    shape: eqx.AbstractVar[tuple[int, ...]]
+    train: AbstractSource
+    test: AbstractSource
+    levels: int | None = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
 
     def __new__(cls, *args: Any, **kwargs: Any):
         # Kept beside the fields, so that a run can record how its data were made.
@@ -163,6 +163,31 @@ class AbstractDataset(eqx.Module):
                 f"{self.levels}."
             )
 
+    @functools.cached_property
+    def statistics(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of all numbers of the training examples; `None` if discrete.
+
+        The first use reads the training split once.
+        """
+        if self.levels is not None:
+            return None
+        count, shift, first, second = 0, 0.0, 0.0, 0.0
+        for x in chunks(self.train, 256):
+            x = x.astype(np.float64)
+            if count == 0:
+                shift = float(x.mean())  # near the mean, so that the squares cancel little
+            count += x.size
+            first += float(np.sum(x - shift))
+            second += float(np.sum(np.square(x - shift)))
+        mean = first / count
+        return shift + mean, max(second / count - mean**2, 0.0) ** 0.5
+
+
+def chunks(source: AbstractSource, size: int = 4096) -> Iterator[Shaped[np.ndarray, "n *shape"]]:
+    """All examples of a source in order, `size` at a time."""
+    for first in range(0, len(source), size):
+        yield source.gather(np.arange(first, min(first + size, len(source))))
+
 
 def condition_size(data: AbstractDataset | AbstractSource) -> int:
     """The length of a condition of these data, 0 if they have none.
@@ -171,51 +196,3 @@ def condition_size(data: AbstractDataset | AbstractSource) -> int:
     """
     source = data.train if isinstance(data, AbstractDataset) else data
     return source.condition_size if isinstance(source, AbstractConditionalSource) else 0
-
-
-def _existing(path: str | os.PathLike[str], owner: str, expected: str) -> Path:
-    """The path with `~` expanded; a `FileNotFoundError` that says what should be there."""
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise FileNotFoundError(
-            f"{owner}: there is nothing at path={str(path)!r}; expected {expected}."
-        )
-    return found
-
-
-def _folder(path: str | os.PathLike[str], owner: str, expected: str) -> Path:
-    """An existing folder, or an error that says what should be there."""
-    found = _existing(path, owner, expected)
-    if not found.is_dir():
-        raise ValueError(f"{owner}: path={str(path)!r} is a file; expected {expected}.")
-    return found
-
-
-def _permutation(n: int, seed: int, stream: int) -> Int[np.ndarray, " n"]:
-    """A random order of `n` things that depends on nothing but the arguments.
-
-    The order sorts the raw 64-bit output of the counter-based generator Philox, keyed with `seed`
-    and `stream`. NumPy promises that output for all its versions, which it does not for
-    `Generator.permutation`.
-    """
-    bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
-    return np.argsort(bits.random_raw(n))
-
-
-def _check_seed(seed: int, owner: str, below: int = 2**64) -> None:
-    if not 0 <= seed < below:
-        raise ValueError(f"{owner}: seed must be from 0 to {below - 1}, got {seed}.")
-
-
-def _split(
-    n: int, test_fraction: float, seed: int, owner: str
-) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
-    """Indices of a random but fixed split, each part in stored order and neither empty."""
-    _check_seed(seed, owner)
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"{owner}: test_fraction must lie between 0 and 1, got {test_fraction}.")
-    if n < 2:
-        raise ValueError(f"{owner}: a split needs at least 2 examples, got {n}.")
-    size = min(max(1, round(n * test_fraction)), n - 1)
-    order = _permutation(n, seed, 2**64 - 1)  # a stream that no epoch reaches
-    return np.sort(order[size:]), np.sort(order[:size])

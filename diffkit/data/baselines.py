@@ -6,21 +6,14 @@ import math
 import numpy as np
 from jaxtyping import Int
 
-from diffkit.data.base import AbstractDataset, AbstractSource
-
-_CHUNK = 4096
-
-
-def _chunks(source: AbstractSource):
-    for first in range(0, len(source), _CHUNK):
-        yield source.gather(np.arange(first, min(first + _CHUNK, len(source))))
+from diffkit.data.base import AbstractDataset, AbstractSource, chunks
 
 
 def _counts(source: AbstractSource, levels: int) -> Int[np.ndarray, "dims levels"]:
     """How often each dimension has each level."""
     dims = math.prod(source.shape)
     counts = np.zeros(dims * levels, dtype=np.int64)
-    for x in _chunks(source):
+    for x in chunks(source):
         # One code for the pair of dimension and level, so that one bincount does.
         codes = x.reshape(len(x), dims).astype(np.int64) + levels * np.arange(dims)
         counts += np.bincount(codes.ravel(), minlength=dims * levels)
@@ -45,7 +38,7 @@ def baselines(dataset: AbstractDataset) -> dict[str, float]:
     test = _counts(dataset.test, dataset.levels)
     size = len(dataset.test) * math.prod(dataset.shape)
     width = np.min_scalar_type(dataset.levels - 1)
-    stored = b"".join(x.astype(width).tobytes() for x in _chunks(dataset.test))
+    stored = b"".join(x.astype(width).tobytes() for x in chunks(dataset.test))
     return {
         "uniform": math.log2(dataset.levels),
         "independent": float(-(test * log_p).sum() / size),

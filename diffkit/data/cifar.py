@@ -15,13 +15,13 @@ import pickletools
 from pathlib import Path
 from typing import Any, Final
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import UInt8
 
 from diffkit.data.arrays import ArraySource
-from diffkit.data.base import AbstractDataset, AbstractSource, _folder
+from diffkit.data.base import AbstractDataset
 from diffkit.data.conditions import LabelledSource
+from diffkit.data.reading import existing_folder
 from diffkit.registry import register
 
 _PIXELS: Final = 3 * 32 * 32
@@ -42,11 +42,6 @@ class Cifar10(AbstractDataset):
     The shape is `(3, 32, 32)`, and there are 256 levels.
     """
 
-    train: AbstractSource
-    test: AbstractSource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-
     def __init__(self, path: str | os.PathLike[str], labels: bool = False):
         """**Arguments:**
 
@@ -57,7 +52,9 @@ class Cifar10(AbstractDataset):
         **Raises:** `FileNotFoundError` if the folder or one of the six files is missing;
         `ValueError` for a file that is damaged, or is not of the format.
         """
-        top = _folder(path, "Cifar10", "the folder cifar-10-batches-bin or cifar-10-batches-py")
+        top = existing_folder(
+            path, "Cifar10", "the folder cifar-10-batches-bin or cifar-10-batches-py"
+        )
         folder, ending = _find(top)
         names = [name + ending for name in _TRAIN + _TEST]
         missing = [name for name in names if not (folder / name).is_file()]

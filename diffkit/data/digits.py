@@ -7,11 +7,10 @@ without an accelerator.
 
 from typing import Any
 
-import equinox as eqx
 import numpy as np
 
 from diffkit.data.arrays import ArraySource
-from diffkit.data.base import AbstractDataset, AbstractSource
+from diffkit.data.base import AbstractDataset
 from diffkit.data.conditions import LabelledSource
 from diffkit.registry import register
 
@@ -22,11 +21,6 @@ class Digits(AbstractDataset):
 
     The images keep the stored order. The shape is `(1, 8, 8)`, and there are 17 levels.
     """
-
-    train: AbstractSource
-    test: AbstractSource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, labels: bool = False):
         """**Arguments:** `labels`: whether an image comes with its digit, as one of 10 classes.

@@ -14,13 +14,13 @@ import zlib
 from pathlib import Path
 from typing import Final
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from diffkit.data.arrays import ArraySource
-from diffkit.data.base import AbstractDataset, AbstractSource, _existing, _folder
+from diffkit.data.base import AbstractDataset
 from diffkit.data.conditions import LabelledSource
+from diffkit.data.reading import existing_folder, existing_path
 from diffkit.registry import register
 
 _DTYPES: Final = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -40,7 +40,7 @@ def read_idx(path: str | os.PathLike[str]) -> Shaped[np.ndarray, "*shape"]:
     **Raises:** `FileNotFoundError`; `ValueError` for another format, or for more or fewer bytes
     than the header says.
     """
-    file = _existing(path, "read_idx", "an IDX file, plain or gzip")
+    file = existing_path(path, "read_idx", "an IDX file, plain or gzip")
     if not file.is_file():
         raise ValueError(f"read_idx: path={str(path)!r} is not a file; expected an IDX file.")
     with file.open("rb") as raw:
@@ -101,11 +101,6 @@ class Idx(AbstractDataset):
     The split is the files' own. The shape is `(1, height, width)`: `(1, 28, 28)` for MNIST.
     """
 
-    train: AbstractSource
-    test: AbstractSource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-
     def __init__(self, path: str | os.PathLike[str], labels: bool = False):
         """**Arguments:**
 
@@ -118,7 +113,7 @@ class Idx(AbstractDataset):
         **Raises:** `FileNotFoundError` if the folder or one of the files is missing; `ValueError`
         for a file that is damaged, or holds no images of 8 bits, or no label for each of them.
         """
-        folder = _folder(path, "Idx", "a folder with the files of MNIST")
+        folder = existing_folder(path, "Idx", "a folder with the files of MNIST")
         train, test = _images(folder, "train"), _images(folder, "t10k")
         if train.shape[1:] != test.shape[1:]:
             raise ValueError(

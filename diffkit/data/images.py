@@ -9,7 +9,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from diffkit.data.base import AbstractDataset, AbstractSource, SubsetSource, _folder, _split
+from diffkit.data.base import AbstractDataset, AbstractSource, SubsetSource
+from diffkit.data.reading import existing_folder, split_indices
 from diffkit.registry import register
 
 _ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -83,11 +84,6 @@ class ImageFolder(AbstractDataset):
     split; else it is random but fixed.
     """
 
-    train: AbstractSource
-    test: AbstractSource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -98,7 +94,7 @@ class ImageFolder(AbstractDataset):
     ):
         """**Arguments:**
 
-        - `path`: the folder.
+        - `path`: the folder of images.
         - `size`: the height and width to bring the images to, in pixels, by a centred square crop
           and resizing; `None` for images that all have one size.
         - `channels`: 3 for RGB, 1 for grey.
@@ -110,7 +106,7 @@ class ImageFolder(AbstractDataset):
         or images of different sizes and no `size`, or a file that is no image, and for `train`
         without `test` or the other way round; `ImportError` without Pillow.
         """
-        folder = _folder(path, "ImageFolder", "a folder of images")
+        folder = existing_folder(path, "ImageFolder", "a folder of images")
         own = [name for name in ("train", "test") if (folder / name).is_dir()]
         if len(own) == 1:
             raise ValueError(
@@ -130,7 +126,7 @@ class ImageFolder(AbstractDataset):
             self.train, self.test = train, test
         else:
             images = ImageFolderSource(_files(folder), size, channels)
-            first, second = _split(len(images), test_fraction, seed, "ImageFolder")
+            first, second = split_indices(len(images), test_fraction, seed, "ImageFolder")
             self.train, self.test = SubsetSource(images, first), SubsetSource(images, second)
         self.levels = 256
         self.shape = self.train.shape

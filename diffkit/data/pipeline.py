@@ -15,12 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, Shaped
 
-from diffkit.data.base import (
-    AbstractConditionalSource,
-    AbstractSource,
-    _check_seed,
-    _permutation,
-)
+from diffkit.data.base import AbstractConditionalSource, AbstractSource
+from diffkit.data.reading import check_seed, permutation
 
 Batch = (
     Shaped[np.ndarray, "*items"]
@@ -121,7 +117,7 @@ def batches(
     ):
         if value < least:
             raise ValueError(f"batches: {name} must be at least {least}, got {value}.")
-    _check_seed(seed, "batches")
+    check_seed(seed, "batches")
     length = len(source)
     if length == 0:
         raise ValueError("batches: source must hold at least one example, got none.")
@@ -189,7 +185,7 @@ class _Stream:
 
     def _compute_order(self, epoch: int) -> Int[np.ndarray, " n"]:
         if self._shuffle:
-            return _permutation(self._length, self._seed, epoch)
+            return permutation(self._length, self._seed, epoch)
         return np.arange(self._length)
 
     def indices(self, first: int, stop: int) -> Int[np.ndarray, " n"]:

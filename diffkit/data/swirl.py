@@ -10,12 +10,12 @@ A model can do no better on the training points themselves than their empirical 
 4.7353 bits per dimension for the default 1,024 points.
 """
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import UInt8
 
 from diffkit.data.arrays import ArraySource
-from diffkit.data.base import AbstractDataset, _check_seed
+from diffkit.data.base import AbstractDataset
+from diffkit.data.reading import check_seed
 from diffkit.registry import register
 
 
@@ -27,11 +27,6 @@ class Swirl(AbstractDataset):
     another draw of as many, with `seed + 1`.
     """
 
-    train: ArraySource
-    test: ArraySource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-
     def __init__(self, points: int = 1024, seed: int = 0):
         """**Arguments:**
 
@@ -42,7 +37,7 @@ class Swirl(AbstractDataset):
         """
         if points < 1:
             raise ValueError(f"Swirl: points must be at least 1, got {points}.")
-        _check_seed(seed, "Swirl", below=2**32 - 1)
+        check_seed(seed, "Swirl", below=2**32 - 1)
         self.train = ArraySource(_draw(points, seed))
         self.test = ArraySource(_draw(points, seed + 1))
         self.levels = 256

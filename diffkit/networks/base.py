@@ -7,12 +7,13 @@ parameterization's business; how the latent was scaled is the process's. A netwo
 """
 
 import abc
-from typing import Final
+from typing import ClassVar, Final
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffkit.registry import available, get, name_of
 from diffkit.typing import PRNGKey, Scalar
 
 DTYPES: Final = ("float32", "bfloat16")
@@ -32,6 +33,9 @@ class AbstractNetwork(eqx.Module):
     - `condition_size`: the length of the condition that it takes; 0 for none.
     - `outputs`: how many maps of the latent's shape it returns (`AbstractParameterization.outputs`).
     """
+
+    rank: ClassVar[int | None] = None
+    """How many axes the examples must have: 3 for a network of images alone, `None` for any number."""
 
     shape: tuple[int, ...] | None = eqx.field(default=None, static=True, kw_only=True)
     condition_size: int = eqx.field(default=0, static=True, kw_only=True)
@@ -129,15 +133,21 @@ def check_common(
         raise ValueError(f"dropout must be a probability in [0, 1); got {dropout}.")
 
 
-def check_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def check_image(shape: tuple[int, ...], network: AbstractNetwork) -> tuple[int, int, int]:
     """Check that the shape is an image's.
 
     **Returns:** the shape as (channels, height, width).
 
-    **Raises:** `ValueError` otherwise.
+    **Raises:** `ValueError` otherwise, which names the registered networks that take the shape.
     """
     if len(shape) != 3:
-        raise ValueError(f"shape must be (channels, height, width); got {shape}.")
+        ranks = {name: getattr(get("network", name), "rank", None) for name in available("network")}
+        others = [f"network={name}" for name, rank in ranks.items() if rank in (None, len(shape))]
+        raise ValueError(
+            f"network {name_of('network', network) or type(network).__name__} takes images (channels, "
+            f"height, width), but the examples have the shape {shape}: choose {' or '.join(others)}"
+            + (", or give images an axis of channels." if len(shape) == 2 else ".")
+        )
     return shape[0], shape[1], shape[2]
 
 

@@ -1,6 +1,6 @@
 """A U-Net that works at several resolutions, as most image diffusion models use."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -63,6 +63,8 @@ class UNet(AbstractNetwork):
 
     At the start it returns `z`: the last convolution is zero, and `z` is added to it.
     """
+
+    rank: ClassVar[int | None] = 3
 
     embed1: Dense
     embed2: Dense
@@ -130,7 +132,7 @@ class UNet(AbstractNetwork):
             dtype=dtype,
             dropout=dropout,
         )
-        channels, height, columns = check_image(shape)
+        channels, height, columns = check_image(shape, self)
         check_at_least("width", width, 4)
         check_at_least("depth", depth, 1)
         if len(multipliers) == 0 or any(multiplier < 1 for multiplier in multipliers):

@@ -93,6 +93,7 @@ class Subject:
         self.context: dict[str, Any] = {
             "shape": (1, 8, 8),
             "levels": 256,
+            "statistics": None,
             "condition_size": 0,
             "data_std": 1.0,
             "logsnr_range": LOGSNR_RANGE,

@@ -124,13 +124,16 @@ def encodes_in_range(subject: Subject) -> None:
 @law("decoder", "decode undoes encode at almost no noise.")
 def decode_undoes_encode(subject: Subject) -> None:
     part = subject.part
-    stored = jnp.arange(part.levels) if part.levels is not None else jnp.linspace(-1.0, 1.0, 41)
     level = VariancePreserving().at(20.0)
+    if part.levels is not None:
+        stored = jnp.arange(part.levels)
+    else:  # in the data's own units
+        stored = part.decode(level.alpha * jnp.linspace(-1.0, 1.0, 41), level)
     back = part.decode(level.alpha * part.encode(stored), level)
     require_close(
         np.asarray(back),
         np.asarray(stored),
-        0.0 if part.levels is not None else 1e-5,
+        0.0 if part.levels is not None else 1e-5 * float(jnp.max(jnp.abs(stored))),
         given={"x": np.asarray(stored), "logsnr_0": 20.0},
         what="decode(encode(x))",
         should="x",

@@ -71,7 +71,8 @@ def save_samples(
             "samples must be images (count, 1 or 3, height, width) or vectors (count, n), got "
             f"shape {values.shape}."
         )
-    low, high = (0, levels - 1) if levels is not None else (values.min(), values.max())
+    ends = (0, levels - 1) if levels is not None else (values.min(), values.max())
+    low, high = map(float, ends)
     if values.ndim == 4:
         from PIL import Image
 

@@ -7,7 +7,7 @@ resolve neighbouring grey levels.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -46,6 +46,8 @@ class VDMUNet(AbstractNetwork):
     is close to `z` over much of the noise range. With the same parameters it equals the reference
     implementation numerically (`vdm_unet_from_reference`).
     """
+
+    rank: ClassVar[int | None] = 3
 
     embed1: Dense
     embed2: Dense
@@ -114,7 +116,7 @@ class VDMUNet(AbstractNetwork):
             dtype=dtype,
             dropout=dropout,
         )
-        channels, _, _ = check_image(shape)
+        channels, _, _ = check_image(shape, self)
         check_at_least("width", width, 4)
         check_at_least("depth", depth, 1)
         check_at_least("groups", groups, 1)
