@@ -32,7 +32,7 @@ class EpsilonRange(dk.AbstractRangeParameterization):
     """
 
     steps: int = eqx.field(default=1000, static=True)
-    vlb_weight: float = 0.001
+    vlb_weight: float = eqx.field(default=0.001, static=True)
 
     def __check_init__(self):
         if self.steps < 1:
