@@ -65,8 +65,7 @@ def make(node: Any) -> Any:
     **Returns:** an instance; or, for `_partial_: true`, a `functools.partial` with the options.
     Sequences become tuples, which is what the constructors of parts take.
 
-    **Raises:** `ValueError` for a part that was made in Python; for an option without a value, with what its
-    docstring says of it.
+    **Raises:** `ValueError` for a part that was made in Python, or for an option without a value.
     """
     from hydra.utils import get_object
     from hydra_zen import instantiate
@@ -151,8 +150,9 @@ def spec_of(config: Mapping[str, Any], data: AbstractDataset | None = None) -> D
     """
     node, decoder = config["data"], config["decoder"]
     if data is None and _FOREIGN in node:
-        known = {each.name: node[each.name] for each in dataclasses.fields(DataSpec)}
-        return DataSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+        known: dict[str, Any] = {name: node[name] for name in ("levels", "condition_size")}
+        statistics = node["statistics"] and tuple(node["statistics"])
+        return DataSpec(tuple(node["shape"]), statistics=statistics, **known)
     spec = DataSpec.of(make(node) if data is None else data)
     old = str(decoder.get("_target_")).endswith(".GaussianDecoder") and "std" not in decoder
     return dataclasses.replace(spec, statistics=None) if old else spec

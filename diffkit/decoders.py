@@ -134,7 +134,7 @@ class DiscretizedDecoder(AbstractDecoder):
     **Raises:** `ValueError` if `levels` is less than 2; a type error if data are not integers.
     """
 
-    levels: int = 256
+    levels: int = eqx.field(default=256, static=True)
 
     def __check_init__(self):
         if self.levels < 2:

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffkit.display import describe
 from diffkit.networks import AbstractNetwork
 from diffkit.parameterizations import (
     AbstractParameterization,
@@ -73,6 +74,12 @@ class Prediction(eqx.Module):
         """
         x, eps = predicted.parameterization.solve(predicted, z, level)
         return cls(x, eps, level)
+
+    def __repr__(self) -> str:
+        spread = "" if self.spread is None else f"\n  spread  {describe(self.spread)}"
+        arrays = (getattr(value, "value", value) for value in (self.x, self.eps))
+        x, eps = map(describe, arrays)
+        return f"Prediction at {self.level}\n  x       {x}\n  eps     {eps}{spread}"
 
     @property
     def v(self) -> Predicted[V]:
@@ -189,7 +196,7 @@ class Denoiser(AbstractDenoiser):
     network: AbstractNetwork
     parameterization: AbstractParameterization
     process: AbstractProcess
-    data_std: float
+    data_std: float = eqx.field(static=True)
 
     # Written out, since static checkers would put the inherited `process` first.
     def __init__(

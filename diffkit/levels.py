@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffkit.display import describe
 from diffkit.typing import Scalar
 
 
@@ -17,6 +18,10 @@ class NoiseLevel(eqx.Module):
     logsnr: Scalar
     alpha: Scalar
     sigma: Scalar
+
+    def __repr__(self) -> str:
+        words = f"logsnr={describe(self.logsnr)}, alpha={describe(self.alpha)}"
+        return f"NoiseLevel({words}, sigma={describe(self.sigma)})"
 
     @property
     def rho(self) -> Float[Array, "..."]:

@@ -6,8 +6,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from diffkit.buffers import trainable
 from diffkit.decoders import AbstractDecoder
 from diffkit.denoiser import AbstractDenoiser
+from diffkit.display import outline
 from diffkit.processes import AbstractProcess, NoiseLevel
 from diffkit.schedules import AbstractSchedule
 from diffkit.typing import DataBatch, ScalarLike, as_float
@@ -16,7 +18,8 @@ from diffkit.typing import DataBatch, ScalarLike, as_float
 class DiffusionModel(eqx.Module):
     """A generative model with a likelihood bound: everything that `vlb` and `sample` need.
 
-    How it is trained (weighting, time sampler, optimiser) is no part of it.
+    How it is trained (weighting, time sampler, optimiser) is no part of it. All options are static, so that
+    `jax.jit` and `jax.grad` take it as they are, as well as Equinox's `filter_jit` and `filter_grad`.
 
     **Arguments:**
 
@@ -36,6 +39,11 @@ class DiffusionModel(eqx.Module):
     def __check_init__(self):
         if any(n < 1 for n in self.shape):
             raise ValueError(f"shape must have positive entries only, got {self.shape}.")
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(self, trainable(self))))
+        head = f"DiffusionModel of shape {self.shape}, {count:,} parameters"
+        return "\n".join([head, *outline(self)])
 
     @property
     def process(self) -> AbstractProcess:

@@ -258,7 +258,7 @@ class Score(AbstractParameterization):
     **Arguments:** `scaled`: the network predicts $\sigma$ times the score, $-\epsilon$.
     """
 
-    scaled: bool = False
+    scaled: bool = eqx.field(default=False, static=True)
 
     def coefficients(self, level: NoiseLevel) -> tuple[Scalar, Scalar]:
         one = jnp.ones_like(level.sigma)

@@ -1,9 +1,9 @@
 """The registry: which parts there are, by kind and by name.
 
 A *kind* is one of the words of the library (`schedule`, `process`, `parameterization`, ...); a *part*
-is anything registered under a kind and a name, in most cases a class. Parts that ship with diffkit
-register themselves when `diffkit` is imported; plugins are other distributions, found through the
-entry-point group `diffkit.plugins` the first time that something is looked up.
+is anything registered under a kind and a name, in most cases a class. Parts that ship with diffkit are
+in the modules named after their kinds; plugins are other distributions, found through the entry-point
+group `diffkit.plugins`. Both are imported the first time that something is looked up.
 
 A plugin that fails to import never takes the rest down: the failure is kept with the plugin's name,
 is shown by `diffkit plugins`, and is mentioned by the error for an unknown name.
@@ -11,6 +11,7 @@ is shown by `diffkit plugins`, and is mentioned by the error for an unknown name
 
 import difflib
 import functools
+import importlib
 import importlib.metadata
 import inspect
 import sys
@@ -150,6 +151,12 @@ def _check_kind(kind: str) -> None:
         )
 
 
+def _import_core(kind: str) -> None:
+    """Import the module of a kind, which registers the parts that ship with diffkit."""
+    plural = {"data": "data", "process": "processes"}.get(kind, f"{kind}s")
+    importlib.import_module(f"diffkit.{plural}")
+
+
 def _caller() -> str:
     """The module that called `register`, past this one and the wrappers that check types."""
     frame = sys._getframe()
@@ -195,6 +202,8 @@ def register(kind: str, name: str) -> Callable[[T], T]:
         raise ValueError(f"name must be a lower-case identifier such as 'cosine', got {name!r}.")
 
     caller = _caller()
+    if caller.split(".")[0] != "diffkit":
+        _import_core(kind)  # so that a name of ours is taken before it is given away
 
     def add(part: T) -> T:
         here, known = _origin(part, caller), _STATE.parts[kind].get(name)
@@ -212,10 +221,12 @@ def register(kind: str, name: str) -> Callable[[T], T]:
 
 
 def _discover() -> None:
-    """Import every plugin once, keeping the failures."""
+    """Import the parts of the core, and every plugin once, keeping the failures."""
     if _STATE.discovered:
         return
     _STATE.discovered = True
+    for kind in KINDS:
+        _import_core(kind)
     failures = []
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)):
         dist = entry.dist

@@ -121,8 +121,8 @@ class LinearLogSNR(AbstractSchedule):
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
     """
 
-    logsnr_max: float
-    logsnr_min: float
+    logsnr_max: float = eqx.field(static=True)
+    logsnr_min: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -161,9 +161,9 @@ class Cosine(AbstractSchedule):
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or a value is not finite.
     """
 
-    logsnr_max: float
-    logsnr_min: float
-    shift: float
+    logsnr_max: float = eqx.field(static=True)
+    logsnr_min: float = eqx.field(static=True)
+    shift: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -216,8 +216,8 @@ class Truncated(AbstractSchedule):
     """
 
     schedule: AbstractSchedule
-    logsnr_max: float
-    logsnr_min: float
+    logsnr_max: float = eqx.field(static=True)
+    logsnr_min: float = eqx.field(static=True)
 
     def __check_init__(self):
         maximum, minimum = (float(end) for end in self.schedule.endpoints)

@@ -9,11 +9,24 @@ Names of dimensions mean the same everywhere: `batch` examples, `*shape` the sha
 `channels height width` an image.
 """
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 from beartype import BeartypeConf, beartype
+from beartype.door import is_bearable
+from beartype.roar import (
+    BeartypeCallHintReturnViolation,
+    BeartypeCallHintViolation,
+    BeartypeException,
+)
 from jaxtyping import Array, Bool, Float, Int, Key, Real, install_import_hook
 from jaxtyping import ArrayLike as ArrayLike
+
+from diffkit.display import describe, type_name
 
 Scalar = Float[Array, ""]
 """A JAX float scalar."""
@@ -40,8 +53,80 @@ Flag = Bool[Array, ""]
 Index = Int[Array, ""]
 
 
-typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))
-"""beartype, taking an `int` where a `float` is meant, as static checkers do."""
+# An `int` does where a `float` is meant, as for static checkers.
+_CONF = BeartypeConf(is_pep484_tower=True)
+_beartype = beartype(conf=_CONF)
+
+
+class TypeCheckError(jaxtyping.TypeCheckError, jaxtyping.AnnotationError):
+    """An argument or a result that is not what its annotation says: jaxtyping's error, in three lines.
+
+    jaxtyping adds all arguments to the message of any error that is no `AnnotationError`.
+    """
+
+
+def typechecker(function: Callable) -> Callable:
+    """beartype, compiling the check of a function when it is first called rather than on import."""
+    check = None
+
+    def checked(*args, **kwargs):
+        nonlocal check
+        if check is None:
+            check = _beartype(function)
+        try:
+            return check(*args, **kwargs)
+        except BeartypeCallHintViolation as violation:
+            raise _explained(violation, function, args, kwargs) from None
+
+    return checked
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        return is_bearable(value, hint, conf=_CONF)
+    except BeartypeException:  # a type variable, whose bound is unknown here
+        return True
+
+
+def _explained(
+    violation: BeartypeCallHintViolation, function: Callable, args: tuple, kwargs: dict
+) -> TypeCheckError:
+    """Where a call is wrong, what came, and what was expected."""
+    hints = function.__annotations__
+    signature = inspect.signature(function)
+    given = []  # of each argument the name, the value and the hint
+    for name, value in signature.bind(*args, **kwargs).arguments.items():
+        kind = signature.parameters[name].kind
+        values = {name: value}
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            values = {f"{name}[{i}]": entry for i, entry in enumerate(value)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            values = value
+        given += [(called, entry, hints[name]) for called, entry in values.items()]
+    if isinstance(violation, BeartypeCallHintReturnViolation):
+        # jaxtyping's function takes the result as its last argument.
+        wrong, given = [("", given[-1][1], hints["return"])], given[:-1]
+    else:
+        wrong = [one for one in given if not _fits(one[1], one[2])]
+    where = f"{function.__module__}.{function.__qualname__}"
+    if not wrong:
+        return TypeCheckError(f"{where}: {violation}")
+    name, value, hint = wrong[0]
+    got = describe(value, numbers=False)
+    with jaxtyping.jaxtyped("context"):
+        # Right by itself: it is its sizes that differ from those of the other arguments.
+        if _fits(value, hint):
+            beside = [
+                f"{other} {describe(entry, numbers=False)}"
+                for other, entry, _ in given
+                if other != name and hasattr(entry, "shape")
+            ]
+            got += f", beside {', '.join(beside)}"
+    return TypeCheckError(
+        f"{where}: wrong {f'parameter {name!r}' if name else 'result'}.\n"
+        f"  got       {got}\n"
+        f"  expected  {type_name(hint)}"
+    )
 
 
 def check_types(package: str) -> None:

@@ -5,6 +5,7 @@ import sys
 import types
 
 import equinox as eqx
+import pytest
 
 import diffkit as dk
 import diffkit_vdm
@@ -90,6 +91,25 @@ def test_public_names():
     assert found == PUBLIC
 
 
+def test_modules_are_attributes_at_once():
+    # In a process of its own, since here they have been imported.
+    code = """
+import diffkit as dk
+before = dk.registry._STATE.discovered, dk.testing.laws("schedule"), dk.training.TrainConfig, dk.V
+from diffkit import *
+assert V is dk.V and vlb is dk.vlb
+assert "cosine" in available("schedule") and "digits" in available("data")
+try:
+    dk.register("schedule", "cosine")(V)
+except dk.registry.DuplicatePartError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("schedule 'cosine' is registered twice"), done.stderr
+    with pytest.raises(AttributeError, match="'diffkit' has no attribute 'nothing'"):
+        dk.nothing  # noqa: B018
+
+
 def our_classes(base=eqx.Module):
     for cls in base.__subclasses__():
         if cls.__module__.split(".")[0] in ("diffkit", "diffkit_vdm"):
@@ -98,6 +118,8 @@ def our_classes(base=eqx.Module):
 
 
 def test_classes_are_abstract_or_final():
+    for name in dir(dk):
+        getattr(dk, name)
     assert diffkit_vdm.LearnedMonotone in set(our_classes())
     for cls in set(our_classes()):
         missing = [
@@ -125,3 +147,5 @@ def test_importing_diffkit_loads_nothing_heavy():
     heavy = {"hydra", "hydra_zen", "grain", "orbax", "diffrax", "matplotlib", "sklearn", "PIL"}
     heavy |= {"optax", "rich", "tensorboardX", "diffkit_vdm"}
     assert not heavy & {name.split(".")[0] for name in loaded}
+    ours = {name for name in loaded if name.split(".")[0] == "diffkit"}
+    assert ours == {"diffkit", "diffkit.display", "diffkit.lazy", "diffkit.typing"}

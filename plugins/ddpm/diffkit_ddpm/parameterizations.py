@@ -39,7 +39,7 @@ class EpsilonRange(dk.AbstractParameterization):
 
     outputs: ClassVar[int] = 2
     steps: int = eqx.field(default=1000, static=True)
-    vlb_weight: float = 0.001
+    vlb_weight: float = eqx.field(default=0.001, static=True)
 
     def __check_init__(self):
         if self.steps < 1:

@@ -83,7 +83,7 @@ class F(dk.AbstractParameterization):
     **Raises:** `ValueError` if `data_std` is not positive.
     """
 
-    data_std: float
+    data_std: float = eqx.field(static=True)
 
     def __init__(self, *, data_std: float = 1.0):
         self.data_std = _check_data_std(data_std)

@@ -3,6 +3,7 @@ r"""EDM's distribution of noise levels in training, as a schedule."""
 import functools
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -44,10 +45,10 @@ class LogNormal(dk.AbstractSchedule):
     positive and increasing, or one is more than 12 standard deviations from the mean.
     """
 
-    P_mean: float
-    P_std: float
-    sigma_min: float
-    sigma_max: float
+    P_mean: float = eqx.field(static=True)
+    P_std: float = eqx.field(static=True)
+    sigma_min: float = eqx.field(static=True)
+    sigma_max: float = eqx.field(static=True)
 
     def __init__(
         self,

@@ -2,6 +2,7 @@ r"""The straight line's own time, as a schedule."""
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -33,8 +34,8 @@ class StraightLine(dk.AbstractSchedule):
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
     """
 
-    logsnr_max: float
-    logsnr_min: float
+    logsnr_max: float = eqx.field(static=True)
+    logsnr_min: float = eqx.field(static=True)
 
     def __init__(
         self,

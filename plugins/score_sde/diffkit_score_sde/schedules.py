@@ -80,9 +80,9 @@ class VPBeta(AbstractBeta):
     (0, 1).
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-5
+    beta_min: float = eqx.field(default=0.1, static=True)
+    beta_max: float = eqx.field(default=20.0, static=True)
+    t_min: float = eqx.field(default=1e-5, static=True)
 
     def logsnr_at(self, integral: Scalar) -> Scalar:
         # expm1(B) as exp(B) (1 - exp(-B)): precise for small B, without overflow.
@@ -108,9 +108,9 @@ class SubVPBeta(AbstractBeta):
     (0, 1).
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-3
+    beta_min: float = eqx.field(default=0.1, static=True)
+    beta_max: float = eqx.field(default=20.0, static=True)
+    t_min: float = eqx.field(default=1e-3, static=True)
 
     def logsnr_at(self, integral: Scalar) -> Scalar:
         return -integral - 2 * jnp.log(-jnp.expm1(-integral))
