@@ -15,6 +15,7 @@ from diffkit import analytic as analytic
 from diffkit import data as data
 from diffkit import equivalence as equivalence
 from diffkit import networks as networks
+from diffkit import optimisers as optimisers
 from diffkit import samplers as samplers
 from diffkit import weightings as weightings
 from diffkit.buffers import Buffer as Buffer
@@ -36,6 +37,7 @@ from diffkit.networks import AbstractNetwork as AbstractNetwork
 from diffkit.objectives import VLB as VLB
 from diffkit.objectives import denoising_loss as denoising_loss
 from diffkit.objectives import vlb as vlb
+from diffkit.optimisers import AbstractOptimiser as AbstractOptimiser
 from diffkit.parameterizations import AbstractParameterization as AbstractParameterization
 from diffkit.parameterizations import (
     AbstractRangeParameterization as AbstractRangeParameterization,

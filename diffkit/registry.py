@@ -32,6 +32,7 @@ KINDS: Final = (
     "grid",
     "decoder",
     "network",
+    "optimiser",
     "data",
     "preset",
 )

@@ -13,6 +13,7 @@ The configuration names parts by their import paths, as Hydra does, so that a ru
 read wherever the plugin is installed.
 """
 
+import dataclasses
 import functools
 import inspect
 import shutil
@@ -27,12 +28,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffkit.data import AbstractDataset, condition_size, encode_condition
+from diffkit.files import replace_text
 from diffkit.model import DiffusionModel
 from diffkit.presets import MODEL_KINDS, build_model, build_schedule, part
 from diffkit.schedules import ordered_endpoints
 from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
 from diffkit.training.loop import CHECKPOINTS, METRICS_FILE
-from diffkit.training.metrics import replace_text
 from diffkit.transport import carried, range_losses
 
 CONFIG_FILE: Final = "config.yaml"
@@ -292,19 +293,18 @@ def load_run(path: str | Path, *, like: DiffusionModel | None = None) -> Run:
     file = path / CONFIG_FILE
     config: Mapping[str, Any] = yaml.safe_load(file.read_text()) if file.exists() else {}
     if like is not None:
-        model, settings = like, TrainConfig()
+        model = like
     elif config:
         model = model_from_config(config, make(config["data"]))
-        settings = make(config["train"])
     else:
         raise ValueError(
             f"run {path} was started in Python and has no {CONFIG_FILE}: pass like=, a model of the "
             "same structure."
         )
     try:
-        state, _ = checkpoints.restore(
-            step, like=init_state(model, settings), beside="time_sampler"
-        )
+        # Of the state only the model is needed.
+        wanted = dataclasses.replace(init_state(model, TrainConfig()), optimiser=None)
+        state, _ = checkpoints.restore(step, like=wanted, beside=("time_sampler", "optimiser"))
     finally:
         checkpoints.close()
     model = transported(state.averaged_model, config)

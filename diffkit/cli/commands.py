@@ -22,6 +22,7 @@ from diffkit.data import (
     conditions_in_turn,
 )
 from diffkit.equivalence import compare, save_comparison
+from diffkit.files import replace_text
 from diffkit.guidance import guide
 from diffkit.model import DiffusionModel
 from diffkit.presets import TRAINING_KINDS, part
@@ -56,7 +57,7 @@ from diffkit.training import (
 )
 from diffkit.training.figures import has_picture
 from diffkit.training.loop import CHECKPOINTS
-from diffkit.training.metrics import as_json, replace_text
+from diffkit.training.metrics import as_json
 from diffkit.transport import range_losses
 from diffkit.typing import PRNGKey
 from diffkit.weightings import AbstractWeighting

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
+from diffkit.files import replace_text
 from diffkit.reports.page import at_steps_table, footnotes, main_table, markdown
 from diffkit.reports.variants import (
     SAMPLES_FILE,
@@ -23,7 +24,6 @@ from diffkit.reports.variants import (
 )
 from diffkit.runs import EVALUATION_FILE
 from diffkit.training.figures import has_picture, save_variant_curves, save_variant_samples
-from diffkit.training.metrics import replace_text
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,21 @@ from diffkit.data import AbstractDataset, batches, condition_size
 from diffkit.denoiser import Denoiser, underlying
 from diffkit.model import DiffusionModel, check_levels
 from diffkit.networks.base import network_condition_size
+from diffkit.optimisers import AdamW
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.training.checkpoints import Checkpoints
 from diffkit.training.config import TrainConfig
 from diffkit.training.evaluation import evaluate
-from diffkit.training.metrics import JsonLines, ProgressBar, Record, TensorBoard, Writer
-from diffkit.training.state import METRICS, Objective, TrainState, init_state, train_steps
+from diffkit.training.metrics import Hook, JsonLines, ProgressBar, StepInfo, TensorBoard
+from diffkit.training.state import (
+    METRICS,
+    Objective,
+    Optimiser,
+    TrainState,
+    init_state,
+    train_steps,
+)
 from diffkit.weightings import ELBO, AbstractWeighting
 
 CHECKPOINTS = "checkpoints"
@@ -39,19 +47,6 @@ class Fit:
     model: DiffusionModel
     state: TrainState
     metrics: list[dict[str, float]]
-
-
-class _Memory:
-    """Metrics of a run without a directory."""
-
-    def __init__(self):
-        self.records: list[dict[str, float]] = []
-
-    def write(self, record: Record) -> None:
-        self.records.append(dict(record))
-
-    def close(self) -> None:
-        pass
 
 
 def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
@@ -90,12 +85,13 @@ def fit(
     time_sampler: AbstractTimeSampler = LowDiscrepancy(),
     directory: str | Path | None = None,
     progress: bool = True,
-    writers: Sequence[Writer] = (),
+    optimiser: Optimiser | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> Fit:
     """Train a model.
 
     Minimises the weighted diffusion loss plus the prior and reconstruction terms (with the weighting
-    `ELBO`: the VLB) by AdamW. Many steps run in one compiled call; the host reads the metrics of a
+    `ELBO`: the VLB). Many steps run in one compiled call; the host reads the metrics of a
     call while the next one runs.
 
     **Arguments:**
@@ -109,7 +105,11 @@ def fit(
       from the newest one, exactly as if it had never stopped. Give it the parts and settings that it was
       begun with: of these only the shapes of the arrays are compared.
     - `progress`: show a progress bar.
-    - `writers`: further receivers of the metrics.
+    - `optimiser`: a part, by default `diffkit.optimisers.AdamW()`; or a gradient transformation of optax,
+      used as it is, without the learning rate, weight decay and clipping of `config`. The interior of a
+      schedule that minimises the variance keeps its own (`TrainConfig.interior_learning_rate`).
+    - `hooks`: functions called with a `diffkit.training.StepInfo` after each dispatch and each evaluation,
+      while the next dispatch runs.
 
     **Returns:** a `Fit`.
 
@@ -118,7 +118,8 @@ def fit(
     or its gradient is no longer finite, in which case the last good checkpoint stays the newest.
     """
     check_data(model, data)
-    state = init_state(model, config, time_sampler)
+    optimiser = AdamW() if optimiser is None else optimiser
+    state = init_state(model, config, time_sampler, optimiser)
     checkpoints, step, before = None, 0, 0.0
     if directory is not None:
         directory = Path(directory)
@@ -128,15 +129,15 @@ def fit(
         if newest is not None:
             state, numbers = checkpoints.restore(newest, like=state)
             step, before = newest, numbers["seconds"]
-        memory = JsonLines(directory / METRICS_FILE, step=step)
-        sinks: list[Writer] = [memory, TensorBoard(directory / "tensorboard", step=step)]
+        lines = JsonLines(directory / METRICS_FILE, step=step)
+        records, own = lines.records, [lines, TensorBoard(directory / "tensorboard", step=step)]
     else:
-        memory = _Memory()
-        sinks = [memory]
+        records: list[dict[str, float]] = []
+        own = [lambda info: records.append(info.record)]
     if progress:
         what = "bits/dim" if isinstance(weighting, ELBO) else "weighted loss"
-        sinks.append(ProgressBar(start=step, steps=config.steps, what=what))
-    sinks.extend(writers)
+        own.append(ProgressBar(start=step, steps=config.steps, what=what))
+    hooks = (*own, *hooks)
 
     chunk = config.steps_per_dispatch
     key = jax.random.key(config.seed)
@@ -151,7 +152,12 @@ def fit(
     def seconds() -> float:
         return before + time.monotonic() - began
 
-    def report(step: int, rows: jax.Array, count: int) -> None:
+    def tell(step: int, metrics: dict[str, float], state: TrainState | None) -> None:
+        info = StepInfo(step, config.steps, round(seconds(), 3), metrics, state)
+        for hook in hooks:
+            hook(info)
+
+    def report(step: int, rows: jax.Array, count: int, state: TrainState | None = None) -> None:
         values = np.asarray(rows)[:count].mean(axis=0)
         # The gradient too: it can be the first to go, and the parameters go with it.
         for what, value in (("loss", values[0]), ("gradient", values[-1])):
@@ -160,18 +166,16 @@ def fit(
                     f"the {what} is not finite ({value}) near step {step}. A lower "
                     "train.learning_rate or a smaller train.clip may help."
                 )
-        record = {"step": step, "seconds": round(seconds(), 3)}
-        record |= dict(zip(METRICS, map(float, values), strict=True))
-        for sink in sinks:
-            sink.write(record)
+        tell(step, dict(zip(METRICS, map(float, values), strict=True)), state)
 
     def due(every: int, step: int, count: int) -> bool:
         return step == config.steps or (every > 0 and step // every > (step - count) // every)
 
     with contextlib.ExitStack() as stack:
         stack.callback(iterator.close)
-        for sink in sinks:
-            stack.callback(sink.close)
+        for hook in hooks:
+            if close := getattr(hook, "close", None):
+                stack.callback(close)
         if checkpoints is not None:
             stack.callback(checkpoints.close)
         pending = None
@@ -180,7 +184,7 @@ def fit(
             drawn = next(iterator)
             check_levels(jax.tree.leaves(drawn)[0], model.decoder.levels)
             stacked = jax.tree.map(jnp.asarray, drawn)
-            inputs = (stacked, jnp.asarray(count), key, objective, settings)
+            inputs = (stacked, jnp.asarray(count), key, objective, settings, optimiser)
             state, rows = train_steps(inputs, state)
             step += count
             if pending is not None:
@@ -189,18 +193,13 @@ def fit(
             save = due(config.checkpoint_every, step, count)
             test = config.evaluate_every > 0 and due(config.evaluate_every, step, count)
             if save or test:
-                report(*pending)
+                report(*pending, state)
                 pending = None
             if test:
                 result = evaluate(
                     state.averaged_model, data.test, key=key, passes=config.evaluate_passes
                 )
-                record = {"step": step, "seconds": round(seconds(), 3)}
-                record |= {"test_bits_per_dim": result.total[0]}
-                for sink in sinks:
-                    sink.write(record)
+                tell(step, {"test_bits_per_dim": result.total[0]}, state)
             if save and checkpoints is not None:
                 checkpoints.save(step, state, {"seconds": seconds()})
-        if pending is not None:
-            report(*pending)
-    return Fit(state.averaged_model, state, memory.records)
+    return Fit(state.averaged_model, state, records)

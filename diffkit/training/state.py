@@ -1,5 +1,6 @@
 """The training state, and the compiled function that takes it many steps further."""
 
+import dataclasses
 import functools
 import math
 import operator
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, PyTree, Real
 from diffkit.buffers import trainable
 from diffkit.model import DiffusionModel
 from diffkit.objectives import diffusion_with_times, end_terms
+from diffkit.optimisers import AbstractOptimiser, AdamW
 from diffkit.schedules import minimises_variance
 from diffkit.time_samplers import (
     AbstractAdaptiveTimeSampler,
@@ -27,6 +29,10 @@ from diffkit.weightings import AbstractWeighting
 METRICS: Final = ("loss", "prior", "reconstruction", "diffusion", "gradient_norm")
 """What each step reports; all but the last in bits per dimension. The norm is that of the gradient of the
 loss, without an interior that follows the variance instead."""
+
+
+Optimiser = AbstractOptimiser | optax.GradientTransformation
+"""A part, or a transformation that is used as it is."""
 
 
 class TrainState(eqx.Module):
@@ -53,15 +59,25 @@ class TrainState(eqx.Module):
         return eqx.combine(self.average, self.model)
 
 
+def _inverse_root(full: float, start: int, count: Any) -> Any:
+    return full * jnp.sqrt(start / (start + count))
+
+
 def learning_rate(config: TrainConfig) -> optax.Schedule:
     """The learning rate as a function of the number of steps taken before."""
     full, warmup = config.learning_rate, config.warmup
-    if config.decay == "cosine":
+    if config.decay in ("cosine", "linear"):
         # A run that ended within its warm-up would end at the full rate.
         warmup = min(warmup, config.steps // 2)
-        after = optax.cosine_decay_schedule(full, config.steps - warmup)
-    else:
-        after = optax.constant_schedule(full)
+    match config.decay:
+        case "cosine":
+            after = optax.cosine_decay_schedule(full, config.steps - warmup)
+        case "linear":
+            after = optax.linear_schedule(full, 0.0, config.steps - warmup)
+        case "rsqrt":
+            after = functools.partial(_inverse_root, full, max(warmup, 1))
+        case _:
+            after = optax.constant_schedule(full)
     return optax.join_schedules([optax.linear_schedule(0.0, full, warmup), after], [warmup])
 
 
@@ -75,24 +91,38 @@ def _decays(model: PyTree, *, biases: bool) -> PyTree:
     return jax.tree_util.tree_map_with_path(decays, model)
 
 
-def _optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    adamw = optax.adamw(
-        learning_rate(config),
-        b1=config.b1,
-        b2=config.b2,
-        weight_decay=config.weight_decay,
-        mask=functools.partial(_decays, biases=config.decay_biases),
-    )
+def _transformation(
+    config: TrainConfig, optimiser: Optimiser = AdamW()
+) -> optax.GradientTransformation:
+    """Of a whole model: the optimiser, after clipping, and the own treatment of an interior."""
+
+    def made(part: AbstractOptimiser) -> optax.GradientTransformation:
+        taken = {
+            k: getattr(config, k) for k, v in vars(part).items() if v is None and hasattr(config, k)
+        }
+        decays = functools.partial(_decays, biases=config.decay_biases)
+        return dataclasses.replace(part, **taken).transformation(learning_rate(config), decays)
+
+    def interior(tree: PyTree) -> PyTree:
+        return jax.tree.map(operator.not_, follows_loss(tree))
+
+    is_part = isinstance(optimiser, AbstractOptimiser)
     # The state has one structure, whether gradients are clipped or not.
-    clip = optax.clip_by_global_norm(config.clip) if config.clip > 0 else optax.identity()
+    clip = config.clip > 0 and is_part
+    clipped = optax.masked(
+        optax.clip_by_global_norm(config.clip) if clip else optax.identity(), follows_loss
+    )
     # The second moment that an interior follows is of another size than the loss: it has no part in the
     # norm. Nor is it clipped: its draws are so uneven that the mean of their clipped gradients is far from
     # the gradient of the mean.
     rate = optax.scale(config.interior_learning_rate / config.learning_rate)
+    if isinstance(optimiser, AdamW):
+        # Elementwise, and an interior has no weight decay: one state serves both.
+        return optax.chain(clipped, made(optimiser), optax.masked(rate, interior))
     return optax.chain(
-        optax.masked(clip, follows_loss),
-        adamw,
-        optax.masked(rate, lambda tree: jax.tree.map(operator.not_, follows_loss(tree))),
+        clipped,
+        optax.masked(made(optimiser) if is_part else optimiser, follows_loss),
+        optax.masked(optax.chain(made(AdamW()), rate), interior),
     )
 
 
@@ -110,6 +140,7 @@ def init_state(
     model: DiffusionModel,
     config: TrainConfig,
     time_sampler: AbstractTimeSampler = LowDiscrepancy(),
+    optimiser: Optimiser = AdamW(),
 ) -> TrainState:
     """The state before the first step. Arrays are copied: training donates the state's memory."""
     # With their dtype said, since a weakly typed array (as `jnp.full` makes) would become an ordinary
@@ -122,7 +153,7 @@ def init_state(
     return TrainState(
         model=model,
         average=jax.tree.map(jnp.copy, params),
-        optimiser=_optimiser(config).init(params),
+        optimiser=_transformation(config, optimiser).init(params),
         time_sampler=time_sampler,
         step=jnp.zeros((), jnp.int32),
     )
@@ -200,11 +231,12 @@ def train_step(
     key: PRNGKey,
     objective: Objective,
     config: TrainConfig,
+    optimiser: Optimiser = AdamW(),
 ) -> tuple[TrainState, Float[Array, "metrics"]]:
     """One step of the optimiser.
 
     **Arguments:** `state`; `batch`, data as stored, with conditions or without; `key`, the same for all
-    steps: each step derives its own; `objective`; `config`.
+    steps: each step derives its own; `objective`; `config`; `optimiser`, as for `init_state`.
 
     **Returns:** the new state, and the metrics in the order of `METRICS`.
     """
@@ -224,7 +256,7 @@ def train_step(
         )
 
     (value, (terms, drawn)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    updates, optimiser = _optimiser(config).update(gradient, state.optimiser, params)
+    updates, moments = _transformation(config, optimiser).update(gradient, state.optimiser, params)
     params = eqx.apply_updates(params, updates)
     time_sampler = state.time_sampler
     if isinstance(time_sampler, AbstractAdaptiveTimeSampler):
@@ -238,29 +270,30 @@ def train_step(
     norm = optax.tree.norm(eqx.filter(gradient, follows_loss(gradient)))
     metrics = jnp.concatenate([value[None], terms, norm[None]])
     model = eqx.combine(params, rest)
-    return TrainState(model, average, optimiser, time_sampler, step), metrics
+    return TrainState(model, average, moments, time_sampler, step), metrics
 
 
 @eqx.filter_jit(donate="all-except-first")
 def train_steps(
-    inputs: tuple[Batches, Index, PRNGKey, Objective, TrainConfig],
+    inputs: tuple[Batches, Index, PRNGKey, Objective, TrainConfig, Optimiser],
     state: TrainState,
 ) -> tuple[TrainState, Float[Array, "chunk metrics"]]:
     """Many steps in one dispatch. The memory of `state` is reused for the result.
 
-    **Arguments:** `inputs`: `(batches, count, key, objective, config)`, of whose batches, stacked as
-    `diffkit.data.batches` does with `chunk`, the first `count` are used. `count` is an array, so that
-    a last, shorter dispatch compiles nothing.
+    **Arguments:** `inputs`: `(batches, count, key, objective, config, optimiser)`, of whose batches,
+    stacked as `diffkit.data.batches` does with `chunk`, the first `count` are used. `count` is an array, so
+    that a last, shorter dispatch compiles nothing.
 
     **Returns:** the new state, and a row of metrics for each step taken (further rows are zero).
     """
-    batches, count, key, objective, config = inputs
+    batches, count, key, objective, config, optimiser = inputs
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def body(index, carry):
         dynamic, rows = carry
         batch = jax.tree.map(lambda stacked: stacked[index], batches)
-        state, row = train_step(eqx.combine(dynamic, static), batch, key, objective, config)
+        state = eqx.combine(dynamic, static)
+        state, row = train_step(state, batch, key, objective, config, optimiser)
         return eqx.filter(state, eqx.is_array), rows.at[index].set(row)
 
     chunk = jax.tree.leaves(batches)[0].shape[0]
