@@ -15,12 +15,13 @@ in continuous time (equation 17) $L_\infty = \tfrac12\, \mathbb E\,[-\lambda'(t)
 """
 
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from diffkit.denoiser import AbstractDenoiser, Denoiser, step_divergence, underlying
 from diffkit.model import DiffusionModel
@@ -29,7 +30,7 @@ from diffkit.processes import rescaled_prior_std
 from diffkit.proposals import Proposal, propose
 from diffkit.schedules import AbstractSchedule, AbstractVarianceMinimising, minimises_variance
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
-from diffkit.typing import BatchScalar, DataBatch, Example, PRNGKey, Scalar, ScalarLike
+from diffkit.typing import BatchScalar, DataBatch, Example, Index, PRNGKey, Scalar, ScalarLike
 from diffkit.weightings import ELBO, AbstractWeighting
 
 ConditionBatch = Float[Array | np.ndarray, "batch condition"]
@@ -216,6 +217,20 @@ def range_parameterization(model: DiffusionModel) -> AbstractRangeParameterizati
     return None
 
 
+Share = tuple[Index, int]
+"""Part `index` of `of` equal parts of a batch."""
+
+
+def _rows(draw: Callable[[int], PyTree], batch: int, share: Share | None) -> PyTree:
+    """`draw(batch)`, or those rows of a larger batch's draws that are a part's own."""
+    if share is None:
+        return draw(batch)
+    index, of = share
+    return jax.tree.map(
+        lambda rows: jax.lax.dynamic_slice_in_dim(rows, index * batch, batch), draw(of * batch)
+    )
+
+
 def _check_steps(steps: int | None) -> None:
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, or None for continuous time, got {steps}.")
@@ -273,10 +288,14 @@ def diffusion_with_times(
     steps: int | None,
     condition: ConditionBatch | None,
     inference: bool = False,
+    share: Share | None = None,
 ) -> tuple[BatchScalar, BatchScalar, BatchScalar]:
-    """`denoising_loss`, the times that were drawn and their importances, for a loss that adapts."""
+    """`denoising_loss`, the times that were drawn and their importances, for a loss that adapts.
+
+    With a `share`, `x` is that part of a larger batch, and draws are the part's among those of the batch.
+    """
     return _diffusion(
-        model, x, key, weighting, time_sampler, steps, condition, inference=inference, hybrid=True
+        model, x, key, weighting, time_sampler, steps, condition, inference, True, share
     )
 
 
@@ -290,15 +309,18 @@ def _diffusion(
     condition: ConditionBatch | None,
     inference: bool,
     hybrid: bool,
+    share: Share | None = None,
 ) -> tuple[BatchScalar, BatchScalar, BatchScalar]:
     _check_steps(steps)
     encoded = model.encode(x)
-    batch = encoded.shape[0]
     t_key, eps_key, dropout_key = jax.random.split(key, 3)
-    t, importance = time_sampler(t_key, batch)
-    eps = jax.random.normal(eps_key, encoded.shape, encoded.dtype)
-    keys = None if inference else jax.random.split(dropout_key, batch)
 
+    def draw(batch: int) -> PyTree:
+        eps = jax.random.normal(eps_key, (batch, *encoded.shape[1:]), encoded.dtype)
+        keys = None if inference else jax.random.split(dropout_key, batch)
+        return time_sampler(t_key, batch), eps, keys
+
+    (t, importance), eps, keys = _rows(draw, encoded.shape[0], share)
     part = range_parameterization(model) if hybrid else None
 
     def visit(schedule: AbstractSchedule) -> _Levels:
@@ -417,11 +439,15 @@ def proposed_diffusion(
 
 
 def end_terms(
-    model: DiffusionModel, x: DataBatch, *, key: PRNGKey
+    model: DiffusionModel, x: DataBatch, *, key: PRNGKey, share: Share | None = None
 ) -> tuple[BatchScalar, BatchScalar]:
     """Prior and reconstruction term of a batch of data as stored, in nats per example."""
     encoded = model.encode(x)
-    eps = jax.random.normal(key, encoded.shape, encoded.dtype)
+
+    def draw(batch: int) -> PyTree:
+        return jax.random.normal(key, (batch, *encoded.shape[1:]), encoded.dtype)
+
+    eps = _rows(draw, encoded.shape[0], share)
     prior = jax.vmap(lambda x: prior_term(model, x))(encoded)
     reconstruction = jax.vmap(lambda x, eps: reconstruction_term(model, x, eps))(
         jnp.asarray(x), eps

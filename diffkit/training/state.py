@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, Final
 
 import equinox as eqx
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, PyTree, Real
 
 from diffkit.buffers import trainable
 from diffkit.model import DiffusionModel
-from diffkit.objectives import diffusion_with_times, end_terms
+from diffkit.objectives import Share, diffusion_with_times, end_terms
 from diffkit.optimisers import AbstractOptimiser, AdamW
 from diffkit.schedules import minimises_variance
 from diffkit.time_samplers import (
@@ -23,7 +24,7 @@ from diffkit.time_samplers import (
     LowDiscrepancy,
 )
 from diffkit.training.config import TrainConfig
-from diffkit.typing import Index, PRNGKey
+from diffkit.typing import Index, PRNGKey, Scalar
 from diffkit.weightings import AbstractWeighting
 
 METRICS: Final = ("loss", "prior", "reconstruction", "diffusion", "gradient_norm")
@@ -199,10 +200,14 @@ class Objective(eqx.Module):
         key: PRNGKey,
         time_sampler: AbstractTimeSampler = LowDiscrepancy(),
         condition: Float[Array, "batch condition"] | None = None,
+        share: Share | None = None,
     ) -> tuple[Float[Array, ""], tuple[Float[Array, "terms"], Drawn]]:
-        """The loss, and prior, reconstruction and diffusion term as means over the batch."""
+        """The loss, and prior, reconstruction and diffusion term as means over the batch.
+
+        With a `share`, over that part of a larger batch, whose draws it takes.
+        """
         end_key, diffusion_key = jax.random.split(key)
-        prior, reconstruction = end_terms(model, x, key=end_key)
+        prior, reconstruction = end_terms(model, x, key=end_key, share=share)
         diffusion, t, importance = diffusion_with_times(
             model,
             x,
@@ -211,6 +216,7 @@ class Objective(eqx.Module):
             time_sampler=time_sampler,
             steps=self.timesteps,
             condition=condition,
+            share=share,
         )
         scale = 1 / (math.prod(model.shape) * math.log(2))
         terms = scale * jnp.stack([jnp.mean(term) for term in (prior, reconstruction, diffusion)])
@@ -223,6 +229,26 @@ def drop_conditions(
     """Replace each row by zeros with the probability `rate`, independently."""
     kept = jax.random.bernoulli(key, 1 - rate, condition.shape[:1])
     return jnp.where(kept[:, None], condition, 0.0)
+
+
+def _accumulated(
+    loss: Callable[..., tuple[Scalar, Any]], params: PyTree, batch: PyTree, parts: int
+) -> tuple[tuple[Scalar, Any], PyTree]:
+    """Loss and gradient of a batch, one part after another: `value_and_grad` in the memory of one part."""
+    of_rows = jax.value_and_grad(loss, has_aux=True)
+    if parts == 1:
+        return of_rows(params, batch, None)
+
+    def add(total: PyTree, part: PyTree) -> tuple[PyTree, Drawn]:
+        index, rows = part
+        (value, (terms, drawn)), gradient = of_rows(params, rows, (index, parts))
+        return jax.tree.map(jnp.add, total, (value, terms, gradient)), drawn
+
+    split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+    zero = jnp.zeros(()), jnp.zeros((3,)), jax.tree.map(jnp.zeros_like, params)
+    total, drawn = jax.lax.scan(add, zero, (jnp.arange(parts), split))
+    value, terms, gradient = jax.tree.map(lambda sum: sum / parts, total)
+    return (value, (terms, jax.tree.map(jnp.ravel, drawn))), gradient
 
 
 def train_step(
@@ -250,12 +276,13 @@ def train_step(
         dropout_key = jax.random.fold_in(step_key, 2)
         condition = drop_conditions(condition, config.condition_dropout, key=dropout_key)
 
-    def loss(params: PyTree) -> tuple[Float[Array, ""], Any]:
-        return objective(
-            eqx.combine(params, rest), x, step_key, state.time_sampler, condition=condition
-        )
+    def loss(params: PyTree, rows: Any, share: Share | None) -> tuple[Float[Array, ""], Any]:
+        x, condition = rows
+        model = eqx.combine(params, rest)
+        return objective(model, x, step_key, state.time_sampler, condition, share)
 
-    (value, (terms, drawn)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    found = _accumulated(loss, params, (x, condition), config.accumulate)
+    (value, (terms, drawn)), gradient = found
     updates, moments = _transformation(config, optimiser).update(gradient, state.optimiser, params)
     params = eqx.apply_updates(params, updates)
     time_sampler = state.time_sampler
