@@ -149,9 +149,9 @@ class Muon(_Checked):
     shape, about that of Adam, so that one learning rate serves both (Jordan et al. 2024; Liu et al. 2025,
     arXiv 2502.16982).
 
-    **Arguments:** `momentum`, `nesterov`, `rms`: of the matrices; `weight_decay`: of these too, times the
-    learning rate, by default `train.weight_decay`; `b1`, `b2`: of Adam, by default `train.b1` and
-    `train.b2`.
+    **Arguments:** `momentum`, `rms`: of the matrices; `nesterov`: Nesterov momentum, in Adam too;
+    `weight_decay`: of the matrices, times the learning rate, by default `train.weight_decay`; `b1`, `b2`:
+    of Adam, by default `train.b1` and `train.b2`.
 
     **Raises:** `ValueError` for an option out of its range.
     """

@@ -75,6 +75,7 @@ class Preset:
     grid: Choice = "uniform_t"
     decoder: Choice = "discretized"
     network: Choice = "mlp"
+    optimiser: Choice = "adamw"
     train: Mapping[str, Any] = field(default_factory=dict)
     data_std: float = 1.0
     loss: Loss | None = None

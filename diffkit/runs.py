@@ -232,9 +232,13 @@ def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
     return not _changes(yaml.safe_load(file.read_text()), config)
 
 
+_OLD_OPTIMISER: Final = {"_target_": "diffkit.optimisers.AdamW", "_partial_": True}
+
+
 def _changes(known: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What differs between a configuration that was stored and a new one: name to (there, now)."""
-    there, now = flat(known), flat(config)
+    # A run that is older than the choice of an optimiser had this one.
+    there, now = flat({"optimiser": _OLD_OPTIMISER, **known}), flat(config)
     return {
         name: (there.get(name), now.get(name))
         for name in sorted(there.keys() | now.keys())

@@ -128,6 +128,10 @@ def test_learning_rate():
     assert [float(rate(n)) for n in (0, 1, 10, 5000)] == pytest.approx([0.0, 0.05, 0.5, 0.5])
     rate = learning_rate(dk.TrainConfig(warmup=0, learning_rate=0.5, decay="constant"))
     assert float(rate(0)) == pytest.approx(0.5)
+    rate = learning_rate(dk.TrainConfig(steps=100, warmup=10, learning_rate=0.5, decay="linear"))
+    assert [float(rate(n)) for n in (5, 10, 55, 100)] == pytest.approx([0.25, 0.5, 0.25, 0.0])
+    rate = learning_rate(dk.TrainConfig(warmup=10, learning_rate=0.5, decay="rsqrt"))
+    assert [float(rate(n)) for n in (5, 10, 40, 1000)] == pytest.approx([0.25, 0.5, 0.25, 0.05])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50, 100, 101, 150])

@@ -112,6 +112,7 @@ def train_command(config: Mapping[str, Any]) -> None:
         settings,
         weighting=parts["weighting"],
         time_sampler=parts["time_sampler"],
+        optimiser=make(config["optimiser"])(),
         directory=path,
     )
     save_curves(fitted.metrics, path / "curves.png")

@@ -78,7 +78,7 @@ def _named_presets(given: Sequence[str]) -> list[str]:
 
 def _fill_store(command: str, given: Sequence[str]) -> None:
     store = ConfigStore.instance()
-    kinds = (*MODEL_KINDS, *TRAINING_KINDS)
+    kinds = (*MODEL_KINDS, *TRAINING_KINDS, "optimiser")
     for kind in kinds:
         for name in registry.available(kind):
             store.store(name, _part_config(registry.get(kind, name), {}, partial=True), group=kind)

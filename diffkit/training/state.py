@@ -92,24 +92,25 @@ def _decays(model: PyTree, *, biases: bool) -> PyTree:
     return jax.tree_util.tree_map_with_path(decays, model)
 
 
+def transformation(part: AbstractOptimiser, config: TrainConfig) -> optax.GradientTransformation:
+    """What an optimiser makes of the settings: learning rate, weight decay, options that are `None`."""
+    taken = {
+        k: getattr(config, k) for k, v in vars(part).items() if v is None and hasattr(config, k)
+    }
+    decays = functools.partial(_decays, biases=config.decay_biases)
+    return dataclasses.replace(part, **taken).transformation(learning_rate(config), decays)
+
+
 def _transformation(
     config: TrainConfig, optimiser: Optimiser = AdamW()
 ) -> optax.GradientTransformation:
-    """Of a whole model: the optimiser, after clipping, and the own treatment of an interior."""
-
-    def made(part: AbstractOptimiser) -> optax.GradientTransformation:
-        taken = {
-            k: getattr(config, k) for k, v in vars(part).items() if v is None and hasattr(config, k)
-        }
-        decays = functools.partial(_decays, biases=config.decay_biases)
-        return dataclasses.replace(part, **taken).transformation(learning_rate(config), decays)
+    """Of a whole model: the optimiser, after clipping, and an interior's own treatment."""
 
     def interior(tree: PyTree) -> PyTree:
         return jax.tree.map(operator.not_, follows_loss(tree))
 
-    is_part = isinstance(optimiser, AbstractOptimiser)
     # The state has one structure, whether gradients are clipped or not.
-    clip = config.clip > 0 and is_part
+    clip = config.clip > 0 and isinstance(optimiser, AbstractOptimiser)
     clipped = optax.masked(
         optax.clip_by_global_norm(config.clip) if clip else optax.identity(), follows_loss
     )
@@ -119,11 +120,13 @@ def _transformation(
     rate = optax.scale(config.interior_learning_rate / config.learning_rate)
     if isinstance(optimiser, AdamW):
         # Elementwise, and an interior has no weight decay: one state serves both.
-        return optax.chain(clipped, made(optimiser), optax.masked(rate, interior))
+        return optax.chain(clipped, transformation(optimiser, config), optax.masked(rate, interior))
+    if isinstance(optimiser, AbstractOptimiser):
+        optimiser = transformation(optimiser, config)
     return optax.chain(
         clipped,
-        optax.masked(made(optimiser) if is_part else optimiser, follows_loss),
-        optax.masked(optax.chain(made(AdamW()), rate), interior),
+        optax.masked(optimiser, follows_loss),
+        optax.masked(optax.chain(transformation(AdamW(), config), rate), interior),
     )
 
 
