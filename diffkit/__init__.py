@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffkit import model as model
     from diffkit import networks as networks
     from diffkit import objectives as objectives
+    from diffkit import optimisers as optimisers
     from diffkit import parameterizations as parameterizations
     from diffkit import presets as presets
     from diffkit import processes as processes
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from diffkit.objectives import DiffusionLoss as DiffusionLoss
     from diffkit.objectives import denoising_loss as denoising_loss
     from diffkit.objectives import vlb as vlb
+    from diffkit.optimisers import AbstractOptimiser as AbstractOptimiser
     from diffkit.parameterizations import AbstractParameterization as AbstractParameterization
     from diffkit.parameterizations import Epsilon as Epsilon
     from diffkit.parameterizations import Predicted as Predicted

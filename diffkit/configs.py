@@ -55,6 +55,7 @@ MAY_CHANGE: Final = (
 """Settings that may differ when a run goes on: how long it trains, and what is looked at."""
 
 _FOREIGN: Final = "_python_"
+_OLD_OPTIMISER: Final = {"_target_": "diffkit.optimisers.AdamW", "_partial_": True}
 
 
 def make(node: Any) -> Any:
@@ -97,14 +98,15 @@ def preset_of(config: Mapping[str, Any]) -> Preset:
 
     **Raises:** `ValueError` if an entry is missing, or for a part that is not registered.
     """
-    if missing := [entry for entry in (*KINDS, "train") if entry not in config]:
+    if missing := [entry for entry in (*KINDS, "train") if entry not in (*config, "optimiser")]:
         raise ValueError(
             f"a configuration must be that of a run, as in its {CONFIG_FILE}; it has no "
             f"{', '.join(missing)}."
         )
     more = {name: config[name] for name in ("data_std", "sample_steps") if name in config}
     train = {name: value for name, value in config["train"].items() if name != "_target_"}
-    return Preset(**{kind: make(config[kind]) for kind in KINDS}, train=train, **more)
+    parts = {kind: make(config[kind]) for kind in KINDS if kind in config}
+    return Preset(**parts, train=train, **more)
 
 
 def config_of(preset: Preset, data: Any, settings: Any) -> dict[str, Any]:
@@ -363,7 +365,8 @@ def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
 
 def _changes(known: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What differs between a configuration that was stored and a new one: name to (there, now)."""
-    there, now = flat(known), flat(config)
+    # A run that is older than the choice of an optimiser had this one.
+    there, now = flat({"optimiser": _OLD_OPTIMISER, **known}), flat(config)
     return {
         name: (there.get(name), now.get(name))
         for name in sorted(there.keys() | now.keys())

@@ -15,13 +15,14 @@ in continuous time (equation 17) $L_\infty = \tfrac12\, \mathbb E\,[-\lambda'(t)
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from diffkit.denoiser import AbstractDenoiser, Denoiser, step_divergence, underlying
 from diffkit.model import DiffusionModel
@@ -31,7 +32,7 @@ from diffkit.proposals import Proposal, propose
 from diffkit.schedules import AbstractSchedule, minimises_variance
 from diffkit.second_moment import with_second_moment
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
-from diffkit.typing import BatchScalar, DataBatch, Example, FloatBatch, PRNGKey, Scalar
+from diffkit.typing import BatchScalar, DataBatch, Example, FloatBatch, Index, PRNGKey, Scalar
 from diffkit.weightings import ELBO, AbstractWeighting
 
 ConditionBatch = Float[Array | np.ndarray, "batch condition"]
@@ -142,6 +143,10 @@ class Drawn(eqx.Module):
     importance: BatchScalar
 
 
+Share = tuple[Index, int]
+"""Part `index` of `of` equal parts of a batch."""
+
+
 class DiffusionLoss(eqx.Module):
     """A weighted denoising loss: which one, and how its noise levels are drawn.
 
@@ -212,10 +217,14 @@ class DiffusionLoss(eqx.Module):
         key: PRNGKey,
         condition: ConditionBatch | None = None,
         inference: bool = False,
+        share: Share | None = None,
     ) -> Drawn:
-        """The same of encoded data, with the times that were drawn, for a loss that adapts."""
-        t_key, eps, keys = _noise(x, key, inference)
-        t, importance = self.time_sampler(t_key, x.shape[0])
+        """The same of encoded data, with the times that were drawn, for a loss that adapts.
+
+        With a `share`, `x` is that part of a larger batch, and takes its draws among those of the batch.
+        """
+        t_key, eps, keys = _noise(x, key, inference, share)
+        t, importance = _rows(lambda n: self.time_sampler(t_key, n), x.shape[0], share)
         loss = self.at(model, x, t, eps, importance=importance, condition=condition, keys=keys)
         return Drawn(loss, t, importance)
 
@@ -294,13 +303,29 @@ class DiffusionLoss(eqx.Module):
         return losses if importance is None else importance * losses
 
 
+def _rows(draw: Callable[[int], PyTree], batch: int, share: Share | None) -> PyTree:
+    """`draw(batch)`, or those rows of a larger batch's draws that are a part's own."""
+    if share is None:
+        return draw(batch)
+    index, of = share
+    return jax.tree.map(
+        lambda rows: jax.lax.dynamic_slice_in_dim(rows, index * batch, batch), draw(of * batch)
+    )
+
+
+def _normal(x: FloatBatch, key: PRNGKey, share: Share | None) -> FloatBatch:
+    return _rows(lambda n: jax.random.normal(key, (n, *x.shape[1:]), x.dtype), x.shape[0], share)
+
+
 def _noise(
-    x: FloatBatch, key: PRNGKey, inference: bool
+    x: FloatBatch, key: PRNGKey, inference: bool, share: Share | None = None
 ) -> tuple[PRNGKey, FloatBatch, Key[Array, " batch"] | None]:
     """A key for the times of a batch, its noises, and keys for dropout."""
     t_key, eps_key, dropout_key = jax.random.split(key, 3)
-    eps = jax.random.normal(eps_key, x.shape, x.dtype)
-    return t_key, eps, None if inference else jax.random.split(dropout_key, x.shape[0])
+    eps = _normal(x, eps_key, share)
+    if inference:
+        return t_key, eps, None
+    return t_key, eps, _rows(lambda n: jax.random.split(dropout_key, n), x.shape[0], share)
 
 
 def extra_parameterization(model: DiffusionModel) -> AbstractParameterization | None:
@@ -369,10 +394,15 @@ def proposed_diffusion(
 
 
 def end_terms(
-    model: DiffusionModel, stored: DataBatch, x: FloatBatch, *, key: PRNGKey
+    model: DiffusionModel,
+    stored: DataBatch,
+    x: FloatBatch,
+    *,
+    key: PRNGKey,
+    share: Share | None = None,
 ) -> tuple[BatchScalar, BatchScalar]:
     """Prior and reconstruction term of a batch of data as stored and encoded, in nats per example."""
-    eps = jax.random.normal(key, x.shape, x.dtype)
+    eps = _normal(x, key, share)
     prior = jax.vmap(lambda x: prior_term(model, x))(x)
     reconstruction = jax.vmap(lambda *each: reconstruction_term(model, *each))(
         jnp.asarray(stored), x, eps

@@ -24,6 +24,7 @@ from diffkit.denoiser import Denoiser, underlying
 from diffkit.grids import AbstractGrid
 from diffkit.model import DiffusionModel
 from diffkit.networks import AbstractNetwork
+from diffkit.optimisers import AbstractOptimiser
 from diffkit.parameterizations import AbstractParameterization
 from diffkit.processes import AbstractProcess
 from diffkit.registry import CONTEXT as CONTEXT
@@ -38,7 +39,7 @@ from diffkit.weightings import AbstractWeighting
 MODEL_KINDS: Final = ("schedule", "process", "parameterization", "decoder", "network")
 """The kinds that a model is made of."""
 
-TRAINING_KINDS: Final = ("weighting", "time_sampler", "sampler", "grid")
+TRAINING_KINDS: Final = ("weighting", "time_sampler", "sampler", "grid", "optimiser")
 """The kinds that a preset chooses besides, for training and for sampling."""
 
 Choice = Any
@@ -108,6 +109,7 @@ class Preset:
     time_sampler: Choice = "low_discrepancy"
     sampler: Choice = "ancestral"
     grid: Choice = "uniform_t"
+    optimiser: Choice = "adamw"
     train: Mapping[str, Any] = field(default_factory=dict)
     sample_steps: int = 250
     data_std: float = 1.0
@@ -210,7 +212,8 @@ class Preset:
 class Assembly:
     """A preset whose parts are made.
 
-    **Attributes:** `preset`; `model`, untrained; `weighting`, `time_sampler`, `sampler`, `grid`.
+    **Attributes:** `preset`; `model`, untrained; `weighting`, `time_sampler`, `sampler`, `grid`,
+    `optimiser`.
     """
 
     preset: Preset
@@ -219,6 +222,7 @@ class Assembly:
     time_sampler: AbstractTimeSampler
     sampler: AbstractSampler
     grid: AbstractGrid
+    optimiser: Any
 
     @classmethod
     def around(cls, preset: Preset, model: DiffusionModel) -> "Assembly":
@@ -271,11 +275,14 @@ _BASES: Final[Mapping[str, type]] = {
     "time_sampler": AbstractTimeSampler,
     "sampler": AbstractSampler,
     "grid": AbstractGrid,
+    "optimiser": AbstractOptimiser,
 }
 
 
 def _checked(kind: str, made: Any) -> Any:
-    if not isinstance(made, _BASES[kind]):
+    # Any gradient transformation of optax is an optimiser too.
+    of_optax = kind == "optimiser" and hasattr(made, "init") and hasattr(made, "update")
+    if not (isinstance(made, _BASES[kind]) or of_optax):
         raise TypeError(
             f"{kind} must be a diffkit.{_BASES[kind].__name__}, got {type(made).__name__}."
         )
@@ -400,7 +407,7 @@ def resolve(kind: str, choice: Any) -> Any:
     """A choice as something that `complete` takes: a name is looked up, anything else is kept."""
     if isinstance(choice, str):
         return get(kind, choice)
-    if isinstance(choice, tuple):
+    if type(choice) is tuple:  # and no gradient transformation, which is one by inheritance
         if len(choice) != 2 or not isinstance(choice[1], Mapping):
             raise ValueError(
                 f"{kind} must be a name, (name, options) with a mapping of options, a constructor or an "

@@ -33,6 +33,7 @@ KINDS: Final = (
     "grid",
     "decoder",
     "network",
+    "optimiser",
     "data",
     "preset",
 )

@@ -13,6 +13,7 @@ The configuration names parts by their import paths, as Hydra does, so that a ru
 read wherever the plugin is installed.
 """
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -203,9 +204,9 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
             model = assembled(config).model
         else:
             model = _like(like, config, path, settings)
-        state, _ = checkpoints.restore(
-            step, like=init_state(model, settings), beside="time_sampler"
-        )
+        # Of the state only the model is needed.
+        wanted = dataclasses.replace(init_state(model, TrainConfig()), optimiser=None)
+        state, _ = checkpoints.restore(step, like=wanted, beside=("time_sampler", "optimiser"))
     finally:
         checkpoints.close()
     model = transported(state.averaged_model, config)

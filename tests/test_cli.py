@@ -143,7 +143,7 @@ def test_train_evaluate_sample(workplace, capfd):
 
     # A run that is older than an option had what is now its default.
     older = yaml.safe_load(config)
-    del older["train"]["condition_dropout"]
+    del older["train"]["condition_dropout"], older["optimiser"]
     (run / "config.yaml").write_text(yaml.safe_dump(older))
     message = fails(["train", "preset=vdm", "run=r", *SMALL, "train.condition_dropout=0.2"], capfd)
     assert "train.condition_dropout (None there, 0.2 now)" in message

@@ -272,11 +272,8 @@ def test_a_model_learns_what_the_conditions_say():
             compiled.append(event)
 
     class Counter:
-        def write(self, record):
+        def __call__(self, info):
             seen.append(len(compiled))
-
-        def close(self):
-            pass
 
     model = dk.preset(
         "vdm",
@@ -288,7 +285,7 @@ def test_a_model_learns_what_the_conditions_say():
     config = dataclasses.replace(config, steps_per_dispatch=100)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        fitted = dk.fit(model, data, config, progress=False, writers=[Counter()])
+        fitted = dk.fit(model, data, config, progress=False, hooks=[Counter()])
     finally:
         jax.monitoring.clear_event_listeners()
     # Six dispatches, the last one shorter; nothing is compiled after the first.

@@ -430,6 +430,24 @@ wrong("grid", "strictly_increasing", "step = 0", "expected the second above", sl
 wrong("grid", "ends_at_the_endpoints", "logsnr = .*the schedule's = ", slip="ends")(Uneven)
 
 
+# Optimisers.
+
+
+class Slipped(dk.AbstractOptimiser):
+    slip: str
+
+    def transformation(self, learning_rate, decays):
+        import optax
+
+        if self.slip == "sign":
+            return optax.chain(optax.adam(learning_rate), optax.scale(-1.0))
+        return optax.adamw(learning_rate, weight_decay=0.1)
+
+
+wrong("optimiser", "descends", "loss after / before = ", "at most 0.1", slip="sign")(Slipped)
+wrong("optimiser", "decays_the_denoiser_alone", "update = ", "expected 0", slip="mask")(Slipped)
+
+
 # Decoders.
 
 
@@ -718,6 +736,7 @@ def test_classes_have_a_method_for_every_law():
         "grid": testing.GridLaws,
         "decoder": testing.DecoderLaws,
         "network": testing.NetworkLaws,
+        "optimiser": testing.OptimiserLaws,
         "data": testing.DataLaws,
         "preset": testing.PresetLaws,
     }

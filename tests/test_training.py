@@ -12,8 +12,9 @@ import optax
 import pytest
 
 import diffkit as dk
+from diffkit.optimisers import AdamW
 from diffkit.training import Checkpoints, init_state, read_metrics, train_steps
-from diffkit.training.state import METRICS, Objective, _optimiser, learning_rate, train_step
+from diffkit.training.state import METRICS, Objective, _transformation, learning_rate, train_step
 
 SMALL = dk.TrainConfig(
     steps=24, batch_size=16, steps_per_dispatch=8, warmup=4, decay="constant", checkpoint_every=8
@@ -58,17 +59,14 @@ def test_nothing_is_compiled_after_the_first_dispatch(toy, toy_model):
         def __init__(self):
             self.counts = []
 
-        def write(self, record):
+        def __call__(self, info):
             self.counts.append(len(compiled))
-
-        def close(self):
-            pass
 
     counter = Counter()
     config = dataclasses.replace(SMALL, steps=21, checkpoint_every=0, batch_size=13)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        dk.fit(toy_model(), toy, config, progress=False, writers=[counter])
+        dk.fit(toy_model(), toy, config, progress=False, hooks=[counter])
     finally:
         jax.monitoring.clear_event_listeners()
     assert len(counter.counts) == 3
@@ -83,7 +81,7 @@ def test_many_steps_are_single_steps(toy, toy_model):
     x = jnp.asarray(toy.train.gather(np.arange(48)).reshape(3, 16, 2))
     state = init_state(toy_model(), SMALL)
     many, rows = train_steps(
-        (x, jnp.asarray(2), key, objective, SMALL), init_state(toy_model(), SMALL)
+        (x, jnp.asarray(2), key, objective, SMALL, AdamW()), init_state(toy_model(), SMALL)
     )
     step = eqx.filter_jit(lambda state, x: train_step(state, x, key, objective, SMALL))
     averages = [arrays(state.average)]
@@ -130,6 +128,10 @@ def test_learning_rate():
     assert [float(rate(n)) for n in (0, 1, 10, 5000)] == pytest.approx([0.0, 0.05, 0.5, 0.5])
     rate = learning_rate(dk.TrainConfig(warmup=0, learning_rate=0.5, decay="constant"))
     assert float(rate(0)) == pytest.approx(0.5)
+    rate = learning_rate(dk.TrainConfig(steps=100, warmup=10, learning_rate=0.5, decay="linear"))
+    assert [float(rate(n)) for n in (5, 10, 55, 100)] == pytest.approx([0.25, 0.5, 0.25, 0.0])
+    rate = learning_rate(dk.TrainConfig(warmup=10, learning_rate=0.5, decay="rsqrt"))
+    assert [float(rate(n)) for n in (5, 10, 40, 1000)] == pytest.approx([0.25, 0.5, 0.25, 0.05])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50, 100, 101, 150])
@@ -247,7 +249,10 @@ def test_data_that_do_not_fit_are_refused(toy, toy_model):
         ({"steps": 0}, "train.steps must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "train.learning_rate must be positive"),
         ({"ema": 1.0}, r"train.ema must be in \[0, 1\), got 1.0"),
-        ({"decay": "linear"}, "train.decay must be 'constant' or 'cosine'"),
+        (
+            {"decay": "step"},
+            "train.decay must be one of constant, cosine, linear, rsqrt, got 'step'",
+        ),
         ({"timesteps": 0}, "train.timesteps must be at least 1 or None"),
     ],
 )
@@ -277,7 +282,7 @@ def test_weight_decay_and_biases(biases):
         weight_decay=0.5, learning_rate=0.1, warmup=0, decay="constant", decay_biases=biases
     )
     params = eqx.filter(model, dk.trainable(model))
-    optimiser = _optimiser(config)
+    optimiser = _transformation(config)
     nothing = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimiser.update(nothing, optimiser.init(params), params)
     dense, moved = network.dense_in, updates.denoiser.network.dense_in

@@ -11,6 +11,7 @@ from diffkit.testing import data as data
 from diffkit.testing import decoders as decoders
 from diffkit.testing import grids as grids
 from diffkit.testing import networks as networks
+from diffkit.testing import optimisers as optimisers
 from diffkit.testing import parameterizations as parameterizations
 from diffkit.testing import presets as presets
 from diffkit.testing import processes as processes
@@ -30,6 +31,7 @@ from diffkit.testing.classes import DataLaws as DataLaws
 from diffkit.testing.classes import DecoderLaws as DecoderLaws
 from diffkit.testing.classes import GridLaws as GridLaws
 from diffkit.testing.classes import NetworkLaws as NetworkLaws
+from diffkit.testing.classes import OptimiserLaws as OptimiserLaws
 from diffkit.testing.classes import ParameterizationLaws as ParameterizationLaws
 from diffkit.testing.classes import PresetLaws as PresetLaws
 from diffkit.testing.classes import ProcessLaws as ProcessLaws

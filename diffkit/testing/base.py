@@ -15,6 +15,7 @@ from diffkit.data import AbstractDataset
 from diffkit.decoders import AbstractDecoder
 from diffkit.grids import AbstractGrid
 from diffkit.networks import AbstractNetwork
+from diffkit.optimisers import AbstractOptimiser
 from diffkit.parameterizations import AbstractParameterization, Epsilon
 from diffkit.presets import Preset
 from diffkit.processes import AbstractProcess, VariancePreserving
@@ -37,6 +38,7 @@ BASES: Final[Mapping[str, type]] = {
     "grid": AbstractGrid,
     "decoder": AbstractDecoder,
     "network": AbstractNetwork,
+    "optimiser": AbstractOptimiser,
     "data": AbstractDataset,
     "preset": Preset,
 }

@@ -88,6 +88,10 @@ class NetworkLaws(_Laws, kind="network"):
     """
 
 
+class OptimiserLaws(_Laws, kind="optimiser"):
+    """The laws of optimisers, for the optimiser `part`."""
+
+
 class DataLaws(_Laws, kind="data"):
     """The laws of data, for the dataset `part`."""
 

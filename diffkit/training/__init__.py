@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from diffkit.training.loop import Fit as Fit
     from diffkit.training.loop import check_data as check_data
     from diffkit.training.loop import fit as fit
+    from diffkit.training.metrics import StepInfo as StepInfo
+    from diffkit.training.metrics import WeightsAndBiases as WeightsAndBiases
     from diffkit.training.metrics import read_metrics as read_metrics
     from diffkit.training.state import METRICS as METRICS
     from diffkit.training.state import Objective as Objective

@@ -58,12 +58,12 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def restore(
-        self, step: int, like: PyTree, *, beside: str | None = None
+        self, step: int, like: PyTree, *, beside: tuple[str, ...] = ()
     ) -> tuple[PyTree, dict[str, float]]:
         """The state of a checkpoint.
 
         **Arguments:** `step`; `like`: a state of the same structure, whose arrays are replaced;
-        `beside`: the name of a field that the checkpoint may hold besides and that is passed over.
+        `beside`: fields that are passed over where the checkpoint has them.
 
         **Raises:** `CheckpointError`, naming the first array that is missing, or has another shape.
         """
@@ -75,12 +75,13 @@ class Checkpoints:
         found = {
             name: value
             for name, value in restored["state"].items()
-            if beside is None or name.split(".")[0] != beside
+            if name.split(".")[0] not in beside
         }
         if found.keys() != wanted.keys():
             missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+            apart = all(name.startswith("optimiser.") for name in missing | extra)
             raise CheckpointError(
-                f"the checkpoint of step {step} holds another model: "
+                f"the checkpoint of step {step} holds another {'optimiser' if apart else 'model'}: "
                 f"missing {sorted(missing)[:3]}, not expected {sorted(extra)[:3]}."
             )
         for name, leaf in wanted.items():

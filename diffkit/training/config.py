@@ -1,6 +1,9 @@
 """The settings of the training loop."""
 
 from dataclasses import dataclass
+from typing import Final
+
+DECAYS: Final = ("constant", "cosine", "linear", "rsqrt")
 
 
 @dataclass(frozen=True)
@@ -11,15 +14,19 @@ class TrainConfig:
 
     - `steps`: optimiser steps.
     - `batch_size`: examples per step.
-    - `learning_rate`: of AdamW, after warm-up.
+    - `accumulate`: compute the gradient of a batch in so many parts, one after another, to save memory. The
+      step is that of the whole batch. Must divide `batch_size`.
+    - `learning_rate`: of the optimiser, after warm-up.
     - `interior_learning_rate`: the same for the interior of a schedule that minimises the variance, which
-      follows another objective (`diffkit.AbstractVarianceMinimising`).
-    - `warmup`: steps over which the learning rate rises linearly from 0. With `decay="cosine"` they are at
+      follows another objective (`diffkit.AbstractVarianceMinimising`), by Adam whatever the optimiser.
+    - `warmup`: steps over which the learning rate rises linearly from 0. With a `decay` to 0 they are at
       most half of all steps.
-    - `decay`: `"constant"`, or `"cosine"`: down to 0 at the end, after `steps`.
-    - `weight_decay`: of AdamW, for the denoiser only: a schedule is not pulled towards zero.
+    - `decay`: `"constant"`; `"cosine"` or `"linear"`, to 0 at the end, after `steps`; or `"rsqrt"`, as the
+      inverse root of the step: half the learning rate at 4 times `warmup`.
+    - `weight_decay`: of an optimiser that has one, for the denoiser only: a schedule is not pulled towards
+      zero.
     - `decay_biases`: whether the weight decay acts on biases too.
-    - `b1`, `b2`: of AdamW.
+    - `b1`, `b2`: of AdamW and Adam.
     - `clip`: the largest global norm of a gradient, apart from such an interior's; 0 does not clip.
     - `ema`: the decay per step of the exponential moving average of the parameters; 0 follows them.
     - `ema_warmup`: whether the decay of step n is at most (1 + n) / (10 + n), so that the average forgets
@@ -40,6 +47,7 @@ class TrainConfig:
 
     steps: int = 2000
     batch_size: int = 128
+    accumulate: int = 1
     learning_rate: float = 1e-3
     interior_learning_rate: float = 1e-2
     warmup: int = 100
@@ -63,6 +71,7 @@ class TrainConfig:
         at_least = {
             "steps": 1,
             "batch_size": 1,
+            "accumulate": 1,
             "warmup": 0,
             "weight_decay": 0,
             "clip": 0,
@@ -76,6 +85,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"train.{name} must be at least {least}, got {value}.")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"train.accumulate must divide train.batch_size = {self.batch_size}, got {self.accumulate}."
+            )
         for name in ("learning_rate", "interior_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}.")
@@ -88,5 +101,5 @@ class TrainConfig:
         for name in ("b1", "b2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}.")
-        if self.decay not in ("constant", "cosine"):
-            raise ValueError(f"train.decay must be 'constant' or 'cosine', got {self.decay!r}.")
+        if self.decay not in DECAYS:
+            raise ValueError(f"train.decay must be one of {', '.join(DECAYS)}, got {self.decay!r}.")

@@ -18,6 +18,7 @@ from diffkit.data import AbstractDataset, AbstractSource, batches, condition_siz
 from diffkit.denoiser import Denoiser, underlying
 from diffkit.grids import UniformT
 from diffkit.model import DiffusionModel, check_levels
+from diffkit.optimisers import AdamW
 from diffkit.presets import Assembly, Preset, assemble, key_of, seed_of
 from diffkit.samplers import Ancestral, sample
 from diffkit.schedules import ordered_endpoints
@@ -25,8 +26,15 @@ from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.training.checkpoints import Checkpoints
 from diffkit.training.config import TrainConfig
 from diffkit.training.evaluation import Evaluation, evaluate
-from diffkit.training.metrics import JsonLines, ProgressBar, Record, TensorBoard, Writer
-from diffkit.training.state import METRICS, Objective, TrainState, init_state, train_steps
+from diffkit.training.metrics import Hook, JsonLines, ProgressBar, StepInfo, TensorBoard
+from diffkit.training.state import (
+    METRICS,
+    Objective,
+    Optimiser,
+    TrainState,
+    init_state,
+    train_steps,
+)
 from diffkit.typing import PRNGKey
 from diffkit.weightings import ELBO, AbstractWeighting
 
@@ -60,19 +68,6 @@ class Fit:
         chosen = {"steps": parts.preset.sample_steps, "grid": parts.grid} | options
         sampler = chosen.pop("sampler", parts.sampler)
         return sample(self.model, sampler, count, key=key, **chosen)
-
-
-class _Memory:
-    """Metrics of a run without a directory."""
-
-    def __init__(self):
-        self.records: list[dict[str, float]] = []
-
-    def write(self, record: Record) -> None:
-        self.records.append(dict(record))
-
-    def close(self) -> None:
-        pass
 
 
 def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
@@ -123,9 +118,10 @@ def fit(
     key: PRNGKey | None = None,
     weighting: AbstractWeighting | None = None,
     time_sampler: AbstractTimeSampler | None = None,
+    optimiser: Optimiser | None = None,
     directory: str | Path | None = None,
     progress: bool = True,
-    writers: Sequence[Writer] = (),
+    hooks: Sequence[Hook] = (),
 ) -> Fit:
     """Train a composition.
 
@@ -144,10 +140,15 @@ def fit(
       `jax.random.key(seed)` with the seed of the settings.
     - `weighting`, `time_sampler`: for a model by hand, the parts of the loss; by default `ELBO` and
       `LowDiscrepancy`. A time sampler that adapts belongs to the training state.
+    - `optimiser`: for a model by hand, a part, by default `diffkit.optimisers.AdamW()`; or a gradient
+      transformation of optax, used as it is, without the learning rate, weight decay and clipping of the
+      settings. The interior of a schedule that minimises the variance keeps its own
+      (`TrainConfig.interior_learning_rate`).
     - `directory`: where to write configuration, metrics and checkpoints. If it holds checkpoints of the
       same composition, training goes on from the newest one, exactly as if it had never stopped.
     - `progress`: show a progress bar.
-    - `writers`: further receivers of the metrics.
+    - `hooks`: functions called with a `diffkit.training.StepInfo` after each dispatch and each evaluation,
+      while the next dispatch runs.
 
     **Returns:** a `Fit`.
 
@@ -163,7 +164,12 @@ def fit(
     ```
     """
     if isinstance(what, Preset):
-        beside = {"config": config, "weighting": weighting, "time_sampler": time_sampler}
+        beside = {
+            "config": config,
+            "weighting": weighting,
+            "time_sampler": time_sampler,
+            "optimiser": optimiser,
+        }
         if given := [name for name, value in beside.items() if value is not None]:
             raise ValueError(
                 f"a preset chooses its own {given[0]}: use preset.replace(weighting=..., "
@@ -177,6 +183,7 @@ def fit(
             what,
             weighting=weighting or ELBO(),
             time_sampler=time_sampler or LowDiscrepancy(),
+            optimiser=optimiser or AdamW(),
             sampler=Ancestral(),
             grid=UniformT(),
             train=dataclasses.asdict(settings),
@@ -197,7 +204,7 @@ def fit(
                 f"run {directory} is for Python only, as no command can make {found}. "
                 f"Read it by dk.load_run({str(directory)!r}, like=...)."
             )
-    return train(parts, data, settings, directory=directory, progress=progress, writers=writers)
+    return train(parts, data, settings, directory=directory, progress=progress, hooks=hooks)
 
 
 def train(
@@ -207,12 +214,13 @@ def train(
     *,
     directory: Path | None = None,
     progress: bool = True,
-    writers: Sequence[Writer] = (),
+    hooks: Sequence[Hook] = (),
 ) -> Fit:
     """`fit` of parts that are made already, in a directory whose configuration is written."""
     model, weighting = parts.model, parts.weighting
     check_data(model, data)
-    state = init_state(model, config, parts.time_sampler)
+    optimiser = parts.optimiser
+    state = init_state(model, config, parts.time_sampler, optimiser)
     checkpoints, step, before = None, 0, 0.0
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -221,15 +229,15 @@ def train(
         if newest is not None:
             state, numbers = checkpoints.restore(newest, like=state)
             step, before = newest, numbers["seconds"]
-        memory = JsonLines(directory / METRICS_FILE, step=step)
-        sinks: list[Writer] = [memory, TensorBoard(directory / "tensorboard", step=step)]
+        lines = JsonLines(directory / METRICS_FILE, step=step)
+        records, own = lines.records, [lines, TensorBoard(directory / "tensorboard", step=step)]
     else:
-        memory = _Memory()
-        sinks = [memory]
+        records: list[dict[str, float]] = []
+        own = [lambda info: records.append(info.record)]
     if progress:
         what = "bits/dim" if isinstance(weighting, ELBO) else "weighted loss"
-        sinks.append(ProgressBar(start=step, steps=config.steps, what=what))
-    sinks.extend(writers)
+        own.append(ProgressBar(start=step, steps=config.steps, what=what))
+    hooks = (*own, *hooks)
 
     chunk = config.steps_per_dispatch
     key = key_of(config.seed)
@@ -244,7 +252,12 @@ def train(
     def seconds() -> float:
         return before + time.monotonic() - began
 
-    def report(step: int, rows: jax.Array, count: int) -> None:
+    def tell(step: int, metrics: dict[str, float], state: TrainState | None) -> None:
+        info = StepInfo(step, config.steps, round(seconds(), 3), metrics, state)
+        for hook in hooks:
+            hook(info)
+
+    def report(step: int, rows: jax.Array, count: int, state: TrainState | None = None) -> None:
         values = np.asarray(rows)[:count].mean(axis=0)
         # The gradient too: it can be the first to go, and the parameters go with it.
         for what, value in (("loss", values[0]), ("gradient", values[-1])):
@@ -253,18 +266,16 @@ def train(
                     f"the {what} is not finite ({value}) near step {step}. A lower "
                     "train.learning_rate or a smaller train.clip may help."
                 )
-        record = {"step": step, "seconds": round(seconds(), 3)}
-        record |= dict(zip(METRICS, map(float, values), strict=True))
-        for sink in sinks:
-            sink.write(record)
+        tell(step, dict(zip(METRICS, map(float, values), strict=True)), state)
 
     def due(every: int, step: int, count: int) -> bool:
         return step == config.steps or (every > 0 and step // every > (step - count) // every)
 
     with contextlib.ExitStack() as stack:
         stack.callback(iterator.close)
-        for sink in sinks:
-            stack.callback(sink.close)
+        for hook in hooks:
+            if close := getattr(hook, "close", None):
+                stack.callback(close)
         if checkpoints is not None:
             stack.callback(checkpoints.close)
         pending = None
@@ -273,7 +284,7 @@ def train(
             drawn = next(iterator)
             check_levels(jax.tree.leaves(drawn)[0], model.decoder.levels)
             stacked = jax.tree.map(jnp.asarray, drawn)
-            inputs = (stacked, jnp.asarray(count), key, objective, settings)
+            inputs = (stacked, jnp.asarray(count), key, objective, settings, optimiser)
             state, rows = train_steps(inputs, state)
             step += count
             if pending is not None:
@@ -282,18 +293,13 @@ def train(
             save = due(config.checkpoint_every, step, count)
             test = config.evaluate_every > 0 and due(config.evaluate_every, step, count)
             if save or test:
-                report(*pending)
+                report(*pending, state)
                 pending = None
             if test:
                 result = evaluate(
                     state.averaged_model, data.test, key=key, passes=config.evaluate_passes
                 )
-                record = {"step": step, "seconds": round(seconds(), 3)}
-                record |= {"test_bits_per_dim": result.total[0]}
-                for sink in sinks:
-                    sink.write(record)
+                tell(step, {"test_bits_per_dim": result.total[0]}, state)
             if save and checkpoints is not None:
                 checkpoints.save(step, state, {"seconds": seconds()})
-        if pending is not None:
-            report(*pending)
-    return Fit(state.averaged_model, state, memory.records, parts, directory)
+    return Fit(state.averaged_model, state, records, parts, directory)

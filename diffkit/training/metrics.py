@@ -1,29 +1,58 @@
-"""Where metrics go while training: a JSON Lines file, TensorBoard, the terminal."""
+"""Hooks of the training loop: metrics to a file, to TensorBoard, to Weights & Biases, to the terminal."""
 
+import importlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from diffkit.files import replace_text
+from diffkit.model import DiffusionModel
+from diffkit.training.state import TrainState
 
-Record = Mapping[str, int | float]
-"""Metrics of one dispatch: `step`, `seconds` of training so far, and the means over its steps."""
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a hook of `diffkit.fit` is told.
+
+    **Attributes:**
+
+    - `step`, `steps`: the number of steps taken, and of all steps.
+    - `seconds`: of training so far.
+    - `metrics`: means over the steps of a dispatch, by the names in `diffkit.training.METRICS`; or
+      `test_bits_per_dim`, after an evaluation.
+    - `state`: the training state at checkpoints, at evaluations and at the end, else `None`. The next step
+      reuses its memory: copy what you keep.
+    """
+
+    step: int
+    steps: int
+    seconds: float
+    metrics: Mapping[str, float]
+    state: TrainState | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step == self.steps
+
+    @property
+    def model(self) -> DiffusionModel | None:
+        """The model with averaged parameters, where there is a `state`."""
+        return None if self.state is None else self.state.averaged_model
+
+    @property
+    def record(self) -> dict[str, int | float]:
+        """Step, seconds and metrics, as `diffkit.training.read_metrics` gives them."""
+        return {"step": self.step, "seconds": self.seconds, **self.metrics}
 
 
-@runtime_checkable
-class Writer(Protocol):
-    """Anything that wants to see the metrics. `fit` takes further ones as `writers`."""
-
-    def write(self, record: Record) -> None:
-        """Called once per dispatch, and after each evaluation."""
-        ...
-
-    def close(self) -> None:
-        """Called once, when training ends, for whatever reason."""
-        ...
+Hook = Callable[[StepInfo], None]
+"""Called after each dispatch and each evaluation. A method `close`, if there is one, is called when
+training ends or fails."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -65,9 +94,9 @@ class JsonLines:
         self.records = kept
         self._file = path.open("a")
 
-    def write(self, record: Record) -> None:
-        self.records.append(dict(record))
-        self._file.write(as_json(record) + "\n")
+    def __call__(self, info: StepInfo) -> None:
+        self.records.append(info.record)
+        self._file.write(as_json(info.record) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -82,13 +111,37 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(directory), purge_step=step + 1 if step > 0 else None)
 
-    def write(self, record: Record) -> None:
-        for name, value in record.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, int(record["step"]))
+    def __call__(self, info: StepInfo) -> None:
+        for name, value in {"seconds": info.seconds, **info.metrics}.items():
+            self._writer.add_scalar(name, value, info.step)
 
     def close(self) -> None:
         self._writer.close()
+
+
+class WeightsAndBiases:
+    """Metrics to a run of Weights & Biases; needs the extra `wandb`.
+
+    **Arguments:** `project`, and whatever else `wandb.init` takes, such as `name`, `config` or `mode`.
+
+    **Raises:** `ImportError` without the package.
+    """
+
+    def __init__(self, project: str, **options: Any):
+        try:
+            # Optional, so not for a type checker to find.
+            wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise ImportError(
+                "WeightsAndBiases needs the package wandb: pip install 'diffkit[wandb]'."
+            ) from error
+        self._run = wandb.init(project=project, **options)
+
+    def __call__(self, info: StepInfo) -> None:
+        self._run.log({"seconds": info.seconds, **info.metrics}, step=info.step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 class ProgressBar:
@@ -108,7 +161,7 @@ class ProgressBar:
         )
 
         self._console = Console()
-        self._steps, self._what, self._every = steps, what, every
+        self._what, self._every = what, every
         self._loss: float | None = None
         self._began = self._shown = time.monotonic()
         self._start = start
@@ -125,20 +178,20 @@ class ProgressBar:
             self._bar.start()
             self._task = self._bar.add_task("training", total=steps, completed=start, note="")
 
-    def write(self, record: Record) -> None:
-        if "loss" not in record:
+    def __call__(self, info: StepInfo) -> None:
+        if "loss" not in info.metrics:
             return
         # A running mean, since one dispatch is noisy.
-        loss = record["loss"]
+        loss, step = info.metrics["loss"], info.step
         self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
-        now, step = time.monotonic(), int(record["step"])
+        now = time.monotonic()
         rate = (step - self._start) / max(now - self._began, 1e-9)
         note = f"{rate:.1f} steps/s  {self._loss:.3f} {self._what}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
-        elif now - self._shown > self._every or step == self._steps:
+        elif now - self._shown > self._every or info.last:
             self._shown = now
-            print(f"step {step}/{self._steps}  {note}", flush=True)
+            print(f"step {step}/{info.steps}  {note}", flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

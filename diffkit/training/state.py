@@ -1,8 +1,10 @@
 """The training state, and the compiled function that takes it many steps further."""
 
+import dataclasses
 import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any, Final
 
 import equinox as eqx
@@ -13,7 +15,8 @@ from jaxtyping import Array, Float, PyTree, Real
 
 from diffkit.buffers import trainable
 from diffkit.model import DiffusionModel
-from diffkit.objectives import DiffusionLoss, end_terms
+from diffkit.objectives import DiffusionLoss, Share, end_terms
+from diffkit.optimisers import AbstractOptimiser, AdamW
 from diffkit.schedules import minimises_variance
 from diffkit.time_samplers import (
     AbstractAdaptiveTimeSampler,
@@ -21,12 +24,16 @@ from diffkit.time_samplers import (
     LowDiscrepancy,
 )
 from diffkit.training.config import TrainConfig
-from diffkit.typing import BatchScalar, Index, PRNGKey
+from diffkit.typing import BatchScalar, Index, PRNGKey, Scalar
 from diffkit.weightings import AbstractWeighting
 
 METRICS: Final = ("loss", "prior", "reconstruction", "diffusion", "gradient_norm")
 """What each step reports; all but the last in bits per dimension. The norm is that of the gradient of the
 loss, without an interior that follows the variance instead."""
+
+
+Optimiser = AbstractOptimiser | optax.GradientTransformation
+"""A part, or a transformation that is used as it is."""
 
 
 class TrainState(eqx.Module):
@@ -53,15 +60,25 @@ class TrainState(eqx.Module):
         return eqx.combine(self.average, self.model)
 
 
+def _inverse_root(full: float, start: int, count: Any) -> Any:
+    return full * jnp.sqrt(start / (start + count))
+
+
 def learning_rate(config: TrainConfig) -> optax.Schedule:
     """The learning rate as a function of the number of steps taken before."""
     full, warmup = config.learning_rate, config.warmup
-    if config.decay == "cosine":
+    if config.decay in ("cosine", "linear"):
         # A run that ended within its warm-up would end at the full rate.
         warmup = min(warmup, config.steps // 2)
-        after = optax.cosine_decay_schedule(full, config.steps - warmup)
-    else:
-        after = optax.constant_schedule(full)
+    match config.decay:
+        case "cosine":
+            after = optax.cosine_decay_schedule(full, config.steps - warmup)
+        case "linear":
+            after = optax.linear_schedule(full, 0.0, config.steps - warmup)
+        case "rsqrt":
+            after = functools.partial(_inverse_root, full, max(warmup, 1))
+        case _:
+            after = optax.constant_schedule(full)
     return optax.join_schedules([optax.linear_schedule(0.0, full, warmup), after], [warmup])
 
 
@@ -75,24 +92,41 @@ def _decays(model: PyTree, *, biases: bool) -> PyTree:
     return jax.tree_util.tree_map_with_path(decays, model)
 
 
-def _optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    adamw = optax.adamw(
-        learning_rate(config),
-        b1=config.b1,
-        b2=config.b2,
-        weight_decay=config.weight_decay,
-        mask=functools.partial(_decays, biases=config.decay_biases),
-    )
+def transformation(part: AbstractOptimiser, config: TrainConfig) -> optax.GradientTransformation:
+    """What an optimiser makes of the settings: learning rate, weight decay, options that are `None`."""
+    taken = {
+        k: getattr(config, k) for k, v in vars(part).items() if v is None and hasattr(config, k)
+    }
+    decays = functools.partial(_decays, biases=config.decay_biases)
+    return dataclasses.replace(part, **taken).transformation(learning_rate(config), decays)
+
+
+def _transformation(
+    config: TrainConfig, optimiser: Optimiser = AdamW()
+) -> optax.GradientTransformation:
+    """Of a whole model: the optimiser, after clipping, and an interior's own treatment."""
+
+    def interior(tree: PyTree) -> PyTree:
+        return jax.tree.map(operator.not_, follows_loss(tree))
+
     # The state has one structure, whether gradients are clipped or not.
-    clip = optax.clip_by_global_norm(config.clip) if config.clip > 0 else optax.identity()
+    clip = config.clip > 0 and isinstance(optimiser, AbstractOptimiser)
+    clipped = optax.masked(
+        optax.clip_by_global_norm(config.clip) if clip else optax.identity(), follows_loss
+    )
     # The second moment that an interior follows is of another size than the loss: it has no part in the
     # norm. Nor is it clipped: its draws are so uneven that the mean of their clipped gradients is far from
     # the gradient of the mean.
     rate = optax.scale(config.interior_learning_rate / config.learning_rate)
+    if isinstance(optimiser, AdamW):
+        # Elementwise, and an interior has no weight decay: one state serves both.
+        return optax.chain(clipped, transformation(optimiser, config), optax.masked(rate, interior))
+    if isinstance(optimiser, AbstractOptimiser):
+        optimiser = transformation(optimiser, config)
     return optax.chain(
-        optax.masked(clip, follows_loss),
-        adamw,
-        optax.masked(rate, lambda tree: jax.tree.map(operator.not_, follows_loss(tree))),
+        clipped,
+        optax.masked(optimiser, follows_loss),
+        optax.masked(optax.chain(transformation(AdamW(), config), rate), interior),
     )
 
 
@@ -110,6 +144,7 @@ def init_state(
     model: DiffusionModel,
     config: TrainConfig,
     time_sampler: AbstractTimeSampler = LowDiscrepancy(),
+    optimiser: Optimiser = AdamW(),
 ) -> TrainState:
     """The state before the first step. Arrays are copied: training donates the state's memory."""
     # With their dtype said, since a weakly typed array (as `jnp.full` makes) would become an ordinary
@@ -122,7 +157,7 @@ def init_state(
     return TrainState(
         model=model,
         average=jax.tree.map(jnp.copy, params),
-        optimiser=_optimiser(config).init(params),
+        optimiser=_transformation(config, optimiser).init(params),
         time_sampler=time_sampler,
         step=jnp.zeros((), jnp.int32),
     )
@@ -158,17 +193,21 @@ class Objective(eqx.Module):
         key: PRNGKey,
         time_sampler: AbstractTimeSampler = LowDiscrepancy(),
         condition: Float[Array, "batch condition"] | None = None,
-    ) -> tuple[Float[Array, ""], tuple[Float[Array, "terms"], BatchScalar, BatchScalar]]:
+        share: Share | None = None,
+    ) -> tuple[Float[Array, ""], tuple[Float[Array, "terms"], tuple[BatchScalar, BatchScalar]]]:
         """The loss; prior, reconstruction and diffusion term as means over the batch; and the times that
-        were drawn, with the diffusion loss of each before its importance."""
+        were drawn, with the diffusion loss of each before its importance.
+
+        With a `share`, all is over that part of a larger batch, whose draws it takes.
+        """
         end_key, diffusion_key = jax.random.split(key)
         encoded = model.encode(x)
-        ends = end_terms(model, x, encoded, key=end_key)
+        ends = end_terms(model, x, encoded, key=end_key, share=share)
         loss = DiffusionLoss(self.weighting, time_sampler, self.timesteps)
-        drawn = loss.draw(model, encoded, key=diffusion_key, condition=condition)
+        drawn = loss.draw(model, encoded, key=diffusion_key, condition=condition, share=share)
         scale = 1 / (math.prod(model.shape) * math.log(2))
         terms = scale * jnp.stack([jnp.mean(term) for term in (*ends, drawn.loss)])
-        return jnp.sum(terms), (terms, drawn.t, scale * drawn.loss / drawn.importance)
+        return jnp.sum(terms), (terms, (drawn.t, scale * drawn.loss / drawn.importance))
 
 
 def drop_conditions(
@@ -179,17 +218,38 @@ def drop_conditions(
     return jnp.where(kept[:, None], condition, 0.0)
 
 
+def _accumulated(
+    loss: Callable[..., tuple[Scalar, Any]], params: PyTree, batch: PyTree, parts: int
+) -> tuple[tuple[Scalar, Any], PyTree]:
+    """Loss and gradient of a batch, one part after another: `value_and_grad` in the memory of one part."""
+    of_rows = jax.value_and_grad(loss, has_aux=True)
+    if parts == 1:
+        return of_rows(params, batch, None)
+
+    def add(total: PyTree, part: PyTree) -> tuple[PyTree, Any]:
+        index, rows = part
+        (value, (terms, drawn)), gradient = of_rows(params, rows, (index, parts))
+        return jax.tree.map(jnp.add, total, (value, terms, gradient)), drawn
+
+    split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+    zero = jnp.zeros(()), jnp.zeros((3,)), jax.tree.map(jnp.zeros_like, params)
+    total, drawn = jax.lax.scan(add, zero, (jnp.arange(parts), split))
+    value, terms, gradient = jax.tree.map(lambda sum: sum / parts, total)
+    return (value, (terms, jax.tree.map(jnp.ravel, drawn))), gradient
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
     key: PRNGKey,
     objective: Objective,
     config: TrainConfig,
+    optimiser: Optimiser = AdamW(),
 ) -> tuple[TrainState, Float[Array, "metrics"]]:
     """One step of the optimiser.
 
     **Arguments:** `state`; `batch`, data as stored, with conditions or without; `key`, the same for all
-    steps: each step derives its own; `objective`; `config`.
+    steps: each step derives its own; `objective`; `config`; `optimiser`, as for `init_state`.
 
     **Returns:** the new state, and the metrics in the order of `METRICS`.
     """
@@ -203,13 +263,14 @@ def train_step(
         dropout_key = jax.random.fold_in(step_key, 2)
         condition = drop_conditions(condition, config.condition_dropout, key=dropout_key)
 
-    def loss(params: PyTree) -> tuple[Float[Array, ""], Any]:
-        return objective(
-            eqx.combine(params, rest), x, step_key, state.time_sampler, condition=condition
-        )
+    def loss(params: PyTree, rows: Any, share: Share | None) -> tuple[Float[Array, ""], Any]:
+        x, condition = rows
+        model = eqx.combine(params, rest)
+        return objective(model, x, step_key, state.time_sampler, condition, share)
 
-    (value, (terms, *drawn)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    updates, optimiser = _optimiser(config).update(gradient, state.optimiser, params)
+    found = _accumulated(loss, params, (x, condition), config.accumulate)
+    (value, (terms, drawn)), gradient = found
+    updates, moments = _transformation(config, optimiser).update(gradient, state.optimiser, params)
     params = eqx.apply_updates(params, updates)
     time_sampler = state.time_sampler
     if isinstance(time_sampler, AbstractAdaptiveTimeSampler):
@@ -223,29 +284,30 @@ def train_step(
     norm = optax.tree.norm(eqx.filter(gradient, follows_loss(gradient)))
     metrics = jnp.concatenate([value[None], terms, norm[None]])
     model = eqx.combine(params, rest)
-    return TrainState(model, average, optimiser, time_sampler, step), metrics
+    return TrainState(model, average, moments, time_sampler, step), metrics
 
 
 @eqx.filter_jit(donate="all-except-first")
 def train_steps(
-    inputs: tuple[Batches, Index, PRNGKey, Objective, TrainConfig],
+    inputs: tuple[Batches, Index, PRNGKey, Objective, TrainConfig, Optimiser],
     state: TrainState,
 ) -> tuple[TrainState, Float[Array, "chunk metrics"]]:
     """Many steps in one dispatch. The memory of `state` is reused for the result.
 
-    **Arguments:** `inputs`: `(batches, count, key, objective, config)`, of whose batches, stacked as
-    `diffkit.data.batches` does with `chunk`, the first `count` are used. `count` is an array, so that
-    a last, shorter dispatch compiles nothing.
+    **Arguments:** `inputs`: `(batches, count, key, objective, config, optimiser)`, of whose batches,
+    stacked as `diffkit.data.batches` does with `chunk`, the first `count` are used. `count` is an array, so
+    that a last, shorter dispatch compiles nothing.
 
     **Returns:** the new state, and a row of metrics for each step taken (further rows are zero).
     """
-    batches, count, key, objective, config = inputs
+    batches, count, key, objective, config, optimiser = inputs
     dynamic, static = eqx.partition(state, eqx.is_array)
 
     def body(index, carry):
         dynamic, rows = carry
         batch = jax.tree.map(lambda stacked: stacked[index], batches)
-        state, row = train_step(eqx.combine(dynamic, static), batch, key, objective, config)
+        state = eqx.combine(dynamic, static)
+        state, row = train_step(state, batch, key, objective, config, optimiser)
         return eqx.filter(state, eqx.is_array), rows.at[index].set(row)
 
     chunk = jax.tree.leaves(batches)[0].shape[0]

@@ -11,7 +11,7 @@ import pytest
 import diffkit as dk
 import diffkit_vdm
 from diffkit.training import Objective
-from diffkit.training.state import _optimiser, follows_loss
+from diffkit.training.state import _transformation, follows_loss
 
 # Weighted losses, other times, other targets, discrete time, endpoints that are fixed: all together once.
 CASES = {
@@ -137,13 +137,13 @@ def test_clipping_leaves_the_other_gradients_alone():
     large = eqx.tree_at(
         lambda m: m.schedule.interior.centre, gradient, replace_fn=lambda b: 1e3 * b
     )
-    optimiser = _optimiser(config)
+    optimiser = _transformation(config)
     steps = [optimiser.update(g, optimiser.init(params), params)[1] for g in (gradient, large)]
     plain, other = (jax.tree.leaves(s[1][0].mu.denoiser) for s in steps)
     for one, two in zip(plain, other, strict=True):
         np.testing.assert_array_equal(one, two)
     # It is one structure with clipping and without.
-    without = _optimiser(dk.TrainConfig(clip=0.0)).init(params)
+    without = _transformation(dk.TrainConfig(clip=0.0)).init(params)
     assert jax.tree.structure(without) == jax.tree.structure(optimiser.init(params))
 
 
