@@ -101,8 +101,10 @@ def test_the_loss_that_is_minimised_is_the_stated_one(name):
         x = jnp.asarray(data.train.gather(np.arange(8)))
         x = jnp.tile(x, (4096, 1))
 
+        times = dk.part("time_sampler", preset.loss.times, model=made.model)
+
         @eqx.filter_jit
-        def both(model, x, made=made):
+        def both(model, x, made=made, times=times):
             one = dk.denoising_loss(
                 model,
                 x,
@@ -111,7 +113,6 @@ def test_the_loss_that_is_minimised_is_the_stated_one(name):
                 time_sampler=made.time_sampler,
             )
             loss = preset.loss
-            times = dk.part("time_sampler", loss.times, model=made.model)
             t, _ = times(jax.random.key(6), len(x))
             target = made.model.denoiser.parameterization
             if loss.parameterization is not None:
