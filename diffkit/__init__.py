@@ -58,6 +58,8 @@ from diffkit.registry import get as get
 from diffkit.registry import plugins as plugins
 from diffkit.registry import register as register
 from diffkit.samplers import AbstractSampler as AbstractSampler
+from diffkit.samplers import invert as invert
+from diffkit.samplers import noised as noised
 from diffkit.samplers import sample as sample
 from diffkit.samplers import sample_trajectory as sample_trajectory
 from diffkit.schedules import AbstractSchedule as AbstractSchedule
