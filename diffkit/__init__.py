@@ -83,6 +83,8 @@ if TYPE_CHECKING:
     from diffkit.runs import Run as Run
     from diffkit.runs import load_run as load_run
     from diffkit.samplers import AbstractSampler as AbstractSampler
+    from diffkit.samplers import invert as invert
+    from diffkit.samplers import noised as noised
     from diffkit.samplers import sample as sample
     from diffkit.samplers import sample_trajectory as sample_trajectory
     from diffkit.schedules import AbstractSchedule as AbstractSchedule

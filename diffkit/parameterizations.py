@@ -32,16 +32,26 @@ P = TypeVar("P", bound="AbstractParameterization")
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Array]:
-    """A function of arrays as one of predictions, of which it takes the arrays."""
+    """A function of arrays as one of predictions of one target, of which it takes the arrays."""
 
     def method(*operands):
-        return function(*(each.value if isinstance(each, Predicted) else each for each in operands))
+        targets = [each.parameterization for each in operands if isinstance(each, Predicted)]
+        for other in targets[1:]:
+            if other != targets[0]:
+                one, another = _names(targets[0], other)
+                raise TypeError(
+                    f"operands must be predictions of one target, got one of {one} and one of "
+                    f"{another}. Convert one of them (Prediction has .x, .eps, .v, .score and .as_target), "
+                    "or take the arrays, .value."
+                )
+        return function(*map(as_plain, operands))
 
     return method
 
 
 def _reflected(function: Callable[[Any, Any], Any]) -> Callable[..., Array]:
-    return _method(lambda right, left: function(left, right))
+    # The left operand is no prediction, else its own method would have been called.
+    return lambda right, left: function(left, right.value)
 
 
 class Predicted(eqx.Module, Generic[P]):
@@ -51,9 +61,10 @@ class Predicted(eqx.Module, Generic[P]):
     and the conversion. Static type checkers refuse it too: `Predicted[V]` and `Predicted[Epsilon]` are
     two types.
 
-    It can be used as an array. Arithmetic, comparison and indexing give plain arrays, which are taken
-    for whatever is meant, as data are; the functions of NumPy and of `jax.numpy` take it. `value` is
-    the array itself, for its methods and for functions that are declared for arrays only.
+    Use it as an array: it has an array's attributes and methods, and the functions of NumPy and of
+    `jax.numpy` take it. Arithmetic, comparison, indexing and methods give plain arrays, which are taken
+    for whatever is meant, as data are. Arithmetic and comparison of predictions of two targets raise a
+    `TypeError` that names both. `value` is the array itself, for functions declared for arrays only.
 
     **Arguments:** `value`: the array; `parameterization`: the target that it is a prediction of.
 
@@ -81,15 +92,11 @@ class Predicted(eqx.Module, Generic[P]):
         """The array's dtype."""
         return self.value.dtype
 
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return self.value.ndim
-
-    @property
-    def size(self) -> int:
-        """The number of entries."""
-        return self.value.size
+    def __getattr__(self, name: str) -> Any:
+        # Nothing private: what asks for it wants to know whether this is an array, which it is not.
+        if name.startswith("_") or name in ("value", "parameterization"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.value, name)
 
     def __jax_array__(self) -> Array:
         return self.value
@@ -279,14 +286,19 @@ def as_array(given: Example | Predicted[P], meant: P, argument: str) -> Float[Ar
         return given.value
     forms = {"x": X(), "eps": Epsilon(), "v": V(), "score": Score()}
     form = next((name for name, part in forms.items() if part == meant), f"as_target({meant})")
-    wanted, got = _name(meant), _name(given.parameterization)
-    if wanted == got:  # the same class, with other options
-        wanted, got = repr(meant), repr(given.parameterization)
+    wanted, got = _names(meant, given.parameterization)
     raise TypeError(
         f"{argument} must be a prediction of {wanted}, got one of {got}. "
         f"Convert it: dk.Prediction.of(given, z, level).{form}"
     )
 
 
-def _name(parameterization: AbstractParameterization) -> str:
-    return name_of("parameterization", parameterization) or type(parameterization).__name__
+def as_plain(value: Any) -> Any:
+    """The array of a prediction; anything else as it is."""
+    return value.value if isinstance(value, Predicted) else value
+
+
+def _names(*parts: AbstractParameterization) -> list[str]:
+    names = [name_of("parameterization", part) or type(part).__name__ for part in parts]
+    # The same class twice has other options.
+    return names if len({*names}) > 1 else [repr(part) for part in parts]

@@ -230,6 +230,18 @@ def test_the_record_says_how_noise_levels_were_drawn():
         assert result.draws == result.as_dict()["draws"] == expected
 
 
+def test_a_model_is_evaluated_under_another_schedule():
+    source = ArraySource(known.draw(np.random.default_rng(1), 20, DIMENSIONS))
+    arguments = {"key": jax.random.key(0), "steps": 5, "passes": 2}
+    linear, cosine = (
+        known.model(SCHEDULES[name], DIMENSIONS) for name in ("linear_logsnr", "cosine")
+    )
+    moved = dk.evaluate(linear, source, schedule=SCHEDULES["cosine"], **arguments)
+    assert moved.total == dk.evaluate(cosine, source, **arguments).total
+    with pytest.warns(dk.equivalence.TransportWarning, match="noise end"):
+        dk.evaluate(linear, source, schedule=dk.LinearLogSNR(13.3, -4.0), **arguments)
+
+
 def spread(name, count, passes, repetitions, times=None):
     """The standard deviation of an evaluation."""
     found = evaluations(SCHEDULES[name], count, passes, repetitions, time_sampler=times)

@@ -1,12 +1,15 @@
 """Predictions that carry what they are: at run time, and for a static type checker."""
 
+import copy
 import itertools
 import json
+import operator
 import pathlib
 import re
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,8 +184,26 @@ def test_a_prediction_computes_as_its_array(prediction):
     ):
         assert isinstance(found, jax.Array)
         np.testing.assert_array_equal(found, expected)
-    # Across forms arithmetic is free: this is the velocity.
-    np.testing.assert_array_equal(prediction.eps - p, EPS - X)
+    for found, expected in (
+        (p.T, a.T),
+        (p.reshape(-1, 1), a.reshape(-1, 1)),
+        (p.mean(), a.mean()),
+        (p.astype(int), a.astype(int)),
+        (p.at[0].set(0.0), a.at[0].set(0.0)),
+        (eqx.filter_jit(lambda p: p.sum())(p), a.sum()),
+    ):
+        assert isinstance(found, jax.Array)
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(AttributeError, match="has no attribute 'maen'"):
+        p.maen()
+    np.testing.assert_array_equal(
+        copy.deepcopy(p), a
+    )  # which asks for attributes before there are any
+    for mixed in (operator.sub, operator.mul, operator.lt):
+        with pytest.raises(TypeError, match="of one target, got one of epsilon and one of x"):
+            mixed(prediction.eps, p)
+    with pytest.raises(TypeError, match=r"got one of Score\(\) and one of Score\(scaled=True\)"):
+        prediction.score + prediction.as_target(dk.Score(scaled=True))
     assert (p.shape, p.ndim, p.size, p.dtype, len(p)) == ((3,), 1, 3, jnp.float32, 3)
     assert [float(entry) for entry in p] == list(X)
     np.testing.assert_array_equal(np.abs(p), np.abs(X))

@@ -1,16 +1,14 @@
 r"""Ancestral sampling: the generative model itself, step by step."""
 
-from typing import Any
-
-import jax
+from typing import ClassVar
 
 from diffkit.registry import register
-from diffkit.samplers.base import AbstractSampler, Denoise
-from diffkit.typing import Example, PRNGKey, Scalar
+from diffkit.samplers.base import AbstractOneStepSampler, Denoise, Step
+from diffkit.typing import Example
 
 
 @register("sampler", "ancestral")
-class Ancestral(AbstractSampler):
+class Ancestral(AbstractOneStepSampler):
     r"""Draws from $p(z_s \mid z_t) = q(z_s \mid z_t, x = \hat x(z_t))$, VDM equation 34.
 
     With T steps uniform in t it is exactly the discrete-time model whose bound `vlb(..., steps=T)` is;
@@ -24,36 +22,15 @@ class Ancestral(AbstractSampler):
     **Raises:** `ValueError` if `spread` is not in [0, 1].
     """
 
+    stochastic: ClassVar[bool] = True
+    order: ClassVar[int] = 1
+    calls: ClassVar[int] = 1
     spread: float = 0.0
 
     def __check_init__(self):
         if not 0 <= self.spread <= 1:
             raise ValueError(f"spread must be in [0, 1], got {self.spread}.")
 
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def calls(self) -> int:
-        return 1
-
-    def init(self, y: Example) -> None:
-        return None
-
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: Any,
-        key: PRNGKey | None,
-    ) -> tuple[Example, None]:
-        assert key is not None
-        mean, std = denoise(y, logsnr_t).reverse(logsnr_s, spread=self.spread)
-        return mean + std * jax.random.normal(key, y.shape, y.dtype), None
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        mean, std = denoise(y, step.logsnr_t).reverse(step.logsnr_s, spread=self.spread)
+        return mean + std * step.noise(y)

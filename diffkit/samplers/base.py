@@ -7,11 +7,14 @@ every process. One step goes from $\lambda_t$ to a less noisy $\lambda_s > \lamb
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 
 from diffkit.denoiser import Prediction
+from diffkit.parameterizations import Predicted, as_plain
 from diffkit.typing import Example, PRNGKey, Scalar
 
 Denoise = Callable[[Example, Scalar], Prediction]
@@ -19,27 +22,27 @@ Denoise = Callable[[Example, Scalar], Prediction]
 
 
 class AbstractSampler(eqx.Module):
-    """One step of a sampler, and what it carries from step to step."""
+    """One step of a sampler, and what it carries from step to step.
 
-    @property
-    @abc.abstractmethod
-    def stochastic(self) -> bool:
-        """Whether `step` uses its key. A sampler that does not is never handed one."""
+    **Attributes:** constants of a class (`order: ClassVar[int] = 2`), or fields and properties where they
+    depend on its options.
 
-    @property
-    @abc.abstractmethod
-    def order(self) -> int | None:
-        """The order of convergence in the number of steps, on a grid that is refined.
+    - `stochastic`: whether `step` uses its key. A sampler that does not is never handed one.
+    - `order`: of convergence in the number of steps, on a grid that is refined. For a deterministic
+      sampler that of the error against the exact probability-flow ODE, for a stochastic one the weak
+      order: that of mean and variance. `None` means that each step is exact to a tolerance of the
+      sampler's own.
+    - `calls`: calls of the network per step; `None` if that varies.
+    """
 
-        For a deterministic sampler that of the error against the exact probability-flow ODE, for a
-        stochastic one the weak order: that of mean and variance. `None` means that each step is
-        exact to a tolerance of the sampler's own.
-        """
-
-    @property
-    @abc.abstractmethod
-    def calls(self) -> int | None:
-        """Calls of the network per step; `None` if that varies."""
+    if TYPE_CHECKING:  # where abstract ones would be arguments of every constructor
+        stochastic: ClassVar[bool]
+        order: ClassVar[int | None]
+        calls: ClassVar[int | None]
+    else:
+        stochastic: eqx.AbstractVar[bool]
+        order: eqx.AbstractVar[int | None]
+        calls: eqx.AbstractVar[int | None]
 
     @abc.abstractmethod
     def init(self, y: Example) -> Any:
@@ -61,9 +64,106 @@ class AbstractSampler(eqx.Module):
 
         - `denoise`: the denoiser in the rescaled latent.
         - `y`: the rescaled latent at `logsnr_t`.
-        - `logsnr_t`, `logsnr_s`: from where to where, `logsnr_t < logsnr_s`.
+        - `logsnr_t`, `logsnr_s`: from where to where, `logsnr_t < logsnr_s`. `diffkit.invert` runs a
+          deterministic sampler the other way.
         - `state`: what `init` or the previous step returned.
         - `key`: for this step and this example, or `None` if the sampler is not `stochastic`.
 
         **Returns:** the rescaled latent at `logsnr_s`, and the new state.
         """
+
+
+class Step(NamedTuple):
+    """From where to where a step goes, and its key."""
+
+    logsnr_t: Scalar
+    logsnr_s: Scalar
+    key: PRNGKey | None
+
+    @property
+    def rho_t(self) -> Scalar:
+        """sigma / alpha at the start."""
+        return jnp.exp(-self.logsnr_t / 2)
+
+    @property
+    def rho_s(self) -> Scalar:
+        """sigma / alpha at the end."""
+        return jnp.exp(-self.logsnr_s / 2)
+
+    @property
+    def removed(self) -> Scalar:
+        """The share of the noise variance that the step removes, 1 - rho_s^2 / rho_t^2."""
+        return -jnp.expm1(self.logsnr_t - self.logsnr_s)
+
+    def noise(self, y: Example) -> Example:
+        """Standard normal noise of the shape of `y`, for samplers that are stochastic."""
+        assert self.key is not None
+        return jax.random.normal(self.key, y.shape, y.dtype)
+
+
+class AbstractOneStepSampler(AbstractSampler):
+    """A sampler that carries nothing from step to step: a formula."""
+
+    @abc.abstractmethod
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        """The rescaled latent at `step.logsnr_s`, from `y`, that at `step.logsnr_t`."""
+
+    def init(self, y: Example) -> None:
+        return None
+
+    def step(
+        self,
+        denoise: Denoise,
+        y: Example,
+        logsnr_t: Scalar,
+        logsnr_s: Scalar,
+        state: Any,
+        key: PRNGKey | None,
+    ) -> tuple[Example, None]:
+        return self.advance(denoise, y, Step(logsnr_t, logsnr_s, key)), None
+
+
+def take_step(
+    sampler: AbstractSampler,
+    denoise: Denoise,
+    y: Example,
+    logsnr_t: Scalar,
+    logsnr_s: Scalar,
+    state: Any,
+    key: PRNGKey | None,
+) -> tuple[Example, Any]:
+    """`sampler.step`, checked: for loops over steps, whose state must keep its structure.
+
+    Predictions in what it returns become plain arrays.
+
+    **Raises:** `TypeError` if it does not return a latent like `y` and a state like `state`.
+    """
+    name = f"{type(sampler).__name__}.step"
+    found = sampler.step(denoise, y, logsnr_t, logsnr_s, state, key)
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise TypeError(
+            f"{name} must return a pair, the latent at logsnr_s and the new state (None for no state), got "
+            f"{_described(found)}."
+        )
+    found = jax.tree.map(as_plain, found, is_leaf=lambda leaf: isinstance(leaf, Predicted))
+    for what, before, after in zip(("latent", "state"), (y, state), found, strict=True):
+        if not _alike(before, after):
+            raise TypeError(
+                f"{name} must return a {what} like the one it was given, {_described(before)}, got "
+                f"{_described(after)}." + " The first state comes from init." * (what == "state")
+            )
+    return found
+
+
+def _alike(before: Any, after: Any) -> bool:
+    """Whether both are of one structure, shapes and dtypes; a Python number takes any dtype."""
+    if jax.tree.structure(before) != jax.tree.structure(after):
+        return False
+    pairs = zip(*(map(jax.typeof, jax.tree.leaves(tree)) for tree in (before, after)), strict=True)
+    return all(
+        old.shape == new.shape and (old.weak_type or old.dtype == new.dtype) for old, new in pairs
+    )
+
+
+def _described(value: Any) -> str:
+    return eqx.tree_pformat(value, width=1000)

@@ -133,7 +133,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             logsnr=lambda kappa: 2 * (jnp.log1p(-kappa) - jnp.log(kappa)),
             slope=lambda logsnr: -0.5 * jax.nn.sigmoid(logsnr / 2) * jax.nn.sigmoid(-logsnr / 2),
             offset=_offset_velocity,
-            quantity=lambda prediction: prediction.eps - prediction.x,
+            quantity=lambda prediction: prediction.eps.value - prediction.x.value,
         ),
     }
 )

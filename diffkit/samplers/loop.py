@@ -13,8 +13,12 @@ from diffkit.denoiser import AbstractDenoiser, Prediction
 from diffkit.grids import AbstractGrid, UniformT
 from diffkit.model import DiffusionModel
 from diffkit.processes import rescaled_prior_std
-from diffkit.samplers.base import AbstractSampler, Denoise
-from diffkit.typing import Example, PRNGKey, Scalar
+from diffkit.samplers.base import AbstractSampler, Denoise, take_step
+from diffkit.schedules import Truncated, ordered_endpoints
+from diffkit.typing import DataBatch, Example, FloatBatch, PRNGKey, Scalar, ScalarLike, as_float
+
+Start = tuple[Float[Array | np.ndarray, "..."], ScalarLike]
+"""A batch of latents of the model's process, and their `logsnr`, as `noised` and `invert` give them."""
 
 Conditions = Float[Array | np.ndarray, " condition"] | Float[Array | np.ndarray, "count condition"]
 """One condition for all samples, or one for each."""
@@ -54,6 +58,7 @@ def sample(
     grid: AbstractGrid = UniformT(),
     condition: Conditions | None = None,
     decode_noise: bool = False,
+    start: Start | None = None,
 ) -> Real[Array, "..."]:
     """Draw samples from a model.
 
@@ -72,16 +77,26 @@ def sample(
       `diffkit.data.one_hot` and `diffkit.data.with_flag`. `diffkit.guide` makes a model follow it more
       closely.
     - `decode_noise`: draw from the decoder p(x | z_0) instead of taking its most probable value.
+    - `start`: where to start in place of the prior: a pair (z, logsnr) of latents of the model's process,
+      (count, *shape), and their noise level. `noised` makes it from data (SDEdit, arXiv 2108.01073),
+      `invert` too, and a `Trajectory` has it. All steps then lie between that level and the data: the grid
+      sees `diffkit.Truncated`.
 
     **Returns:** data as stored, (count, *shape): integers under a discretised decoder.
 
-    **Raises:** `ValueError` for a count or a number of steps below 1, or a batch of conditions whose
-    length is not the count.
+    **Raises:** `ValueError` for a count or a number of steps below 1, a batch of conditions whose length is
+    not the count, or a start of another shape or outside the range of the schedule. `TypeError` for a
+    sampler whose `step` does not return a latent and a state like those that it is given.
+
+    ```python
+    model = dk.preset("vdm", shape=(2,), network="mlp", key=jax.random.key(0))
+    x = jnp.zeros((4, 2), int)
+    start = dk.noised(model, x, 0.0, key=jax.random.key(1))
+    edited = dk.sample(model, dk.samplers.DDIM(), 4, start=start, steps=20, key=jax.random.key(2))
+    ```
     """
     counts = (shape_or_count,) if isinstance(shape_or_count, int) else shape_or_count
-    x, _, _ = _run(
-        model, sampler, math.prod(counts), key, steps, grid, condition, decode_noise, False
-    )
+    x, _, _ = _run(model, sampler, counts, key, steps, grid, condition, decode_noise, start, False)
     return x.reshape(counts + model.shape)
 
 
@@ -95,6 +110,7 @@ def sample_trajectory(
     grid: AbstractGrid = UniformT(),
     condition: Conditions | None = None,
     decode_noise: bool = False,
+    start: Start | None = None,
 ) -> Trajectory:
     """Draw samples, as `sample` does, and keep every latent on the way.
 
@@ -102,13 +118,67 @@ def sample_trajectory(
 
     **Returns:** a `Trajectory`, whose `samples` are those of `sample` with the same arguments.
     """
-    x, logsnr, z = _run(model, sampler, count, key, steps, grid, condition, decode_noise, True)
+    x, logsnr, z = _run(
+        model, sampler, (count,), key, steps, grid, condition, decode_noise, start, True
+    )
     return Trajectory(x, logsnr, z)
 
 
-def _run(
-    model, sampler, count, key, steps, grid, condition, decode_noise, keep
-) -> tuple[Array, Array, Any]:
+def noised(
+    model: DiffusionModel, x: DataBatch, logsnr: ScalarLike, *, key: PRNGKey
+) -> tuple[FloatBatch, Scalar]:
+    """Data noised to a level: a `start` for `sample`.
+
+    **Arguments:** `x`: a batch of data as stored; `logsnr`: the level; `key`: from `jax.random.key`. Each
+    example has noise of its own, that with which `sample` starts from the prior. No step of `sample` draws
+    it again, so that both may have the same key.
+
+    **Returns:** draws of q(z | x), (batch, *shape), and `logsnr`.
+
+    **Raises:** `ValueError` for data that are not the model's (`DiffusionModel.encode`).
+    """
+    level, keys = model.process.at(logsnr), _keys(key, x.shape[0])
+    eps = jax.vmap(lambda key: _noise(model, key))(keys)
+    return model.process.perturb(model.encode(jnp.asarray(x)), eps, level), level.logsnr
+
+
+def invert(
+    model: DiffusionModel,
+    sampler: AbstractSampler,
+    x: DataBatch,
+    *,
+    steps: int = 250,
+    grid: AbstractGrid = UniformT(),
+    condition: Conditions | None = None,
+    logsnr: ScalarLike | None = None,
+) -> tuple[FloatBatch, Scalar]:
+    """The latents from which a deterministic sampler makes data: its steps the other way.
+
+    The probability-flow ODE is solved from data to noise (DDIM, arXiv 2010.02502, section 4.3). Sampling
+    from the result gives the data back, up to the error of the sampler.
+
+    **Arguments:** those of `sample`; `x`: a batch of data as stored; `logsnr`: the noise level to go to, by
+    default that at the end of the schedule.
+
+    **Returns:** the latents of the model's process, (batch, *shape), and their `logsnr`: a `start` for
+    `sample`.
+
+    **Raises:** those of `sample`; `ValueError` for a stochastic sampler, or data that are not the model's.
+    """
+    if sampler.stochastic:
+        raise ValueError(
+            f"sampler must be deterministic, got {type(sampler).__name__}, which adds noise: its steps "
+            "have no inverse. Take an ODE's, such as diffkit.samplers.DDIM()."
+        )
+    _check(x.shape[0], steps, condition)
+    y = model.encode(jnp.asarray(x)).astype(float)
+    if logsnr is None:
+        logsnr = model.schedule.endpoints[1]
+    logsnrs = _rest(model, grid, steps, logsnr, "logsnr")[::-1]
+    return _inverted(model, sampler, y, logsnrs, condition), logsnrs[-1]
+
+
+def _check(count: int, steps: int, condition: Conditions | None) -> None:
     if count < 1:
         raise ValueError(f"shape_or_count must ask for at least one sample, got {count}.")
     if steps < 1:
@@ -117,24 +187,58 @@ def _run(
         raise ValueError(
             f"condition must have one row for each of the {count} samples, got {condition.shape[0]}."
         )
-    return _compiled(model, sampler, count, key, steps, grid, condition, decode_noise, keep)
 
 
-@eqx.filter_jit
-def _compiled(model, sampler, count, key, steps, grid, condition, decode_noise, keep):
-    logsnr = grid(model.schedule, steps)
+def _rest(
+    model: DiffusionModel, grid: AbstractGrid, steps: int, logsnr: ScalarLike, argument: str
+) -> Float[Array, " points"]:
+    """The grid over what is left of the schedule from a level to the data."""
+    maximum, minimum = ordered_endpoints(model.schedule)
+    # Endpoints come as float32: the same number may differ in the seventh digit.
+    slack = 1e-5 * max(abs(maximum), abs(minimum))
+    if not minimum - slack <= (value := float(as_float(logsnr))) < maximum - slack:
+        raise ValueError(
+            f"{argument} must be a noise level of the schedule below its end at the data: from logsnr "
+            f"{minimum:g} to {maximum:g}, got {value:g}."
+        )
+    if value <= minimum + slack:
+        return grid(model.schedule, steps)
+    return grid(Truncated(model.schedule, maximum, value), steps)
+
+
+def _run(
+    model, sampler, counts, key, steps, grid, condition, decode_noise, start, keep
+) -> tuple[Array, Array, Any]:
+    count = math.prod(counts)
+    _check(count, steps, condition)
+    if start is not None:
+        z, logsnr = start
+        if z.shape != counts + model.shape:
+            raise ValueError(
+                f"start must hold latents of shape {counts + model.shape}, as many as shape_or_count asks "
+                f"for, got {tuple(z.shape)}."
+            )
+        z = jnp.asarray(z, float).reshape(count, *model.shape)
+        start = z, _rest(model, grid, steps, logsnr, "start")
+    return _compiled(model, sampler, count, key, steps, grid, condition, decode_noise, start, keep)
+
+
+def _keys(key: PRNGKey, count: int) -> Key[Array, " {count}"]:
     # fold_in rather than split: the key of example i is then the same for every count.
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
-    alphas = jax.vmap(lambda value: model.process.at(value).alpha)(logsnr)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
 
-    def start(key: Key[Array, ""]) -> Float[Array, "..."]:
-        noise = jax.random.normal(jax.random.fold_in(key, 0), model.shape)
-        return rescaled_prior_std(logsnr[0]) * noise
+
+def _noise(model: DiffusionModel, key: Key[Array, ""]) -> Float[Array, "..."]:
+    return jax.random.normal(jax.random.fold_in(key, 0), model.shape)
+
+
+def _scan(model, sampler, y, keys, logsnr, condition, keep) -> tuple[Array, Any]:
+    """The last rescaled latents along a grid, and if they are kept all but the first."""
 
     def step(y, state, key, condition, logsnr_t, logsnr_s, index):
         step_key = jax.random.fold_in(key, index + 2) if sampler.stochastic else None
         denoise = rescaled(model.denoiser, condition)
-        return sampler.step(denoise, y, logsnr_t, logsnr_s, state, step_key)
+        return take_step(sampler, denoise, y, logsnr_t, logsnr_s, state, step_key)
 
     condition_axis = 0 if condition is not None and condition.ndim == 2 else None
     all_steps: Any = jax.vmap(step, in_axes=(0, 0, 0, condition_axis, None, None, None))
@@ -143,10 +247,31 @@ def _compiled(model, sampler, count, key, steps, grid, condition, decode_noise, 
         y, state = all_steps(*carry, keys, condition, *at)
         return (y, state), y if keep else None
 
-    y = jax.vmap(start)(keys)
-    carry = (y, jax.vmap(sampler.init)(y))
-    ys: Any
-    (last, _), ys = jax.lax.scan(body, carry, (logsnr[:-1], logsnr[1:], jnp.arange(steps)))
+    carry, at = (
+        (y, jax.vmap(sampler.init)(y)),
+        (logsnr[:-1], logsnr[1:], jnp.arange(len(logsnr) - 1)),
+    )
+    (last, _), ys = jax.lax.scan(body, carry, at)
+    return last, ys
+
+
+@eqx.filter_jit
+def _inverted(model, sampler, y, logsnr, condition):
+    y, _ = _scan(model, sampler, y, None, logsnr, condition, False)
+    return model.process.at(logsnr[-1]).alpha * y
+
+
+@eqx.filter_jit
+def _compiled(model, sampler, count, key, steps, grid, condition, decode_noise, start, keep):
+    keys = _keys(key, count)
+    if start is None:
+        logsnr = grid(model.schedule, steps)
+        noise = jax.vmap(lambda key: _noise(model, key))(keys)
+        y = rescaled_prior_std(logsnr[0]) * noise
+    else:
+        z, logsnr = start
+        y = z / model.process.at(logsnr[0]).alpha
+    last, ys = _scan(model, sampler, y, keys, logsnr, condition, keep)
 
     def decode(y: Float[Array, "..."], key: Key[Array, ""]) -> Real[Array, "..."]:
         decode_key = jax.random.fold_in(key, 1) if decode_noise else None
@@ -156,5 +281,6 @@ def _compiled(model, sampler, count, key, steps, grid, condition, decode_noise, 
     x = jax.vmap(decode)(last, keys)
     if not keep:
         return x, logsnr, None
+    alphas = jax.vmap(lambda value: model.process.at(value).alpha)(logsnr)
     z = jnp.concatenate([y[None], ys]) * alphas.reshape((-1, 1) + (1,) * len(model.shape))
     return x, logsnr, z

@@ -1,21 +1,21 @@
 r"""Two-stage Runge-Kutta steps of the probability-flow ODE, in any of its forms."""
 
 import math
-from typing import Any
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 
 from diffkit.denoiser import Prediction
-from diffkit.samplers.base import AbstractSampler, Denoise
+from diffkit.samplers.base import AbstractOneStepSampler, Denoise, Step
 from diffkit.samplers.forms import between, check_form, is_long
-from diffkit.typing import Example, PRNGKey, Scalar
+from diffkit.typing import Example, Scalar
 
 # The midpoint rule on the straight path amplifies no more, and the 18 steps of EDM are as published.
 _MOST_AMPLIFIED = 2.0
 
 
-class RungeKutta2(AbstractSampler):
+class RungeKutta2(AbstractOneStepSampler):
     r"""The two-stage methods of order 2, with the second stage anywhere in the step.
 
     In a form with $du / d\kappa = q$ and $\Delta = \kappa_s - \kappa_t$: $u' = u_t + c \Delta q_t$, and
@@ -35,6 +35,9 @@ class RungeKutta2(AbstractSampler):
     **Raises:** `ValueError` for an unknown form or a node out of range.
     """
 
+    stochastic: ClassVar[bool] = False
+    order: ClassVar[int] = 2
+    calls: ClassVar[int] = 2
     form: str = eqx.field(default="eps", static=True)
     node: float = eqx.field(default=1.0, static=True)
 
@@ -43,31 +46,8 @@ class RungeKutta2(AbstractSampler):
         if not (math.isfinite(self.node) and 0 < self.node <= 1):
             raise ValueError(f"node must be in (0, 1], got {self.node}.")
 
-    @property
-    def stochastic(self) -> bool:
-        return False
-
-    @property
-    def order(self) -> int:
-        return 2
-
-    @property
-    def calls(self) -> int:
-        return 2
-
-    def init(self, y: Example) -> None:
-        return None
-
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: Any,
-        key: PRNGKey | None,
-    ) -> tuple[Example, None]:
-        form, node = check_form(self.form), self.node
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        form, node, (logsnr_t, logsnr_s, _) = check_form(self.form), self.node, step
         delta = form.offset(logsnr_s, logsnr_t)
         if node == 1:
             place = logsnr_s
@@ -84,7 +64,7 @@ class RungeKutta2(AbstractSampler):
         inner = jnp.where(long, _ddim(y, first, halfway), inner)
         second = denoise(inner, jnp.where(long, halfway, place))
         u = u + delta * ((1 - share) * quantity + share * form.quantity(second))
-        return jnp.where(long, _ddim(inner, second, logsnr_s), u / form.scale(logsnr_s)), None
+        return jnp.where(long, _ddim(inner, second, logsnr_s), u / form.scale(logsnr_s))
 
 
 def _ddim(y: Example, prediction: Prediction, logsnr: Scalar) -> Example:

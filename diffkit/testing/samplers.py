@@ -19,7 +19,7 @@ import numpy as np
 
 from diffkit.denoiser import Prediction
 from diffkit.processes import VarianceExploding
-from diffkit.samplers import DDIM, AbstractSampler
+from diffkit.samplers import DDIM, AbstractSampler, take_step
 from diffkit.testing.base import LOGSNR_RANGE, NotApplicable, Subject, Violation, law, require, text
 
 _MEAN, _STD = 0.7, 0.5
@@ -53,7 +53,7 @@ def _integrate(sampler, y, keys, logsnr, steps, data):
 
     def step(y, state, key, logsnr_t, logsnr_s, index):
         key = jax.random.fold_in(key, index) if sampler.stochastic else None
-        return sampler.step(denoise, y, logsnr_t, logsnr_s, state, key)
+        return take_step(sampler, denoise, y, logsnr_t, logsnr_s, state, key)
 
     every: Any = jax.vmap(step, in_axes=(0, 0, 0, None, None, None))
 

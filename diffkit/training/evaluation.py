@@ -15,6 +15,7 @@ from diffkit.objectives import expected_reconstruction, prior_term, proposed_dif
 from diffkit.proposals import Proposal, measured, propose
 from diffkit.schedules import AbstractSchedule, minimises_variance, ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler
+from diffkit.transport import transport
 from diffkit.typing import PRNGKey
 
 # A pilot takes the network calls of one batch: at most an eighth of an evaluation.
@@ -117,6 +118,7 @@ def evaluate(
     passes: int = 16,
     batch_size: int = 512,
     time_sampler: AbstractTimeSampler | None = None,
+    schedule: AbstractSchedule | None = None,
 ) -> Evaluation:
     """The VLB of every example of a source.
 
@@ -135,12 +137,17 @@ def evaluate(
     - `passes`: draws of time and noise per example.
     - `batch_size`: latents in one call of the network, about.
     - `time_sampler`: draws times, in place of that.
+    - `schedule`: carry the model over to this schedule first (`diffkit.equivalence.transport`).
 
     **Returns:** an `Evaluation`.
 
     **Raises:** `ValueError` for a number below 1, examples that do not have the model's shape or hold
     levels that its decoder does not have, or a schedule that does not fall.
+
+    **Warns:** `TransportWarning` where the range of `schedule` is not the model's.
     """
+    if schedule is not None:
+        model = transport(model, schedule=schedule)
     for name, value in (("passes", passes), ("batch_size", batch_size), ("steps", steps)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import diffkit as dk
-from diffkit.samplers import RungeKutta2
-from diffkit.samplers.base import Denoise
+from diffkit.samplers import Denoise, RungeKutta2
 from diffkit.typing import Example, PRNGKey, Scalar
 
 _RANGE = (-2 * math.log(0.002), -2 * math.log(80.0))

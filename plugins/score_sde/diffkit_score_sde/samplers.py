@@ -5,15 +5,14 @@ with the score $-\hat\epsilon / \rho$. So one formula here covers the paper's fo
 """
 
 import math
-from typing import Any
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 import diffkit as dk
-from diffkit.samplers import AbstractSampler, between, is_long
-from diffkit.samplers.base import Denoise
+from diffkit.samplers import AbstractOneStepSampler, Denoise, Step, between, is_long
 from diffkit.typing import Example, PRNGKey, Scalar
 
 # The most noise that a step leaves, in units of the level at its end. With twice that level, 16 even steps
@@ -32,7 +31,7 @@ def _reverse(
 
 
 @dk.register("sampler", "euler_maruyama")
-class EulerMaruyama(AbstractSampler):
+class EulerMaruyama(AbstractOneStepSampler):
     r"""The Euler-Maruyama method for the reverse-time SDE, of weak order 1.
 
     $$y_s = y_t + (\rho_t^2 - \rho_s^2)\,\nabla \log p(y_t) + \sqrt{\rho_t^2 - \rho_s^2}\;\xi,
@@ -53,37 +52,17 @@ class EulerMaruyama(AbstractSampler):
     step is large.
     """
 
-    @property
-    def stochastic(self) -> bool:
-        return True
+    stochastic: ClassVar[bool] = True
+    order: ClassVar[int] = 1
+    calls: ClassVar[int] = 1
 
-    @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def calls(self) -> int:
-        return 1
-
-    def init(self, y: Example) -> None:
-        return None
-
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: Any,
-        key: PRNGKey | None,
-    ) -> tuple[Example, None]:
-        assert key is not None
-        noise = jax.random.normal(key, y.shape, y.dtype)
-        return _reverse(y, denoise(y, logsnr_t), logsnr_s, noise, _MOST_NOISE), None
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        prediction = denoise(y, step.logsnr_t)
+        return _reverse(y, prediction, step.logsnr_s, step.noise(y), _MOST_NOISE)
 
 
 @dk.register("sampler", "predictor_corrector")
-class PredictorCorrector(AbstractSampler):
+class PredictorCorrector(AbstractOneStepSampler):
     r"""Langevin steps at a noise level, then one Euler-Maruyama step to the next.
 
     Each corrector step replaces a part of the noise by fresh noise, at the level of t:
@@ -118,6 +97,8 @@ class PredictorCorrector(AbstractSampler):
     **Raises:** `ValueError` if `corrector` is not positive and finite or `corrector_steps` is below 1.
     """
 
+    stochastic: ClassVar[bool] = True
+    order: ClassVar[int] = 1
     corrector: float = 1.0
     corrector_steps: int = eqx.field(default=1, static=True)
 
@@ -131,29 +112,11 @@ class PredictorCorrector(AbstractSampler):
             )
 
     @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def order(self) -> int:
-        return 1
-
-    @property
     def calls(self) -> int:
         return 1 + self.corrector_steps
 
-    def init(self, y: Example) -> None:
-        return None
-
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: Any,
-        key: PRNGKey | None,
-    ) -> tuple[Example, None]:
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        logsnr_t, logsnr_s, key = step
         assert key is not None
         predictor_key, corrector_key = jax.random.split(key)
         time = self.corrector * (logsnr_s - logsnr_t)
@@ -174,4 +137,4 @@ class PredictorCorrector(AbstractSampler):
         y, _ = jax.lax.scan(correct, y, (levels[:-1], levels[1:], keys))
         noise = jax.random.normal(predictor_key, y.shape, y.dtype)
         most = jnp.where(long, 1.0, _MOST_NOISE)
-        return _reverse(y, denoise(y, levels[-1]), logsnr_s, noise, most), None
+        return _reverse(y, denoise(y, levels[-1]), logsnr_s, noise, most)

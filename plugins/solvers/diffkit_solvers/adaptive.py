@@ -1,20 +1,19 @@
 r"""The probability-flow ODE to a tolerance, through diffrax."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 
 import diffkit as dk
-from diffkit.samplers import FORMS
-from diffkit.samplers.base import Denoise
-from diffkit.typing import Example, PRNGKey, Scalar
+from diffkit.samplers import FORMS, AbstractOneStepSampler, Denoise, Step
+from diffkit.typing import Example
 
 _METHODS = {"tsit5": "Tsit5", "dopri8": "Dopri8"}
 
 
 @dk.register("sampler", "adaptive")
-class Adaptive(dk.AbstractSampler):
+class Adaptive(AbstractOneStepSampler):
     r"""An adaptive Runge-Kutta solver of the probability-flow ODE.
 
     Each step of the grid is solved to the tolerance, by as many steps of the solver as that takes, each
@@ -39,6 +38,9 @@ class Adaptive(dk.AbstractSampler):
     step.
     """
 
+    stochastic: ClassVar[bool] = False
+    order: ClassVar[None] = None
+    calls: ClassVar[None] = None
     rtol: float = eqx.field(default=1e-5, static=True)
     atol: float = eqx.field(default=1e-5, static=True)
     method: str = eqx.field(default="tsit5", static=True)
@@ -54,34 +56,11 @@ class Adaptive(dk.AbstractSampler):
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}.")
 
-    @property
-    def stochastic(self) -> bool:
-        return False
-
-    @property
-    def order(self) -> None:
-        return None
-
-    @property
-    def calls(self) -> None:
-        return None
-
-    def init(self, y: Example) -> None:
-        return None
-
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: None,
-        key: PRNGKey | None,
-    ) -> tuple[Example, None]:
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
         # Here and not above: it takes a second to import, and every look at the registry would wait.
         import diffrax
 
-        form = FORMS["v"]
+        form, (logsnr_t, logsnr_s, _) = FORMS["v"], step
 
         def derivative(logsnr: Any, u: Any, _) -> Example:
             prediction = denoise(u / form.scale(logsnr), logsnr)
@@ -98,4 +77,4 @@ class Adaptive(dk.AbstractSampler):
             max_steps=self.max_steps,
         )
         assert solution.ys is not None
-        return solution.ys[0] / form.scale(logsnr_s), None
+        return solution.ys[0] / form.scale(logsnr_s)

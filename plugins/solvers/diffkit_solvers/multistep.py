@@ -25,6 +25,7 @@ differences of q, so that a constant q is integrated exactly.
 
 import itertools
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -33,8 +34,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 import diffkit as dk
-from diffkit.samplers import FORMS, LONGEST, Form, is_long
-from diffkit.samplers.base import Denoise
+from diffkit.samplers import FORMS, LONGEST, Denoise, Form, is_long
 from diffkit.typing import Example, Index, PRNGKey, Scalar
 
 _VARIABLES = ("logsnr", "rho", "kappa")
@@ -135,6 +135,7 @@ class Multistep(dk.AbstractSampler):
     other than `x`.
     """
 
+    calls: ClassVar[int] = 1
     form: str = eqx.field(default="velocity", static=True)
     variable: str = eqx.field(default="logsnr", static=True)
     points: int = eqx.field(default=3, static=True)
@@ -171,10 +172,6 @@ class Multistep(dk.AbstractSampler):
     def order(self) -> int:
         order = self.points + int(self.corrector)
         return min(order, 2) if self.stochastic else order
-
-    @property
-    def calls(self) -> int:
-        return 1
 
     def init(self, y: Example) -> History:
         # With a corrector the new value stands beside all those of the last step.
