@@ -167,7 +167,7 @@ class DiffusionLoss(eqx.Module):
     **Raises:** `ValueError` if `steps` is below 1.
 
     ```python
-    model = dk.preset("vdm", shape=(2,), network="mlp", key=jax.random.key(0))
+    model = dk.preset("vdm", network="mlp").model(shape=(2,), key=jax.random.key(0))
     loss = dk.DiffusionLoss(weighting=dk.Sigmoid(), time_sampler=dk.Uniform())
     nats = loss(model, jnp.array([[0, 255], [3, 4]]), key=jax.random.key(1))
     ```

@@ -67,7 +67,7 @@ def test_a_prediction_shows_numbers():
 
 @pytest.mark.parametrize("name", dk.available("preset"))
 def test_models_hold_arrays_alone(name):
-    model = dk.preset(name, shape=(1, 8, 8), levels=8, key=jax.random.key(0), network="mlp")
+    model = dk.preset(name, network="mlp").model(shape=(1, 8, 8), levels=8, key=jax.random.key(0))
     assert all(map(eqx.is_array, jax.tree.leaves(model)))
 
 

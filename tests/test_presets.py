@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import diffkit as dk
-from diffkit.presets import MODEL_KINDS, build_model, complete, resolve
+from diffkit.configs import spec_of
+from diffkit.presets import complete
 from diffkit.registry import UnknownPartError
-from diffkit.runs import statistics
 
 
 def test_parts_by_name_with_options_and_as_instances(toy_model):
@@ -39,14 +39,12 @@ def test_first_endpoint_follows_the_levels(toy_model):
 
 def test_a_decoder_gets_the_statistics_of_the_data():
     data = dk.data.ArrayData(np.arange(400.0).reshape(200, 2))
-    target = "diffkit.decoders.GaussianDecoder"
     # The configuration of a run from before they were used has no option `std`.
-    assert statistics({"decoder": {"_target_": target}}, data) is None
-    found = statistics({"decoder": {"_target_": target, "mean": None, "std": None}}, data)
-    parts = {kind: resolve(kind, getattr(dk.Preset(), kind)) for kind in MODEL_KINDS}
-    parts |= {"decoder": dk.GaussianDecoder, "network": resolve("network", ("mlp", {"width": 4}))}
-    key = jax.random.key(0)
-    decoder = build_model(parts, shape=(2,), levels=None, key=key, statistics=found).decoder
+    node = {"_target_": "diffkit.decoders.GaussianDecoder"}
+    assert spec_of({"data": {}, "decoder": node}, data).statistics is None
+    found = spec_of({"data": {}, "decoder": {**node, "mean": None, "std": None}}, data)
+    preset = dk.Preset(decoder=dk.GaussianDecoder, network=("mlp", {"width": 4}))
+    decoder = preset.model(found, key=jax.random.key(0)).decoder
     train = data.train.gather(np.arange(len(data.train)))
     assert (decoder.mean, decoder.std) == pytest.approx((train.mean(), train.std()), rel=1e-5)
 

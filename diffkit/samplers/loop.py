@@ -89,7 +89,7 @@ def sample(
     sampler whose `step` does not return a latent and a state like those that it is given.
 
     ```python
-    model = dk.preset("vdm", shape=(2,), network="mlp", key=jax.random.key(0))
+    model = dk.preset("vdm", network="mlp").model(shape=(2,), key=jax.random.key(0))
     x = jnp.zeros((4, 2), int)
     start = dk.noised(model, x, 0.0, key=jax.random.key(1))
     edited = dk.sample(model, dk.samplers.DDIM(), 4, start=start, steps=20, key=jax.random.key(2))

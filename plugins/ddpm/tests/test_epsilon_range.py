@@ -287,7 +287,7 @@ def test_a_network_of_one_output_is_refused():
     with pytest.raises(ValueError, match=message):
         dk.Denoiser(line, diffkit_ddpm.EpsilonRange(), dk.VariancePreserving())
     with pytest.raises(ValueError, match=message):
-        dk.preset("iddpm", shape=(2,), key=jax.random.key(0), network=line)
+        dk.preset("iddpm", network=line).model(shape=(2,), key=jax.random.key(0))
 
 
 def test_wrong_options_are_refused():
