@@ -42,7 +42,7 @@ class AbstractOptimiser(eqx.Module):
         """
 
 
-class _Checked(AbstractOptimiser):
+class _AbstractChecked(AbstractOptimiser):
     def __check_init__(self):
         for name in ("b1", "b2", "momentum", "decay_rate"):
             value = getattr(self, name, None)
@@ -55,7 +55,7 @@ class _Checked(AbstractOptimiser):
 
 
 @register("optimiser", "adamw")
-class AdamW(_Checked):
+class AdamW(_AbstractChecked):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
 
     **Arguments:** `b1`, `b2`: decay rates of the two moments, by default `train.b1` and `train.b2`; `eps`:
@@ -78,7 +78,7 @@ class AdamW(_Checked):
 
 
 @register("optimiser", "adam")
-class Adam(_Checked):
+class Adam(_AbstractChecked):
     """Adam, without weight decay (Kingma and Ba 2015, arXiv 1412.6980).
 
     **Arguments:** as for `AdamW`.
@@ -98,7 +98,7 @@ class Adam(_Checked):
 
 
 @register("optimiser", "sgd")
-class SGD(_Checked):
+class SGD(_AbstractChecked):
     """Stochastic gradient descent with momentum and without weight decay.
 
     Its learning rate has the unit of parameters over gradients and is mostly far larger than Adam's.
@@ -118,7 +118,7 @@ class SGD(_Checked):
 
 
 @register("optimiser", "lion")
-class Lion(_Checked):
+class Lion(_AbstractChecked):
     """Lion: the sign of a momentum (Chen et al. 2023, arXiv 2302.06675).
 
     Every parameter moves by the learning rate in every step: take 3 to 10 times less than for `AdamW`, and
@@ -141,7 +141,7 @@ class Lion(_Checked):
 
 
 @register("optimiser", "muon")
-class Muon(_Checked):
+class Muon(_AbstractChecked):
     """Muon: orthogonalised momentum for the matrices of the network, Adam for everything else.
 
     A matrix is the last two axes of an array named `weight`, as in `diffkit.networks`, each layer of a
@@ -190,7 +190,7 @@ class Muon(_Checked):
 
 
 @register("optimiser", "adafactor")
-class Adafactor(_Checked):
+class Adafactor(_AbstractChecked):
     """Adam with a factored second moment, for little memory (Shazeer and Stern 2018, arXiv 1804.04235).
 
     **Arguments:** `min_size`: matrices with fewer rows or columns keep the whole second moment;

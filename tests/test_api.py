@@ -16,6 +16,7 @@ PUBLIC = [
     "AbstractDenoiser",
     "AbstractGrid",
     "AbstractNetwork",
+    "AbstractOptimiser",
     "AbstractParameterization",
     "AbstractProcess",
     "AbstractSampler",
