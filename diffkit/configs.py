@@ -365,8 +365,10 @@ def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
 
 def _changes(known: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What differs between a configuration that was stored and a new one: name to (there, now)."""
-    # A run that is older than the choice of an optimiser had this one.
-    there, now = flat({"optimiser": _OLD_OPTIMISER, **known}), flat(config)
+    if "optimiser" in config:
+        # A run that is older than the choice of an optimiser had this one.
+        known = {"optimiser": _OLD_OPTIMISER, **known}
+    there, now = flat(known), flat(config)
     return {
         name: (there.get(name), now.get(name))
         for name in sorted(there.keys() | now.keys())

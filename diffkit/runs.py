@@ -29,6 +29,7 @@ from diffkit.configs import (
     CONFIG_FILE,
     METRICS_FILE,
     differences,
+    flat,
     make,
     model_nodes,
     nodes_of,
@@ -227,9 +228,16 @@ def _like(
         spec = spec_of(config)
         model = assemble(like, spec, key=key_of(settings.seed)).model
         now = nodes_of(like, spec)
+        there = {kind: config[kind] for kind in now if kind in config}
     else:
-        model, now = like, model_nodes(like)
-    there = {kind: config[kind] for kind in now if kind in config}
+        # An object does not tell how it was named: options that were left open, and parts whose options it
+        # does not keep, are compared by the checkpoint alone.
+        model, there, now = like, {}, {}
+        for kind, node in model_nodes(like).items():
+            if node.keys() & config[kind].keys() & {"_target_", "_python_"}:
+                kept = flat({kind: config[kind]})
+                there |= {name: value for name, value in kept.items() if value is not None}
+                now |= {k: v for k, v in flat({kind: node}).items() if kept.get(k, v) is not None}
     if differ := differences(there, now):
         raise ValueError(f"like is not what run {path} was trained with: {'; '.join(differ)}.")
     return model
