@@ -318,18 +318,19 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
 
     **Raises:** `ValueError` if the directory belongs to a run with other choices, naming them, or holds
     checkpoints without a configuration. The settings in `MAY_CHANGE` may differ; what was evaluated under
-    others is removed. A run without a checkpoint yet is begun anew.
+    others is removed. A run without a checkpoint or an evaluation yet is begun anew.
     """
     import yaml
 
-    begun = (path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())
+    saved = (path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())
     known = read_config(path)
-    if begun and not known:
+    if saved and not known:
         raise ValueError(
             f"run={str(path)!r} holds checkpoints and no {CONFIG_FILE}, so what they were trained with "
             "is not known. Name another directory; dk.load_run(path, like=model) reads them."
         )
     changes = _changes(known, config) if known else {}
+    begun = saved or (path / EVALUATION_FILE).exists()
     if begun and (differ := differences(known, config)):
         raise ValueError(
             f"run={str(path)!r} holds a run with other choices: {'; '.join(differ[:5])}. "
