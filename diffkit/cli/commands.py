@@ -151,6 +151,12 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
     time = "continuous time" if result.steps is None else f"T = {result.steps}"
     _show(result.as_dict(), {}, title=f"{config['split']}, {result.examples} examples, {time}")
     _print_total(config["split"], result.as_dict(), digits=4)
+    trained = run.config["train"]
+    own = config["split"] == "test" and not schedule and config["steps"] == trained["timesteps"]
+    record = run.path / EVALUATION_FILE
+    if own and run.step >= trained["steps"] and not record.exists():
+        # Of a run from Python, which is complete with it.
+        replace_text(record, as_json(result.as_dict(), indent=1) + "\n")
     if config["variance"]:
         chosen = time_sampler or run.config["time_sampler"]
         before = assembled(run.config, data)

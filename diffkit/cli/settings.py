@@ -21,6 +21,11 @@ def _at_least(settings: object, **least: int) -> None:
             raise ValueError(f"{name} must be at least {value}, got {given}.")
 
 
+def _check_png(out: str | None) -> None:
+    if out is not None and not out.endswith(".png"):
+        raise ValueError(f"out must end in .png, got {out!r}.")
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """`diffkit train`.
@@ -119,8 +124,7 @@ class SampleSettings:
 
     def __post_init__(self):
         _at_least(self, count=1, steps=1, seed=0)
-        if self.out is not None and not self.out.endswith(".png"):
-            raise ValueError(f"out must end in .png, got {self.out!r}.")
+        _check_png(self.out)
         condition, interval = self.condition, self.guidance_interval
         if condition is not None and not (
             _is_number(condition, int)
@@ -178,6 +182,7 @@ class EquivalenceSettings:
 
     def __post_init__(self):
         _at_least(self, levels=2)
+        _check_png(self.out)
 
 
 @dataclass(frozen=True)
