@@ -124,7 +124,7 @@ class Preset:
         if isinstance(chosen, str):
             return chosen, {}
         if not isinstance(chosen, tuple):
-            raise ValueError(f"the preset's {kind} is no registered name, got {chosen!r}.")
+            raise ValueError(f"the preset's {kind} must be a registered name, got {chosen!r}.")
         return chosen
 
     def replace(self, **changes: Any) -> "Preset":
@@ -358,7 +358,7 @@ def check_target(
         amplification = float((1.0 if wanted == "eps" else level.rho) / slope)
         if not amplification <= _LARGEST_AMPLIFICATION:
             raise ValueError(
-                f"parameterization {type(parameterization).__name__} says nothing of {wanted} at "
+                f"parameterization {type(parameterization).__name__} does not determine {wanted} at "
                 f"the {end} end of the schedule, logsnr = {logsnr:.4g}: an error of the network would "
                 f"count {amplification:.1e} times. Choose parameterization=v, or a schedule that "
                 "ends earlier."
