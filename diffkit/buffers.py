@@ -1,4 +1,4 @@
-"""Buffers: arrays of a model that are neither trained nor averaged."""
+"""Buffers: arrays of a model, neither trained nor averaged."""
 
 from typing import Generic, TypeVar
 
@@ -10,16 +10,16 @@ T = TypeVar("T")
 
 
 class Buffer(eqx.Module, Generic[T]):
-    """Marks the arrays in `value` as state that belongs to the model but is no parameter.
+    """Marks the arrays in `value` as state of the model, not parameters.
 
-    `trainable` leaves them out, so that no optimiser moves them and no exponential moving average
-    mixes them with older values. Read them through `get`, which also stops gradients.
+    `trainable` leaves them out: no optimiser moves them, and no exponential moving average mixes them
+    with older values. Read them through `get`, which also stops gradients.
     """
 
     value: T
 
     def get(self) -> T:
-        """The value, through which no gradient flows."""
+        """The value, without its gradient."""
         return jax.tree.map(
             lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, self.value
         )
@@ -30,7 +30,7 @@ def _is_buffer(node: object) -> bool:
 
 
 def trainable(tree: PyTree) -> PyTree[bool]:
-    """A filter specification: `True` for each floating-point array of `tree` that is not in a `Buffer`.
+    """A filter specification: `True` for each floating-point array of `tree` outside any `Buffer`.
 
     Use it with `equinox.partition(model, trainable(model))`.
     """

@@ -1,8 +1,8 @@
-"""Configurations: a composition as plain containers, as `config.yaml` in a run directory holds it.
+"""Configurations: a composition as plain containers, stored as `config.yaml` in a run directory.
 
-A node names a part by its import path, as Hydra does: `_target_`, `_partial_: true` and its options. A part
-that other processes cannot find, since it is registered nowhere, has a node with `_python_` in place of
-`_target_`: it says what the part was, so that another one is noticed, but nothing can be made of it.
+A node names a part by its import path, as Hydra does: `_target_`, `_partial_: true` and its options. An
+unregistered part, which other processes cannot find, has a node with `_python_` instead of `_target_`. It
+records what the part was, to notice a different one, but cannot make it.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, DataSpec, Preset, resol
 from diffkit.registry import CONTEXT, Context, complete, is_constructor, name_of
 
 KINDS: Final = (*MODEL_KINDS, *TRAINING_KINDS)
-"""The kinds that a preset chooses, in the order of a configuration."""
+"""The kinds of a preset, in the order of a configuration."""
 
 CONFIG_FILE: Final = "config.yaml"
 EVALUATION_FILE: Final = "evaluation.json"
@@ -42,7 +42,7 @@ LOOKS: Final[Mapping[str, Any]] = {
     "variance": False,
     "samples": 64,
 }
-"""What `diffkit train` looks at when a run is over, with its defaults."""
+"""What `diffkit train` evaluates at the end of a run, with its defaults."""
 
 MAY_CHANGE: Final = (
     *LOOKS,
@@ -52,21 +52,21 @@ MAY_CHANGE: Final = (
     "train.evaluate_every",
     "train.evaluate_passes",
 )
-"""Settings that may differ when a run goes on: how long it trains, and what is looked at."""
+"""Settings that may change when a run continues: how long it trains, and what it evaluates."""
 
 _FOREIGN: Final = "_python_"
 _OLD_OPTIMISER: Final = {"_target_": "diffkit.optimisers.AdamW", "_partial_": True}
 
 
 def make(node: Any) -> Any:
-    """What a node of a configuration describes.
+    """Make what a node of a configuration describes.
 
     **Arguments:** `node`: a mapping with `_target_`.
 
     **Returns:** an instance; or, for `_partial_: true`, a `functools.partial` with the options.
-    Sequences become tuples, which is what the constructors of parts take.
+    Sequences become tuples, as the constructors of parts expect.
 
-    **Raises:** `ValueError` for a part that was made in Python, or for an option without a value.
+    **Raises:** `ValueError` for a part made in Python, or an option without a value.
     """
     from hydra.utils import get_object
     from hydra_zen import instantiate
@@ -94,9 +94,9 @@ def make(node: Any) -> Any:
 
 
 def preset_of(config: Mapping[str, Any]) -> Preset:
-    """The composition that a configuration describes.
+    """The composition described by a configuration.
 
-    **Raises:** `ValueError` if an entry is missing, or for a part that is not registered.
+    **Raises:** `ValueError` if an entry is missing or a part is not registered.
     """
     if missing := [entry for entry in (*KINDS, "train") if entry not in (*config, "optimiser")]:
         raise ValueError(
@@ -110,7 +110,7 @@ def preset_of(config: Mapping[str, Any]) -> Preset:
 
 
 def config_of(preset: Preset, data: Any, settings: Any) -> dict[str, Any]:
-    """The configuration of a composition, the same as `diffkit train` writes it.
+    """The configuration of a composition, as `diffkit train` writes it.
 
     **Arguments:** `preset`; `data`: a dataset; `settings`: a `diffkit.TrainConfig`.
     """
@@ -125,7 +125,7 @@ def config_of(preset: Preset, data: Any, settings: Any) -> dict[str, Any]:
 
 
 def nodes_of(preset: Preset, data: DataSpec) -> dict[str, dict[str, Any]]:
-    """The node of each kind that a preset chooses."""
+    """The node of each kind of a preset."""
     context = Context(
         shape=data.shape,
         levels=data.levels,
@@ -138,17 +138,17 @@ def nodes_of(preset: Preset, data: DataSpec) -> dict[str, dict[str, Any]]:
 
 
 def model_nodes(model: DiffusionModel) -> dict[str, dict[str, Any]]:
-    """The node of each part of a model that was put together by hand."""
+    """The node of each part of a model assembled by hand."""
     nodes = nodes_of(Preset.of(model), DataSpec(model.shape, model.decoder.levels))
     return {kind: nodes[kind] for kind in MODEL_KINDS}
 
 
 def spec_of(config: Mapping[str, Any], data: AbstractDataset | None = None) -> DataSpec:
-    """What a model has to know of the data of a configuration.
+    """What a model must know about the data of a configuration.
 
-    A run from before Gaussian decoders had `mean` and `std` was trained on data as they are.
+    A run older than `mean` and `std` of Gaussian decoders was trained on unscaled data.
 
-    **Arguments:** `config`; `data`: its data, if they are loaded already.
+    **Arguments:** `config`; `data`: its data, if already loaded.
     """
     node, decoder = config["data"], config["decoder"]
     if data is None and _FOREIGN in node:
@@ -161,7 +161,7 @@ def spec_of(config: Mapping[str, Any], data: AbstractDataset | None = None) -> D
 
 
 def unregistered(config: Mapping[str, Any]) -> dict[str, str]:
-    """The parts of a configuration that are not registered: kind to what each is."""
+    """The unregistered parts of a configuration, by kind."""
     return {
         kind: node[_FOREIGN]
         for kind, node in config.items()
@@ -172,8 +172,8 @@ def unregistered(config: Mapping[str, Any]) -> dict[str, str]:
 def node_of(kind: str, choice: Any, context: Context = Context()) -> dict[str, Any]:
     """A choice as a node of a configuration.
 
-    **Arguments:** `kind`; `choice`, as in a `diffkit.Preset`; `context`: with which the options of an
-    instance are checked.
+    **Arguments:** `kind`; `choice`, as in a `diffkit.Preset`; `context`: for checking the options of an
+    instance.
     """
     part = resolve(kind, choice)
     if not is_constructor(part):
@@ -190,7 +190,7 @@ def node_of(kind: str, choice: Any, context: Context = Context()) -> dict[str, A
 
 
 def _is_known(kind: str, cls: Any) -> bool:
-    """Whether another process finds it: registered, and not in a script."""
+    """Whether another process can find it: registered, and not in a script."""
     return name_of(kind, cls) is not None and cls.__module__ != "__main__"
 
 
@@ -226,7 +226,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _attributes(part: Any) -> dict[str, Any] | None:
-    """The options of an instance whose attributes have their names; `None` where one has not."""
+    """The options of an instance, from attributes of the same names; `None` if one is missing."""
     options = {}
     for name, parameter in inspect.signature(type(part)).parameters.items():
         if name in CONTEXT:
@@ -241,7 +241,7 @@ def _attributes(part: Any) -> dict[str, Any] | None:
 
 
 def _options(part: Any, context: Context) -> dict[str, Any] | None:
-    """The options that make this very part again, or `None` if there are none to be seen."""
+    """The options that make the same part again, or `None` if they cannot be found."""
     options = _attributes(part)
     if options is None:
         return None
@@ -270,9 +270,9 @@ def _foreign(part: Any) -> dict[str, Any]:
 
 
 def _content(value: Any, *, values: bool = True) -> Any:
-    """What a part is made of, in plain containers.
+    """The content of a part in plain containers.
 
-    Trainable arrays count by their shape alone: a run has other values than the model that it began with.
+    Trainable arrays count by their shape alone, because training changes their values.
     """
     if isinstance(value, Array | jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"
@@ -295,7 +295,7 @@ def _content(value: Any, *, values: bool = True) -> Any:
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration in a run directory, empty if there is none.
 
-    **Raises:** `ValueError` for a file that is no configuration, which it names.
+    **Raises:** `ValueError`, naming the file, if it is not a configuration.
     """
     import yaml
 
@@ -304,7 +304,7 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     try:
         config = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:  # which do not say of which file
+    except (yaml.YAMLError, UnicodeDecodeError) as error:  # which do not name the file
         raise ValueError(f"{file} is damaged: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(
@@ -314,11 +314,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Write a configuration into a run directory, or check that the one there is the same.
+    """Write a configuration into a run directory, or check that it matches the one there.
+
+    The settings in `MAY_CHANGE` may differ; a change removes the old evaluation. A run without a checkpoint
+    or an evaluation starts again.
 
     **Raises:** `ValueError` if the directory belongs to a run with other choices, naming them, or holds
-    checkpoints without a configuration. The settings in `MAY_CHANGE` may differ; what was evaluated under
-    others is removed. A run without a checkpoint or an evaluation yet is begun anew.
+    checkpoints without a configuration.
     """
     import yaml
 
@@ -345,7 +347,7 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def differences(known: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """What makes a configuration that of another run than the stored one, in words."""
+    """How a configuration differs from the stored one of a run, in words."""
     return [
         f"{name} ({_short(there)} there, {_short(now)} now)"
         for name, (there, now) in _changes(known, config).items()
@@ -359,15 +361,15 @@ def _short(value: Any) -> str:
 
 
 def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
-    """Whether a directory holds a run of this very configuration that was trained and evaluated."""
+    """Whether a directory holds a trained and evaluated run of this exact configuration."""
     known = read_config(path)
     return bool(known) and (path / EVALUATION_FILE).exists() and not _changes(known, config)
 
 
 def _changes(known: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between a configuration that was stored and a new one: name to (there, now)."""
+    """The differences between a stored configuration and a new one: name to (there, now)."""
     if "optimiser" in config:
-        # A run that is older than the choice of an optimiser had this one.
+        # Runs from before optimisers could be chosen had this one.
         known = {"optimiser": _OLD_OPTIMISER, **known}
     there, now = flat(known), flat(config)
     return {
@@ -379,7 +381,7 @@ def _changes(known: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, t
 
 
 def _is_default(config: Mapping[str, Any], name: str) -> bool:
-    """Whether an option has its default, so that a run that is older than the option had it too."""
+    """Whether an option has its default, which a run older than the option had too."""
     from hydra.utils import get_object
 
     kind, _, option = name.rpartition(".")

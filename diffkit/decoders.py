@@ -1,8 +1,8 @@
 r"""Decoders: from the last latent to data.
 
-A decoder is $p(x \mid z_0)$, together with the fixed map from data as stored (integer levels, or
-floats) to the real values that are diffused. It works in the rescaled latent $y_0 = z_0 / \alpha_0 =
-x + \rho_0 \epsilon$, and so under every process.
+A decoder is $p(x \mid z_0)$ and the fixed map from data as stored (integer levels, or floats) to the
+real values that are diffused. It works in the rescaled latent $y_0 = z_0 / \alpha_0 = x + \rho_0
+\epsilon$, and therefore under every process.
 """
 
 import abc
@@ -26,11 +26,11 @@ class AbstractDecoder(eqx.Module):
     """p(x | z_0), independent over dimensions."""
 
     levels: eqx.AbstractVar[int | None]
-    """The number of values that a dimension takes; `None` for continuous data."""
+    """The number of values of a dimension; `None` for continuous data."""
 
     @abc.abstractmethod
     def encode(self, x: Real[ArrayLike, "*shape"]) -> Example:
-        """Data as stored to the values that are diffused, about in [-1, 1]."""
+        """Map data as stored to the values that are diffused, about in [-1, 1]."""
 
     @abc.abstractmethod
     def log_prob(self, x: Real[ArrayLike, "*shape"], z_0: Example, level_0: NoiseLevel) -> Scalar:
@@ -60,11 +60,10 @@ def _nearest_level(y: Example, levels: int) -> Int[Array, "*shape"]:
 
 
 def _moments(y: Example, rho: Scalar, levels: int) -> tuple[Example, Example, Example]:
-    """Sums over levels k, all relative to the level that is nearest to y.
+    """Sums over levels k, all relative to the level nearest to y.
 
     With u_k = (y - v_k) / rho, n the nearest level and d_k = u_k - u_n, the weights are
-    p_k = exp((u_n^2 - u_k^2) / 2): at most 1, so that nothing overflows, and without the cancellation
-    of two large squares.
+    p_k = exp((u_n^2 - u_k^2) / 2): at most 1, so nothing overflows, and no large squares cancel.
 
     **Returns:** log sum_k p_k, and the means of d_k and of u_k^2 - u_n^2 under p.
     """
@@ -88,8 +87,8 @@ def _moments(y: Example, rho: Scalar, levels: int) -> tuple[Example, Example, Ex
     everything, window = jnp.arange(1 - levels, levels), jnp.arange(-_WINDOW, _WINDOW + 1)
     if everything.size <= window.size:
         return over(everything)
-    # At the high SNR where a decoder works, only the nearest levels have any probability. The
-    # condition is a scalar that a whole batch shares, so that only one side is computed.
+    # At the high SNR where a decoder works, only the nearest levels have any probability. A whole
+    # batch shares the scalar condition, so only one side is computed.
     narrow = rho <= _NARROW * 2 / levels
     return jax.lax.cond(narrow, lambda: over(window), lambda: over(everything))
 
@@ -113,7 +112,7 @@ def _level_log_prob(x: Integer[Array, "*shape"], y: Example, rho: Scalar, levels
 @_level_log_prob.defjvp
 def _level_log_prob_jvp(levels, primals, tangents):
     # d log p = (E[u] - u_x) dy / rho + (u_x^2 - E[u^2]) drho / rho. The loop over levels gives the
-    # means too: nothing is kept for a backward pass but arrays of the size of y.
+    # means too: the backward pass keeps only arrays of the size of y.
     x, y, rho = primals
     _, dy, drho = tangents
     log_total, mean_d, mean_squares = _moments(y, rho, levels)
@@ -124,12 +123,12 @@ def _level_log_prob_jvp(levels, primals, tangents):
 
 @register("decoder", "discretized")
 class DiscretizedDecoder(AbstractDecoder):
-    r"""The decoder of VDM (equation 9) for data that takes a few integer values.
+    r"""The decoder of VDM (equation 9) for data with a few integer values.
 
     Level $k$ of $n$ is encoded as $v_k = (2k + 1)/n - 1$, and $p(x = k \mid z_0) \propto
     \exp(-(y_0 - v_k)^2 / (2 \rho_0^2))$, normalised over the levels.
 
-    **Arguments:** `levels`: how many values there are, 0 ... levels - 1: 256 for 8-bit images.
+    **Arguments:** `levels`: the number of values, 0 ... levels - 1: 256 for 8-bit images.
 
     **Raises:** `ValueError` if `levels` is less than 2; a type error if data are not integers.
     """
@@ -168,18 +167,18 @@ _Given = Real[ArrayLike, "..."] | Sequence[float | int]
 class GaussianDecoder(AbstractDecoder):
     r"""For continuous data: $p(x \mid z_0) = \mathcal N(x;\, m + s y_0,\, s^2 \rho_0^2 I)$.
 
-    What is diffused is $(x - m) / s$. The bound is one on the log density of x in the data's own units, so
-    it includes $-\log s$ for each dimension, and can be of any sign.
+    The model diffuses $(x - m) / s$. The bound is on the log density of x in the data's own units: it
+    includes $-\log s$ for each dimension and can have either sign.
 
     **Arguments:**
 
     - `mean`, `std`: m and s, each a number, or one number for each channel (the first axis). By default
-      those of the training data, if their mean is outside of [-1, 1] or their standard deviation outside
-      of [0.5, 2]; otherwise 0 and 1, which leave data as they are.
+      those of the training data if their mean is outside [-1, 1] or their standard deviation outside
+      [0.5, 2]; else 0 and 1, which leave data as they are.
     - `statistics`: mean and standard deviation of the training data. A model made for a dataset fills
-      them in; without, the defaults are 0 and 1.
+      them in; without them, the defaults are 0 and 1.
 
-    **Raises:** `ValueError` for numbers that are not finite, or a standard deviation that is not positive.
+    **Raises:** `ValueError` if a number is not finite or a standard deviation is not positive.
     """
 
     mean: _Numbers = eqx.field(static=True)
@@ -196,7 +195,7 @@ class GaussianDecoder(AbstractDecoder):
         if abs(m) <= 1 and 0.5 <= s <= 2:
             m, s = 0.0, 1.0
         self.mean = _numbers("mean", m if mean is None else mean)
-        # Data that are all alike have no scale.
+        # Constant data have no scale.
         self.std = _numbers("std", (s or 1.0) if std is None else std)
         if np.min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}.")
@@ -232,7 +231,7 @@ def _numbers(name: str, given: _Given) -> _Numbers:
 
 
 def _per_channel(value: _Numbers, x: Example) -> Any:
-    """A number as it is; those of channels so that they meet the first axis."""
+    """A number as it is; one for each channel, shaped to broadcast along the first axis."""
     if not isinstance(value, tuple):
         return value
     if x.shape[:1] != (len(value),):

@@ -1,7 +1,7 @@
-r"""Denoisers: a network, told what it predicts and under which process.
+r"""Denoisers: a network together with what it predicts and under which process.
 
-The interface is `denoiser(z, logsnr) -> Prediction`; what a network learnt and what is known in closed
-form (`diffkit.analytic`) are called alike.
+The interface is `denoiser(z, logsnr) -> Prediction`, the same for trained networks and for closed forms
+(`diffkit.analytic`).
 """
 
 import abc
@@ -30,9 +30,9 @@ from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
 
 
 class Prediction(eqx.Module):
-    """What a denoiser says of one latent, in whichever form it is asked for.
+    """A denoiser's prediction for one latent, in every form.
 
-    Each form carries what it is (`diffkit.Predicted`), so that none is taken for another.
+    Each form carries its target (`diffkit.Predicted`), so none is mistaken for another.
 
     **Arguments:**
 
@@ -40,7 +40,7 @@ class Prediction(eqx.Module):
     - `eps`: the expected noise; an array, or a prediction of it.
     - `level`: the noise level of the latent.
     - `spread`: where the log variance of a reverse step lies between the posterior's (0) and the forward
-      step's (1), each dimension by itself, or `None` if that is not predicted.
+      step's (1), for each dimension; `None` if not predicted.
 
     **Raises:** `TypeError` if `x` or `eps` is a prediction of something else.
     """
@@ -62,7 +62,7 @@ class Prediction(eqx.Module):
     def of(
         cls, predicted: Float[Predicted[P], "*shape"], z: Example, level: NoiseLevel
     ) -> "Prediction":
-        """From a prediction of any target and the latent, by the 2x2 solve.
+        """Make one from a prediction of any target and the latent, by the 2x2 solve.
 
         **Arguments:** `predicted` and `z`, of one shape; `level`, the noise level of `z`.
 
@@ -101,11 +101,11 @@ class Prediction(eqx.Module):
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """The reverse step p(y_s | y_t) of the rescaled latent, to a less noisy `logsnr_s`.
 
-        The mean is that of the posterior with the predicted data in place of x.
+        The mean is the posterior's, with the predicted data in place of x.
 
-        **Arguments:** `logsnr_s`; `spread`: taken where the prediction has none of its own.
+        **Arguments:** `logsnr_s`; `spread`: used if the prediction has none of its own.
 
-        **Returns:** mean and standard deviation; the latter is a scalar unless it was predicted.
+        **Returns:** mean and standard deviation; the latter is a scalar unless predicted.
         """
         y = self.x + self.level.rho * self.eps
         mean, std = rescaled_posterior(y, self.x, self.level.logsnr, logsnr_s)
@@ -118,15 +118,15 @@ def step_divergence(
 ) -> Scalar:
     """KL(q(y_s | y_t, x) || p(y_s | y_t)) in nats, from the squared errors of eps.
 
-    q is `diffkit.processes.rescaled_posterior` and p is `Prediction.reverse`, which sampling and coding
-    take. The means differ by the errors of eps, so that the divergence is in closed form and loses no
-    digits where steps are short: with the posterior's own variance (no spread) it is half of
-    expm1(logsnr_s - logsnr_t) times the sum of the squares (VDM equation 14).
+    q is `diffkit.processes.rescaled_posterior`; p is `Prediction.reverse`, which sampling and coding use.
+    Their means differ by the errors of eps, so the divergence has a closed form and loses no digits for
+    short steps. With the posterior's own variance (no spread) it is half of expm1(logsnr_s - logsnr_t)
+    times the sum of the squares (VDM equation 14).
 
     **Arguments:** `squares`: the squared errors of eps; `logsnr_t` and `logsnr_s`, with
     `logsnr_t <= logsnr_s`; `spread`: as in a `Prediction`.
 
-    **Returns:** the divergence of all dimensions together, a scalar.
+    **Returns:** the divergence summed over dimensions, a scalar.
     """
     mean_term = jnp.expm1(logsnr_s - logsnr_t) * squares
     if spread is None:
@@ -162,13 +162,13 @@ class AbstractDenoiser(eqx.Module):
 
 
 class AbstractDerivedDenoiser(AbstractDenoiser):
-    """A denoiser that is made of another one and has no network of its own."""
+    """A denoiser made from another one, without a network of its own."""
 
     denoiser: eqx.AbstractVar[AbstractDenoiser]
 
 
 def underlying(denoiser: AbstractDenoiser) -> AbstractDenoiser:
-    """The denoiser that was trained, or is exact, beneath all that is derived from it."""
+    """The trained or exact denoiser from which this one is derived."""
     while isinstance(denoiser, AbstractDerivedDenoiser):
         denoiser = denoiser.denoiser
     return denoiser
@@ -178,19 +178,18 @@ class Denoiser(AbstractDenoiser):
     r"""A network with a parameterization, under a process.
 
     The network sees the latent scaled to unit variance, $z / \sqrt{\alpha^2 s^2 + \sigma^2}$ with $s$
-    the standard deviation of the data. For $s = 1$ that is the variance preserving latent whatever
-    the process (and just z under that one), so that one network serves under all.
+    the standard deviation of the data. For $s = 1$ that is the variance preserving latent under every
+    process (and just z under that one), so one network serves all.
 
     **Arguments:**
 
-    - `network`: the network, an `AbstractNetwork`, for one example. It has as many `outputs` as the
-      parameterization.
+    - `network`: an `AbstractNetwork` for one example, with as many `outputs` as the parameterization.
     - `parameterization`: what its output means.
-    - `process`: the process whose latents it is given.
-    - `data_std`: the standard deviation of the data that the scaling assumes.
+    - `process`: the process of the latents.
+    - `data_std`: the standard deviation of the data, for the scaling.
 
-    **Raises:** `ValueError` if `data_std` is not positive, or the network has other `outputs` than the
-    parameterization.
+    **Raises:** `ValueError` if `data_std` is not positive, or if the `outputs` of network and
+    parameterization differ.
     """
 
     network: AbstractNetwork
@@ -198,7 +197,7 @@ class Denoiser(AbstractDenoiser):
     process: AbstractProcess
     data_std: float = eqx.field(static=True)
 
-    # Written out, since static checkers would put the inherited `process` first.
+    # Written out because static checkers would put the inherited `process` first.
     def __init__(
         self,
         network: AbstractNetwork,

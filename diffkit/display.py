@@ -1,4 +1,4 @@
-"""Values in words: what the `repr` of models and predictions and the messages of errors say of them."""
+"""Values in words, for the `repr` of models and predictions and for error messages."""
 
 import dataclasses
 import inspect
@@ -20,7 +20,7 @@ _FEW = 6
 
 
 def type_name(annotation: Any) -> str:
-    """An annotation without the modules that its names are from."""
+    """An annotation without the modules of its names."""
     if get_origin(annotation) in (Union, UnionType):
         return " | ".join(map(type_name, get_args(annotation)))
     text = "None" if annotation is type(None) else inspect.formatannotation(annotation)
@@ -28,13 +28,13 @@ def type_name(annotation: Any) -> str:
 
 
 def describe(value: Any, *, numbers: bool = True) -> str:
-    """A value in a few words, whatever it is: arrays and tracers, numbers, text, or any object.
+    """Any value in a few words: arrays and tracers, numbers, text, or another object.
 
-    **Arguments:** `value`; `numbers`: show what an array holds. A tracer holds nothing yet.
+    **Arguments:** `value`; `numbers`: show the numbers of an array. A tracer has none yet.
 
     **Returns:** few numbers as they are; many as dtype, shape, range and mean, as
-    `float32[3, 32, 32] in [-1, 1], mean 0.02`; without `numbers`, dtype and shape alone; of an object
-    that is neither array nor plain Python, its type.
+    `float32[3, 32, 32] in [-1, 1], mean 0.02`; without `numbers`, only dtype and shape; the type of an
+    object that is neither array nor plain Python.
     """
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return _array(value, numbers)
@@ -51,7 +51,7 @@ def describe(value: Any, *, numbers: bool = True) -> str:
 
 
 def outline(module: eqx.Module) -> list[str]:
-    """The parts of a module, a line each, with their options; a denoiser's own parts below it."""
+    """The parts of a module with their options, one line each; a denoiser's own parts below it."""
     parts = {name: part for name, part in _fields(module).items() if isinstance(part, eqx.Module)}
     width, lines = max(map(len, parts), default=0), []
     for name, part in parts.items():
@@ -91,5 +91,5 @@ def _array(value: Any, numbers: bool) -> str:
         if jnp.issubdtype(held.dtype, jnp.floating):
             held = held.astype(np.float64)
         return f"{words} in [{held.min():.4g}, {held.max():.4g}], mean {held.mean():.4g}"
-    except Exception:  # keys, and arrays that were donated or lie on other machines
+    except Exception:  # keys, and arrays that were donated or are on other machines
         return words

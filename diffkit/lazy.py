@@ -1,4 +1,4 @@
-"""Public names that are imported when they are first asked for."""
+"""Public names, imported on first use."""
 
 import ast
 import importlib
@@ -12,9 +12,8 @@ from typing import Any
 def lazy_imports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The `__getattr__` and `__dir__` of a package that imports its public names lazily (PEP 562).
 
-    The names are those that the package's source imports `as` themselves, which is what a static type
-    checker reads: those under `if TYPE_CHECKING:` are imported when they are first asked for. So are the
-    package's modules.
+    The public names are those that the package's source imports `as` themselves, as static type checkers
+    have it. Names under `if TYPE_CHECKING:` and the package's modules are imported on first use.
 
     **Arguments:** `package`: the package's `__name__`.
 

@@ -18,14 +18,14 @@ from diffkit.typing import DataBatch, ScalarLike, as_float
 class DiffusionModel(eqx.Module):
     """A generative model with a likelihood bound: everything that `vlb` and `sample` need.
 
-    How it is trained (weighting, time sampler, optimiser) is no part of it. All options are static, so that
-    `jax.jit` and `jax.grad` take it as they are, as well as Equinox's `filter_jit` and `filter_grad`.
+    It does not hold how it is trained (weighting, time sampler, optimiser). All options are static, so
+    plain `jax.jit` and `jax.grad` take it, as well as Equinox's `filter_jit` and `filter_grad`.
 
     **Arguments:**
 
     - `denoiser`: predicts data and noise from a latent; it fixes the process.
-    - `schedule`: time to `logsnr`.
-    - `decoder`: p(x | z_0), and the form in which data are stored.
+    - `schedule`: maps time to `logsnr`.
+    - `decoder`: p(x | z_0), and the form of stored data.
     - `shape`: the shape of one example, images as (channels, height, width).
 
     **Raises:** `ValueError` if `shape` has an entry that is not positive.
@@ -55,11 +55,11 @@ class DiffusionModel(eqx.Module):
         return self.process.at(self.schedule(as_float(t)))
 
     def encode(self, x: DataBatch) -> Float[Array, "batch *shape"]:
-        """A batch of data as stored to the values that are diffused.
+        """Map a batch of data as stored to the values that are diffused.
 
         **Raises:** `ValueError` if the examples do not have the model's shape, or hold levels that the
-        decoder does not have (which cannot be seen within a compiled function); a type error if their
-        dtype is not the decoder's.
+        decoder does not have (not checked within a compiled function); a type error if their dtype is not
+        the decoder's.
         """
         if x.shape[1:] != self.shape:
             raise ValueError(
@@ -67,17 +67,17 @@ class DiffusionModel(eqx.Module):
                 f"(batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}."
             )
         if not isinstance(x, Tracer):
-            # As NumPy's, since within a compiled function JAX would trace what is asked of it.
+            # In NumPy because JAX would trace the checks within a compiled function.
             check_levels(np.asarray(x), self.decoder.levels)
         return jax.vmap(self.decoder.encode)(x)
 
 
 def check_levels(x: np.ndarray, levels: int | None) -> None:
-    """Refuse data that a decoder with so many levels does not code.
+    """Refuse data that a decoder with this many levels cannot code.
 
     **Arguments:** `x`: data as stored; `levels`: of the decoder, `None` if it is continuous.
 
-    **Raises:** `TypeError` for other than integers, `ValueError` for integers out of range.
+    **Raises:** `TypeError` if the data are not integers, `ValueError` for integers out of range.
     """
     if levels is None:
         return

@@ -65,8 +65,8 @@ class VLB(eqx.Module):
 def prior_term(model: DiffusionModel, x: Example) -> Scalar:
     """KL(q(z_1 | x) || p(z_1)) for one encoded example, in nats.
 
-    It depends on `logsnr` alone: in the rescaled latent it is the divergence of N(x, rho^2) from
-    N(0, 1 + rho^2), whatever the process.
+    It depends only on `logsnr`: in the rescaled latent it is the divergence of N(x, rho^2) from
+    N(0, 1 + rho^2) under every process.
     """
     _, logsnr = model.schedule.endpoints
     signal = jnp.square(x / rescaled_prior_std(logsnr))
@@ -87,8 +87,8 @@ def reconstruction_term(
 
 
 # The noises of the lattice below are 1 apart and reach to 7 on either side. At VDM's endpoint, where the
-# decoder errs once in 370 draws, its standard deviation is 3 % of the mean; that of a single draw is 17
-# times the mean.
+# decoder errs once in 370 draws, its standard deviation is 3 % of the mean, against 17 times the mean for
+# a single draw.
 _LATTICE_REACH = 7
 
 
@@ -97,11 +97,11 @@ def expected_reconstruction(
 ) -> Scalar:
     r"""E[-log p(x | z_0)] over the noise, for one example as stored, in nats.
 
-    A decoder is independent over dimensions, so that one number can be the noise of all of them: the
-    expectation is then an integral over one standard normal variable. It is taken by the lattice rule
-    $\sum_j \varphi(j + u)\, f(j + u)$ with a random shift u, which is unbiased. An error of the decoder is
-    rare and costs much: a few plain draws of the noise mostly contain none, and understate both the term
-    and its standard error. The lattice always has points where the errors are.
+    A decoder is independent over dimensions, so all of them can share one noise, and the expectation is an
+    integral over one standard normal variable. The lattice rule $\sum_j \varphi(j + u)\, f(j + u)$ with a
+    random shift u estimates it without bias. Errors of the decoder are rare and costly: a few plain draws
+    of the noise usually contain none, and understate both the term and its standard error. The lattice
+    always has points where the errors are.
 
     **Arguments:** `model`; `stored`; `shift`: u, uniform in [0, 1).
     """
@@ -119,7 +119,7 @@ def expected_reconstruction(
 
 
 class _Levels(eqx.Module):
-    """What the loss of one example asks of the schedule.
+    """What the loss of one example needs from the schedule.
 
     **Attributes:** `logsnr` and its derivative `slope` at the time; `before`: the logsnr one step earlier,
     in discrete time; `learnt`: the same for the steps of an extra loss.
@@ -132,7 +132,7 @@ class _Levels(eqx.Module):
 
 
 class Drawn(eqx.Module):
-    """The losses of a batch, and the draws that they come from.
+    """The losses of a batch, and the draws behind them.
 
     **Attributes:** `loss`: one number per example, its importance included; `t`: the times; `importance`:
     the inverse of their density.
@@ -148,21 +148,21 @@ Share = tuple[Index, int]
 
 
 class DiffusionLoss(eqx.Module):
-    """A weighted denoising loss: which one, and how its noise levels are drawn.
+    """A weighted denoising loss, and how to draw its noise levels.
 
     With the weighting `ELBO` it is the diffusion term of the bound. Interior parameters of a schedule that
     minimises the variance (`diffkit.AbstractVarianceMinimising`) receive the gradient of the second
-    moment, not of the mean (VDM appendix I.2), at no further pass through the network. The loss of such a
-    model can be differentiated in reverse mode, by the model's parameters.
+    moment, not of the mean (VDM appendix I.2), without another pass through the network. The loss of such
+    a model supports reverse mode only, with respect to the model's parameters.
 
     **Arguments:**
 
     - `weighting`: w(logsnr) relative to the VLB.
-    - `time_sampler`: how times are drawn; it does not change the expectation.
+    - `time_sampler`: how to draw times; it does not change the expectation.
     - `steps`: T for the discrete-time loss, `None` for continuous time. Weightings other than `ELBO` keep
-      their own loss, at the T discrete times, so that `simple` stays the plain squared error.
-    - `extra`: add the loss from which a parameterization learns what it predicts beside its target
-      (`extra_loss`), and leave that prediction out of the rest.
+      their own loss, at the T discrete times: `simple` stays the plain squared error.
+    - `extra`: add the loss that trains a parameterization's further outputs (`extra_loss`), and leave
+      those out of the rest.
 
     **Raises:** `ValueError` if `steps` is below 1.
 
@@ -219,9 +219,9 @@ class DiffusionLoss(eqx.Module):
         inference: bool = False,
         share: Share | None = None,
     ) -> Drawn:
-        """The same of encoded data, with the times that were drawn, for a loss that adapts.
+        """The same for encoded data, together with the times drawn, for a loss that adapts.
 
-        With a `share`, `x` is that part of a larger batch, and takes its draws among those of the batch.
+        With a `share`, `x` is that part of a larger batch and takes its draws from those of the batch.
         """
         t_key, eps, keys = _noise(x, key, inference, share)
         t, importance = _rows(lambda n: self.time_sampler(t_key, n), x.shape[0], share)
@@ -262,8 +262,8 @@ class DiffusionLoss(eqx.Module):
     ) -> _Levels:
         before = learnt = None
         if self.steps is not None:
-            # k / T and (k - 1) / T from whole numbers. A difference of times would lose digits, and each
-            # noise level would be another number as the end of a step than as the start of the next.
+            # k / T and (k - 1) / T from whole numbers. A difference of times would lose digits, and the
+            # end of a step would not equal the start of the next.
             k = jnp.floor(t * self.steps) + 1
             t, before = k / self.steps, schedule((k - 1) / self.steps)
         logsnr, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
@@ -304,7 +304,7 @@ class DiffusionLoss(eqx.Module):
 
 
 def _rows(draw: Callable[[int], PyTree], batch: int, share: Share | None) -> PyTree:
-    """`draw(batch)`, or those rows of a larger batch's draws that are a part's own."""
+    """`draw(batch)`, or the rows of a larger batch's draws that belong to one part."""
     if share is None:
         return draw(batch)
     index, of = share
@@ -329,7 +329,7 @@ def _noise(
 
 
 def extra_parameterization(model: DiffusionModel) -> AbstractParameterization | None:
-    """The parameterization of a model, if it adds an `extra_loss`, else `None`."""
+    """The parameterization of a model if it adds an `extra_loss`, else `None`."""
     denoiser = underlying(model.denoiser)
     part = denoiser.parameterization if isinstance(denoiser, Denoiser) else None
     return None if part is None or part.extra_steps is None else part
@@ -370,23 +370,23 @@ def proposed_diffusion(
     condition: ConditionBatch | None,
     inference: bool = True,
 ) -> tuple[BatchScalar, BatchScalar, BatchScalar, BatchScalar]:
-    r"""The diffusion term of the bound of a batch, at noise levels that a proposal draws.
+    r"""The diffusion term of the bound of a batch, at noise levels drawn by a proposal.
 
-    The draws of a batch cover the proposal evenly, as those of `diffkit.LowDiscrepancy` cover time.
+    The draws of a batch cover the proposal evenly, as `diffkit.LowDiscrepancy` covers time.
 
     **Arguments:** `x`: encoded data, (batch, *shape); `proposal`: made by `diffkit.proposals.propose` for
     these `steps`; the rest as for `vlb`.
 
     **Returns:** the term of each example, an unbiased estimate in nats; the `logsnr` it was drawn at; the
-    inverse of its density (`Proposal.draw`); and the squared error of eps there. Where variances are
-    predicted the last is the error that would cost as much.
+    inverse of its density (`Proposal.draw`); and the squared error of eps there. For a model that predicts
+    variances, the last is the error of equal cost.
     """
     level_key, eps, keys = _noise(x, key, inference)
     logsnr, before, importance = proposal.draw(LowDiscrepancy()(level_key, x.shape[0])[0])
-    # Of the squared error in the term. The loss takes all T steps for the mean of one.
+    # The factor of the squared error in the term. The loss multiplies the mean of one step by T.
     factor = 0.5 if steps is None else 0.5 * jnp.expm1(before - logsnr)
     scale = importance if steps is None else importance / steps
-    # By logsnr itself, that is with a slope of -1.
+    # With respect to logsnr itself: the slope is -1.
     levels = _Levels(logsnr, -jnp.ones_like(logsnr), before, None)
     loss = DiffusionLoss(steps=steps, extra=False)
     values = loss._losses(None, x, eps, condition, keys, scale, model.denoiser, levels)
@@ -422,20 +422,20 @@ def vlb(
 ) -> VLB:
     """The variational lower bound of a batch: an unbiased estimate from one draw per example.
 
-    By default noise levels are drawn as the bound asks (`diffkit.proposals`). In continuous time they are
-    uniform in `logsnr`, so that schedules with the same endpoints have the same estimates; only a schedule
-    that minimises the variance is followed. Times that are uniform in t leave most reports too good under
-    schedules that hardly visit the ends of their range.
+    By default noise levels follow the integrand of the bound (`diffkit.proposals`). In continuous time they
+    are uniform in `logsnr`, so schedules with the same endpoints give the same estimates, unless the
+    schedule minimises the variance: then they follow it. Times that are uniform in t make most estimates
+    too good under schedules that hardly visit the ends of their range.
 
     **Arguments:**
 
     - `model`: the model.
     - `x`: a batch of data as stored, (batch, *shape).
     - `key`: from `jax.random.key`.
-    - `steps`: the number T of steps of the discrete-time model; `None` is continuous time.
-    - `time_sampler`: draws times in place of the default; it does not change the expectation. By default
-      the interior of a schedule has no gradient in continuous time, and never that of the variance: give a
-      time sampler to train it.
+    - `steps`: the number T of steps of the discrete-time model; `None` for continuous time.
+    - `time_sampler`: draws times instead of the default; it does not change the expectation. By default
+      the interior of a schedule receives no gradient in continuous time, and never that of the variance:
+      pass a time sampler to train it.
     - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
     - `inference`: `False` keeps dropout on, for training.
 
@@ -445,7 +445,7 @@ def vlb(
     **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type
     error for data of the wrong dtype.
 
-    Jit-compile the function that calls it (`eqx.filter_jit`) when it is called more than once.
+    To call it more than once, compile the calling function (`eqx.filter_jit`).
     """
     times = LowDiscrepancy() if time_sampler is None else time_sampler
     loss = DiffusionLoss(time_sampler=times, steps=steps, extra=False)

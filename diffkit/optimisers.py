@@ -1,8 +1,8 @@
 """Optimisers: how a gradient becomes a step.
 
-An optimiser is a part with plain options that makes an `optax.GradientTransformation`. Learning rate,
-clipping, averaging and the treatment of a schedule's interior are the training loop's, the same for all
-(`diffkit.TrainConfig`). Optax is imported only when a transformation is made.
+An optimiser is a part with plain options that makes an `optax.GradientTransformation`. The training loop
+handles learning rate, clipping, averaging and a schedule's interior in the same way for all
+(`diffkit.TrainConfig`). Only making a transformation imports optax.
 """
 
 import abc
@@ -21,7 +21,7 @@ else:
     GradientTransformation = Schedule = Any
 
 Mask = Callable[[PyTree], PyTree]
-"""From parameters to a tree of the same structure: `True` for each leaf that weight decay acts on."""
+"""Maps parameters to a tree of the same structure: `True` for each leaf with weight decay."""
 
 
 class AbstractOptimiser(eqx.Module):
@@ -33,10 +33,10 @@ class AbstractOptimiser(eqx.Module):
 
     @abc.abstractmethod
     def transformation(self, learning_rate: Schedule, decays: Mask) -> GradientTransformation:
-        """The transformation, as optax has it.
+        """The optax transformation.
 
-        **Arguments:** `learning_rate`: a function of the number of steps taken before; `decays`: a mask for
-        weight decay, which spares schedules; called with the parameters, or with some of them masked.
+        **Arguments:** `learning_rate`: a function of the number of earlier steps; `decays`: a mask for
+        weight decay, which excludes schedules; called with the parameters, or with some of them masked.
 
         **Returns:** an `optax.GradientTransformation` whose updates are added to the parameters.
         """
@@ -101,7 +101,7 @@ class Adam(_AbstractChecked):
 class SGD(_AbstractChecked):
     """Stochastic gradient descent with momentum and without weight decay.
 
-    Its learning rate has the unit of parameters over gradients and is mostly far larger than Adam's.
+    Its learning rate has the unit of parameters over gradients and is usually far larger than Adam's.
 
     **Arguments:** `momentum`: the decay rate of the sum of gradients; `nesterov`: Nesterov momentum.
 
@@ -121,8 +121,8 @@ class SGD(_AbstractChecked):
 class Lion(_AbstractChecked):
     """Lion: the sign of a momentum (Chen et al. 2023, arXiv 2302.06675).
 
-    Every parameter moves by the learning rate in every step: take 3 to 10 times less than for `AdamW`, and
-    as many times more weight decay.
+    Every parameter moves by the learning rate in every step: use 3 to 10 times less than for `AdamW`, and
+    weight decay larger by the same factor.
 
     **Arguments:** `b1`: the weight of the momentum in the sign; `b2`: the decay rate of the momentum;
     `weight_decay`: times the learning rate, by default `train.weight_decay`.
@@ -144,10 +144,10 @@ class Lion(_AbstractChecked):
 class Muon(_AbstractChecked):
     """Muon: orthogonalised momentum for the matrices of the network, Adam for everything else.
 
-    A matrix is the last two axes of an array named `weight`, as in `diffkit.networks`, each layer of a
-    stack and each tap of a convolution by itself. Its update has the root mean square `rms` for every
-    shape, about that of Adam, so that one learning rate serves both (Jordan et al. 2024; Liu et al. 2025,
-    arXiv 2502.16982).
+    A matrix is the last two axes of an array named `weight`, as in `diffkit.networks`, separately for each
+    layer of a stack and each tap of a convolution. Its update has the root mean square `rms` for every
+    shape, about that of Adam, so one learning rate serves both (Jordan et al. 2024; Liu et al. 2025, arXiv
+    2502.16982).
 
     **Arguments:** `momentum`, `rms`: of the matrices; `nesterov`: Nesterov momentum, in Adam too;
     `weight_decay`: of the matrices, times the learning rate, by default `train.weight_decay`; `b1`, `b2`:
@@ -195,9 +195,9 @@ class Adafactor(_AbstractChecked):
 
     **Arguments:** `min_size`: matrices with fewer rows or columns keep the whole second moment;
     `decay_rate`: the exponent c of its decay rate 1 - n^-c in step n; `clip`: the largest root mean square
-    of an update before the learning rate; `relative`: multiply the learning rate with the root mean square
-    of the parameters, as in the paper; `momentum`: of the updates, `0` for none; `weight_decay`: by
-    default `train.weight_decay`, times the learning rate.
+    of an update before the learning rate; `relative`: multiply the learning rate by the root mean square
+    of the parameters, as in the paper; `momentum`: of the updates, `0` for none; `weight_decay`: times the
+    learning rate, by default `train.weight_decay`.
 
     **Raises:** `ValueError` for an option out of its range.
     """
@@ -212,7 +212,7 @@ class Adafactor(_AbstractChecked):
     def transformation(self, learning_rate: Schedule, decays: Mask) -> GradientTransformation:
         import optax
 
-        # Optax decays apart from the learning rate. Here decay means what it means for the others.
+        # Optax decays independently of the learning rate. Here decay means the same as for the others.
         return optax.chain(
             optax.adafactor(
                 min_dim_size_to_factor=self.min_size,

@@ -8,9 +8,9 @@ $$\begin{pmatrix} \alpha & \sigma \\ a & b \end{pmatrix}
   \begin{pmatrix} z \\ \text{target} \end{pmatrix},
   \qquad d = \alpha b - \sigma a,$$
 
-so that one solve turns any prediction into $x$ and $\epsilon$, and from there into any other. At
-fixed $z$, $\partial\,\text{target} / \partial\,\epsilon = d / \alpha$: its square is the factor
-between the squared error of the target and that of $\epsilon$.
+so one solve turns any prediction into $x$ and $\epsilon$, and from there into any other. At fixed
+$z$, $\partial\,\text{target} / \partial\,\epsilon = d / \alpha$: its square is the factor between
+the squared errors of the target and of $\epsilon$.
 """
 
 import abc
@@ -28,11 +28,11 @@ from diffkit.registry import name_of, register
 from diffkit.typing import Example, Scalar
 
 P = TypeVar("P", bound="AbstractParameterization")
-"""A class of parameterizations. Invariant: a prediction of the one is none of the other."""
+"""A class of parameterizations. Invariant: a prediction of one target is not a prediction of another."""
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Array]:
-    """A function of arrays as one of predictions of one target, of which it takes the arrays."""
+    """Let a function of arrays take predictions of one target."""
 
     def method(*operands):
         targets = [each.parameterization for each in operands if isinstance(each, Predicted)]
@@ -50,23 +50,22 @@ def _method(function: Callable[..., Any]) -> Callable[..., Array]:
 
 
 def _reflected(function: Callable[[Any, Any], Any]) -> Callable[..., Array]:
-    # The left operand is no prediction, else its own method would have been called.
+    # The left operand is not a prediction, or its own method would have been called.
     return lambda right, left: function(left, right.value)
 
 
 class Predicted(eqx.Module, Generic[P]):
-    """A prediction that carries what it is a prediction of.
+    """A prediction that knows its target.
 
-    Where a prediction of one target is meant, that of another is refused with a message that names both
-    and the conversion. Static type checkers refuse it too: `Predicted[V]` and `Predicted[Epsilon]` are
-    two types.
+    Passing a prediction of the wrong target raises an error that names both targets and the conversion.
+    Static type checkers refuse it too: `Predicted[V]` and `Predicted[Epsilon]` are two types.
 
-    Use it as an array: it has an array's attributes and methods, and the functions of NumPy and of
-    `jax.numpy` take it. Arithmetic, comparison, indexing and methods give plain arrays, which are taken
-    for whatever is meant, as data are. Arithmetic and comparison of predictions of two targets raise a
-    `TypeError` that names both. `value` is the array itself, for functions declared for arrays only.
+    Use it as an array: it has an array's attributes and methods, and the functions of NumPy and
+    `jax.numpy` take it. Arithmetic, comparison, indexing and methods return plain arrays, which are
+    accepted as any target, as data are. Mixing predictions of two targets in arithmetic or comparison
+    raises a `TypeError` that names both. `value` is the array itself, for functions that take only arrays.
 
-    **Arguments:** `value`: the array; `parameterization`: the target that it is a prediction of.
+    **Arguments:** `value`: the array; `parameterization`: its target.
 
     ```python
     v = dk.Predicted(jnp.ones(2), dk.V())
@@ -76,7 +75,7 @@ class Predicted(eqx.Module, Generic[P]):
     """
 
     value: Float[Array, "..."]
-    # Static, as a type is: it is the same for a batch, and on both sides of a jit.
+    # Static, like a type: the same for a batch, and on both sides of a jit.
     parameterization: P = eqx.field(static=True)
 
     # NumPy's arrays leave operators to this class, as they do to JAX's.
@@ -93,7 +92,7 @@ class Predicted(eqx.Module, Generic[P]):
         return self.value.dtype
 
     def __getattr__(self, name: str) -> Any:
-        # Nothing private: what asks for it wants to know whether this is an array, which it is not.
+        # Nothing private: such a look-up tests whether this is an array, and it is not.
         if name.startswith("_") or name in ("value", "parameterization"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.value, name)
@@ -130,7 +129,7 @@ class Predicted(eqx.Module, Generic[P]):
     __gt__ = _method(operator.gt)
     __ge__ = _method(operator.ge)
 
-    # Entry by entry, as for arrays, where a module would be compared as a whole.
+    # Entry by entry, as for arrays; a module would be compared as a whole.
     __eq__ = _method(operator.eq)
     __ne__ = _method(operator.ne)  # pyright: ignore[reportAssignmentType]
     __hash__ = None  # pyright: ignore[reportAssignmentType]
@@ -148,10 +147,10 @@ class AbstractParameterization(eqx.Module):
 
     **Attributes:**
 
-    - `outputs`: how many maps of the latent's shape the network returns, one after the other along the
-      first axis: 1 unless it predicts more than the target.
-    - `extra_steps`: T of the discrete-time bound from which all but the target is learnt, by
-      `extra_loss`; `None` where nothing is.
+    - `outputs`: how many maps of the latent's shape the network returns, stacked along the first axis: 1
+      unless it predicts more than the target.
+    - `extra_steps`: T of the discrete-time bound in `extra_loss`, which trains all outputs but the target;
+      `None` if there are none.
     """
 
     outputs: ClassVar[int] = 1
@@ -199,11 +198,11 @@ class AbstractParameterization(eqx.Module):
     def extra_loss(
         self, squares: Example, spread: Example, logsnr_t: Scalar, logsnr_s: Scalar
     ) -> Scalar:
-        """What `diffkit.DiffusionLoss` adds for one example, in nats, where there are `extra_steps`.
+        """What `diffkit.DiffusionLoss` adds for one example, in nats, if there are `extra_steps`.
 
-        **Arguments:** `squares`: the squared errors of eps, through which no gradient flows; `spread`, as
-        `read` returned it; `logsnr_t` and `logsnr_s`: the ends of the step of length 1 / `extra_steps`
-        that starts at the time drawn, cut short at the data end.
+        **Arguments:** `squares`: the squared errors of eps, without a gradient; `spread`, as returned by
+        `read`; `logsnr_t` and `logsnr_s`: the ends of the step of length 1 / `extra_steps` that starts at
+        the time drawn, cut short at the data end.
         """
         raise NotImplementedError
 
@@ -217,7 +216,7 @@ class AbstractParameterization(eqx.Module):
 class Epsilon(AbstractParameterization):
     """The network predicts the noise (Ho, Jain and Abbeel 2020; VDM).
 
-    Precise in x at high SNR, where likelihoods are decided. At low SNR its errors are amplified by
+    Precise in x at high SNR, which decides likelihoods. At low SNR its errors are amplified by
     sigma / alpha in x, so it cannot start at zero SNR.
     """
 
@@ -246,7 +245,7 @@ class V(AbstractParameterization):
     """
 
     def coefficients(self, level: NoiseLevel) -> tuple[Scalar, Scalar]:
-        # hypot, since sigma^2 overflows long before sigma does.
+        # hypot because sigma^2 overflows long before sigma.
         norm = jnp.hypot(level.alpha, level.sigma)
         return -level.sigma / norm, level.alpha / norm
 
@@ -257,10 +256,9 @@ class Score(AbstractParameterization):
 
     Its mean squared error is that of denoising score matching (Vincent 2011), which Song et al. 2021
     (arXiv 2011.13456, equation 7) minimise with a weight $\lambda(t)$ in front. The score is of the
-    size of $1 / \sigma$: no network can put out 1 and 1000 equally well, and so the published code
-    never asks it to. It divides the output by $\sigma$ (the option `scaled`), which is the
-    parameterization `epsilon` up to a sign. Choose the score itself for low noise levels that are
-    bounded, or for comparisons.
+    size of $1 / \sigma$, and no network puts out 1 and 1000 equally well. The published code therefore
+    divides the output by $\sigma$ (the option `scaled`), which is the parameterization `epsilon` up to
+    a sign. Choose the score itself if noise levels are bounded from below, or for comparisons.
 
     **Arguments:** `scaled`: the network predicts $\sigma$ times the score, $-\epsilon$.
     """
@@ -273,12 +271,11 @@ class Score(AbstractParameterization):
 
 
 def as_array(given: Example | Predicted[P], meant: P, argument: str) -> Float[Array, "..."]:
-    """The array of a prediction of what is meant; a plain array is taken for that.
+    """The array of a prediction, checked against the expected target; a plain array is accepted as is.
 
-    **Arguments:** `given`; `meant`: the target of which a prediction is meant; `argument`: what the
-    caller calls it.
+    **Arguments:** `given`; `meant`: the expected target; `argument`: the caller's name for it.
 
-    **Raises:** `TypeError` if `given` is a prediction of something else, naming both and the conversion.
+    **Raises:** `TypeError` if `given` is a prediction of another target, naming both and the conversion.
     """
     if not isinstance(given, Predicted):
         return given
@@ -300,5 +297,5 @@ def as_plain(value: Any) -> Any:
 
 def _names(*parts: AbstractParameterization) -> list[str]:
     names = [name_of("parameterization", part) or type(part).__name__ for part in parts]
-    # The same class twice has other options.
+    # Two of the same class differ in their options.
     return names if len({*names}) > 1 else [repr(part) for part in parts]

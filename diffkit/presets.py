@@ -1,8 +1,8 @@
 """Presets: a choice of every part, and the one place where parts are put together.
 
-A preset is data: for each kind a registered part, with options where they differ from its defaults, or a
-part of one's own; and the settings of the training loop. Any choice can be replaced, in Python and on the
-command line alike.
+A preset is data: for each kind a registered part, with the options that differ from its defaults, or a
+part of your own; and the settings of the training loop. Replace any choice in Python or on the command
+line.
 """
 
 import dataclasses
@@ -37,10 +37,10 @@ from diffkit.typing import PRNGKey, Scalar, ScalarLike
 from diffkit.weightings import AbstractWeighting
 
 MODEL_KINDS: Final = ("schedule", "process", "parameterization", "decoder", "network")
-"""The kinds that a model is made of."""
+"""The kinds that make up a model."""
 
 TRAINING_KINDS: Final = ("weighting", "time_sampler", "sampler", "grid", "optimiser")
-"""The kinds that a preset chooses besides, for training and for sampling."""
+"""The other kinds of a preset, for training and sampling."""
 
 Choice = Any
 """A registered name, a name with options, a constructor, or an instance."""
@@ -50,10 +50,10 @@ Choice = Any
 class Loss:
     r"""A loss as its paper writes it: $\mathbb E_{t \sim p}[f(\lambda) \lVert$ target error $\rVert^2]$.
 
-    A preset that states it has its weighting checked against it (`diffkit.testing`).
+    `diffkit.testing` checks a preset's weighting against its stated loss.
 
-    **Arguments:** `times`: the time sampler whose density p is; `parameterization`: whose error it is, by
-    default the preset's own; `factor`: f, a function of `logsnr`, by default 1. Up to a constant factor.
+    **Arguments:** `times`: the time sampler with density p; `parameterization`: the target, by default the
+    preset's own; `factor`: f up to a constant, a function of `logsnr`, by default 1.
     """
 
     times: Choice = "uniform"
@@ -63,11 +63,11 @@ class Loss:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a model has to know of its data.
+    """What a model must know about its data.
 
-    **Arguments:** `shape`: of one example, images as (channels, height, width); `levels`: how many values a
-    dimension takes, `None` for continuous data; `condition_size`: the length of a condition, 0 for none;
-    `statistics`: mean and standard deviation of continuous training data, if they are known.
+    **Arguments:** `shape`: of one example, images as (channels, height, width); `levels`: the number of
+    values of a dimension, `None` for continuous data; `condition_size`: the length of a condition, 0 for
+    none; `statistics`: mean and standard deviation of continuous training data, if known.
     """
 
     shape: tuple[int, ...]
@@ -77,7 +77,7 @@ class DataSpec:
 
     @classmethod
     def of(cls, data: "AbstractDataset | DataSpec") -> "DataSpec":
-        """That of a dataset."""
+        """The specification of a dataset."""
         if isinstance(data, DataSpec):
             return data
         return cls(data.shape, data.levels, condition_size(data), data.statistics)
@@ -87,17 +87,17 @@ class DataSpec:
 class Preset:
     """A composition: a choice of every part, and the settings of training.
 
-    Presets are immutable. `replace` gives another one, `model` builds the untrained model, and
-    `diffkit.fit(preset, data)` trains it with the preset's own weighting, times and settings.
+    Presets are immutable. `replace` returns a changed one, `model` builds the untrained model, and
+    `diffkit.fit(preset, data)` trains it with the preset's weighting, times and settings.
 
     **Arguments:**
 
     - one choice for each kind: a registered name, `(name, options)`, a class, or an instance.
     - `train`: settings of `diffkit.TrainConfig` that differ from its defaults.
-    - `sample_steps`: the number of steps to sample in.
-    - `data_std`: the standard deviation of the encoded data that the network's input scaling assumes
+    - `sample_steps`: the number of steps for sampling.
+    - `data_std`: the standard deviation of the encoded data, for scaling the network's input
       (`diffkit.Denoiser`).
-    - `loss`: the loss that the weighting stands for, as the paper states it.
+    - `loss`: the loss behind the weighting, as the paper states it.
     """
 
     schedule: Choice = "linear_logsnr"
@@ -118,23 +118,23 @@ class Preset:
     def choice(self, kind: str) -> tuple[str, Mapping[str, Any]]:
         """The registered name of the choice for a kind, and the options given with it.
 
-        **Raises:** `ValueError` for a part that has no name: one of one's own, or an instance.
+        **Raises:** `ValueError` for a part without a name: a class of your own, or an instance.
         """
         chosen = getattr(self, kind)
         if isinstance(chosen, str):
             return chosen, {}
         if not isinstance(chosen, tuple):
-            raise ValueError(f"the preset's {kind} is no registered name, got {chosen!r}.")
+            raise ValueError(f"the preset's {kind} must be a registered name, got {chosen!r}.")
         return chosen
 
     def replace(self, **changes: Any) -> "Preset":
         """This preset with other choices.
 
-        **Arguments:** `changes`: any of the arguments of `Preset`. `train` is merged: settings that it does
-        not name stay. With another weighting, the stated `loss` no longer holds and is dropped.
+        **Arguments:** `changes`: any arguments of `Preset`. `train` is merged: other settings stay. Another
+        weighting drops the stated `loss`, which no longer holds.
 
-        **Raises:** `ValueError` for something that a preset does not have, or for an option that a part
-        does not have; `diffkit.registry.UnknownPartError`; `TypeError` for a part of another kind.
+        **Raises:** `ValueError` for an unknown choice, or an unknown option of a part;
+        `diffkit.registry.UnknownPartError`; `TypeError` for a part of another kind.
 
         ```python
         mine = dk.preset("edm").replace(schedule=dk.Cosine(), train={"steps": 1000})
@@ -169,11 +169,11 @@ class Preset:
     ) -> DiffusionModel:
         """The untrained model.
 
-        **Arguments:** `data`: a dataset to build it for; or, in its place, `shape`, `levels` and
-        `condition_size` (see `DataSpec`); `key`: for the initial parameters.
+        **Arguments:** `data`: a dataset to build it for; or instead `shape`, `levels` and `condition_size`
+        (see `DataSpec`); `key`: for the initial parameters.
 
-        **Raises:** `ValueError` if the decoder and the data do not go together, or for a target that means
-        nothing at an end of the schedule; `TypeError` if a part is not of its kind.
+        **Raises:** `ValueError` if the decoder does not fit the data, or the target does not determine x or
+        eps at an end of the schedule; `TypeError` if a part is not of its kind.
 
         ```python
         model = dk.preset("vdm", schedule="cosine").model(dk.data.Digits(), key=jax.random.key(0))
@@ -188,9 +188,9 @@ class Preset:
 
     @classmethod
     def of(cls, model: DiffusionModel, **choices: Any) -> "Preset":
-        """The composition of a model that was put together by hand.
+        """The composition of a model assembled by hand.
 
-        **Arguments:** `model`; `choices`: of the kinds that a model does not have, as for `Preset`.
+        **Arguments:** `model`; `choices`: the remaining kinds, as for `Preset`.
         """
         denoiser = underlying(model.denoiser)
         own: dict[str, Any] = {
@@ -210,7 +210,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class Assembly:
-    """A preset whose parts are made.
+    """A preset with its parts made.
 
     **Attributes:** `preset`; `model`, untrained; `weighting`, `time_sampler`, `sampler`, `grid`,
     `optimiser`.
@@ -226,7 +226,7 @@ class Assembly:
 
     @classmethod
     def around(cls, preset: Preset, model: DiffusionModel) -> "Assembly":
-        """The parts that a preset chooses beside a model, which is made already."""
+        """A model that exists already, with the other parts of a preset."""
         return cls(
             preset,
             model,
@@ -235,10 +235,9 @@ class Assembly:
 
 
 def assemble(preset: Preset, data: AbstractDataset | DataSpec, *, key: PRNGKey) -> Assembly:
-    """Make every part of a preset, for these data. All of diffkit makes models here.
+    """Make every part of a preset for these data. All of diffkit makes models here.
 
-    **Arguments:** `preset`; `data`: a dataset, or what a model has to know of it; `key`: for the initial
-    parameters.
+    **Arguments:** `preset`; `data`: a dataset or its specification; `key`: for the initial parameters.
 
     **Raises:** as `Preset.model`.
     """
@@ -246,15 +245,15 @@ def assemble(preset: Preset, data: AbstractDataset | DataSpec, *, key: PRNGKey) 
 
 
 def key_of(seed: int) -> PRNGKey:
-    """The key of a seed: `jax.random.key(seed)`, for every number of 64 bits."""
+    """The key of a seed: `jax.random.key(seed)`, for every 64-bit number."""
     words = jnp.array([seed >> 32, seed & 0xFFFFFFFF], jnp.uint32)
     return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
 def seed_of(key: PRNGKey) -> int:
-    """The seed of a key: `key_of(seed_of(key))` is that key, however it was made.
+    """The seed of a key: `key_of(seed_of(key))` is the key, however it was made.
 
-    **Raises:** `ValueError` for a key of another generator than JAX's default.
+    **Raises:** `ValueError` unless the key is of JAX's default generator.
     """
     words = np.asarray(jax.random.key_data(key))
     if words.shape != (2,):
@@ -280,7 +279,7 @@ _BASES: Final[Mapping[str, type]] = {
 
 
 def _checked(kind: str, made: Any) -> Any:
-    # Any gradient transformation of optax is an optimiser too.
+    # Any optax gradient transformation is an optimiser too.
     of_optax = kind == "optimiser" and hasattr(made, "init") and hasattr(made, "update")
     if not (isinstance(made, _BASES[kind]) or of_optax):
         raise TypeError(
@@ -290,10 +289,10 @@ def _checked(kind: str, made: Any) -> Any:
 
 
 def make_part(kind: str, choice: Any, context: Context) -> Any:
-    """A part of a kind from a choice, given what its constructor may ask for.
+    """Make a part of a kind from a choice and a context.
 
-    **Raises:** `diffkit.registry.UnknownPartError`; `ValueError` for an option that it does not have;
-    `TypeError` for a part of another kind.
+    **Raises:** `diffkit.registry.UnknownPartError`; `ValueError` for an unknown option; `TypeError` for a
+    part of another kind.
     """
     return _checked(kind, complete(resolve(kind, choice), context))
 
@@ -329,8 +328,8 @@ def _build(preset: Preset, data: DataSpec, key: PRNGKey) -> DiffusionModel:
     return DiffusionModel(denoiser, made["schedule"], made["decoder"], data.shape)
 
 
-# Networks return numbers of order one. In float32, with its seven digits, an error that counts this many
-# times leaves two of them.
+# Networks return numbers of order one. Of the seven digits of float32, an error amplified this much leaves
+# two.
 _LARGEST_AMPLIFICATION = 1e5
 
 
@@ -339,13 +338,12 @@ def check_target(
     process: AbstractProcess,
     logsnr_range: tuple[float, float],
 ) -> None:
-    """Refuse a target from which x cannot be told at the noise end, or eps at the data end.
+    """Refuse a target that does not determine x at the noise end, or eps at the data end.
 
-    **Arguments:** the target; the process that it is meant under; the endpoints of the schedule, (max,
-    min).
+    **Arguments:** the target; its process; the endpoints of the schedule, (max, min).
 
-    **Raises:** `ValueError` that names the end and by how much an error of the network would count there,
-    or says that an end is infinite.
+    **Raises:** `ValueError`, naming the end and how much it amplifies an error of the network, or the
+    infinite end.
     """
     for end, logsnr, wanted in zip(("data", "noise"), logsnr_range, ("eps", "x"), strict=True):
         if not math.isfinite(logsnr):
@@ -360,7 +358,7 @@ def check_target(
         amplification = float((1.0 if wanted == "eps" else level.rho) / slope)
         if not amplification <= _LARGEST_AMPLIFICATION:
             raise ValueError(
-                f"parameterization {type(parameterization).__name__} says nothing of {wanted} at "
+                f"parameterization {type(parameterization).__name__} does not determine {wanted} at "
                 f"the {end} end of the schedule, logsnr = {logsnr:.4g}: an error of the network would "
                 f"count {amplification:.1e} times. Choose parameterization=v, or a schedule that "
                 "ends earlier."
@@ -368,16 +366,16 @@ def check_target(
 
 
 def part(kind: str, choice: Any, *, model: DiffusionModel) -> Any:
-    """A part that is chosen for a model: a weighting, a time sampler, a sampler or a grid.
+    """Make a part for a model, such as a weighting or a sampler.
 
     **Arguments:** `kind`: one of `TRAINING_KINDS`; `choice`: a registered name, `(name, options)`, a
-    constructor, or an instance; `model`: before training, since a weighting such as `simple` keeps the
-    schedule that it is given.
+    constructor, or an instance; `model`: before training, because a weighting such as `simple` keeps its
+    schedule.
 
     **Returns:** an instance of the kind.
 
-    **Raises:** `ValueError` for another kind or an option that the part does not have;
-    `diffkit.registry.UnknownPartError`; `TypeError` for an instance of the wrong kind.
+    **Raises:** `ValueError` for another kind or an unknown option; `diffkit.registry.UnknownPartError`;
+    `TypeError` for an instance of the wrong kind.
 
     ```python
     model = dk.preset("vdm", network="mlp").model(shape=(2,), key=jax.random.key(0))
@@ -387,7 +385,7 @@ def part(kind: str, choice: Any, *, model: DiffusionModel) -> Any:
     if kind not in TRAINING_KINDS:
         raise ValueError(f"kind must be one of {', '.join(TRAINING_KINDS)}, got {kind!r}.")
     maximum, minimum = model.schedule.endpoints
-    # A target is meant under the process that the network was trained under.
+    # A target belongs to the process under which the network was trained.
     denoiser = underlying(model.denoiser)
     context = Context(
         shape=model.shape,
@@ -404,7 +402,7 @@ def part(kind: str, choice: Any, *, model: DiffusionModel) -> Any:
 
 
 def resolve(kind: str, choice: Any) -> Any:
-    """A choice as something that `complete` takes: a name is looked up, anything else is kept."""
+    """A choice as an argument of `complete`: look up a name, keep anything else."""
     if isinstance(choice, str):
         return get(kind, choice)
     if type(choice) is tuple:  # and no gradient transformation, which is one by inheritance
@@ -429,8 +427,8 @@ def preset(name: str, **changes: Any) -> Preset:
 
     **Arguments:** `name`: for example `"vdm"`; `changes`: as for `Preset.replace`.
 
-    **Returns:** a `Preset`. It is no model yet: `diffkit.fit(preset, data)` trains one, `preset.model`
-    builds one.
+    **Returns:** a `Preset`, not yet a model: `diffkit.fit(preset, data)` trains one, `preset.model` builds
+    one.
 
     **Raises:** `diffkit.registry.UnknownPartError`; and as `Preset.replace`.
 

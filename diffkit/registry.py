@@ -1,12 +1,12 @@
-"""The registry: which parts there are, by kind and by name.
+"""The registry of parts, by kind and name.
 
 A *kind* is one of the words of the library (`schedule`, `process`, `parameterization`, ...); a *part*
-is anything registered under a kind and a name, in most cases a class. Parts that ship with diffkit are
-in the modules named after their kinds; plugins are other distributions, found through the entry-point
-group `diffkit.plugins`. Both are imported the first time that something is looked up.
+is anything registered under a kind and a name, usually a class. Parts that ship with diffkit are in
+the modules named after their kinds; plugins are other distributions, found through the entry-point
+group `diffkit.plugins`. The first look-up imports both.
 
-A plugin that fails to import never takes the rest down: the failure is kept with the plugin's name,
-is shown by `diffkit plugins`, and is mentioned by the error for an unknown name.
+A plugin that fails to import does not affect the rest: `diffkit plugins` shows the failure, and the
+error for an unknown name mentions it.
 """
 
 import difflib
@@ -41,20 +41,19 @@ KINDS: Final = (
 
 @dataclass(frozen=True)
 class Context:
-    """What the constructor of a part may ask for by naming it as a parameter. `None` is not known.
+    """What the constructor of a part may request as a parameter of the same name. `None` means unknown.
 
     **Attributes:**
 
     - `shape`: of one example.
-    - `levels`: how many values a dimension takes; unknown for continuous data.
+    - `levels`: the number of values of a dimension; unknown for continuous data.
     - `statistics`: mean and standard deviation of continuous training data.
-    - `outputs`: how many maps of that shape the parameterization asks of the network.
+    - `outputs`: how many maps of that shape the parameterization needs from the network.
     - `condition_size`: the length of a condition, 0 for none.
     - `data_std`: the standard deviation of the encoded data that the model assumes.
     - `logsnr_range`: the schedule's endpoints (max, min) before training.
-    - `schedule`, `process`, `parameterization`: the model's, before training, for parts that are chosen
-      after them.
-    - `key`: a key of the part's own.
+    - `schedule`, `process`, `parameterization`: the model's, before training, for parts made after them.
+    - `key`: the part's own key.
     """
 
     shape: tuple[int, ...] | None = None
@@ -71,7 +70,7 @@ class Context:
 
 
 CONTEXT: Final = tuple(each.name for each in fields(Context))
-"""The names of what the constructor of a part may ask for."""
+"""The names that the constructor of a part may request."""
 
 T = TypeVar("T")
 
@@ -98,12 +97,12 @@ class PluginWarning(UserWarning):
 
 @dataclass(frozen=True)
 class PluginReport:
-    """What is known about one plugin.
+    """A report on one plugin.
 
     **Attributes:**
 
     - `name`: the entry point's name (`"diffkit"` for the parts of the core).
-    - `module`: the module that it names.
+    - `module`: its module.
     - `distribution`, `version`: the distribution that declares it.
     - `parts`: the registered names, by kind.
     - `error`: `None` if it imported, else the traceback as text.
@@ -174,7 +173,7 @@ def _caller() -> str:
 def _origin(part: Any, caller: str) -> str:
     if inspect.isclass(part) or inspect.isfunction(part):
         return f"{part.__module__}.{part.__qualname__}"
-    # An instance, such as a preset, does not know where it was made.
+    # An instance, such as a preset, does not record where it was made.
     return f"{type(part).__qualname__} in {caller}"
 
 
@@ -184,8 +183,7 @@ def register(kind: str, name: str) -> Callable[[T], T]:
     **Arguments:**
 
     - `kind`: one of `diffkit.registry.KINDS`.
-    - `name`: the name by which the part is looked up, in Python and on the command line. Lower case,
-      a Python identifier.
+    - `name`: the part's name in Python and on the command line, a lower-case Python identifier.
 
     **Returns:** a decorator that registers its argument and returns it unchanged.
 
@@ -204,11 +202,11 @@ def register(kind: str, name: str) -> Callable[[T], T]:
 
     caller = _caller()
     if caller.split(".")[0] != "diffkit":
-        _import_core(kind)  # so that a name of ours is taken before it is given away
+        _import_core(kind)  # so names of the core are taken first
 
     def add(part: T) -> T:
         here, known = _origin(part, caller), _STATE.parts[kind].get(name)
-        # The same definition again (a module reloaded, a notebook cell run twice) replaces itself.
+        # The same definition again (a reloaded module, a notebook cell run twice) replaces itself.
         if known is not None and known.origin != here:
             raise DuplicatePartError(
                 f"{kind} {name!r} is registered twice: by {known.origin} (plugin {known.plugin!r}) "
@@ -253,9 +251,9 @@ def _discover() -> None:
                 for part in mine.values():
                     part.plugin = plugin.name
             else:
-                # What it registered before it failed goes too: half a plugin is none.
+                # Remove what it registered before it failed: half a plugin is none.
                 _STATE.parts[kind] = {n: part for n, part in parts.items() if n not in mine}
-    # Only now: where warnings are errors, the other plugins are there all the same.
+    # Only now: if warnings are errors, the other plugins are still there.
     for plugin, error in failures:
         warnings.warn(
             f"plugin {plugin.name!r} (module {plugin.module!r}) could not be imported and is "
@@ -270,9 +268,9 @@ def get(kind: str, name: str) -> Any:
 
     **Arguments:** `kind`, one of `diffkit.registry.KINDS`; `name`, as in `available(kind)`.
 
-    **Returns:** what was registered: in most cases a class, to be called with its options.
+    **Returns:** what was registered: usually a class, to call with its options.
 
-    **Raises:** `UnknownKindError`; `UnknownPartError`, which lists what there is and the nearest
+    **Raises:** `UnknownKindError`; `UnknownPartError`, which lists the known names and the nearest
     match, and names the plugins that could not be imported.
     """
     _check_kind(kind)
@@ -301,14 +299,14 @@ def available(kind: str) -> tuple[str, ...]:
 
 
 def plugins() -> tuple[PluginReport, ...]:
-    """A report on the core and on every installed plugin, in the order of their names."""
+    """A report on the core and on every installed plugin, by name."""
     _discover()
     try:
         version = importlib.metadata.version("diffkit")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree without installing
         version = "unknown"
     known = {"diffkit": _Plugin("diffkit", "diffkit", "diffkit", version)} | _STATE.plugins
-    # Parts registered from a script or a notebook belong to no distribution, but are shown as well.
+    # Shows also parts from a script or a notebook, which belong to no distribution.
     for parts in _STATE.parts.values():
         for part in parts.values():
             if part.plugin not in known:
@@ -331,15 +329,15 @@ def plugins() -> tuple[PluginReport, ...]:
 
 
 def is_constructor(part: Any) -> bool:
-    """Whether this makes a part (a class, a function, a `functools.partial`), and is none itself."""
+    """Whether this makes a part (a class, a function, a `functools.partial`) rather than being one."""
     return inspect.isclass(part) or inspect.isfunction(part) or isinstance(part, functools.partial)
 
 
 def complete(part: Any, context: Context | Mapping[str, Any] = Context()) -> Any:
-    """Make a part: call it with what its signature names and the context knows.
+    """Make a part: call it with the entries of the context that its signature names.
 
-    **Arguments:** `part`: a class, a function, a `functools.partial` of one with options; an instance of a
-    part is returned as it is; `context`: what is known, as a `Context` or by name.
+    **Arguments:** `part`: a class, a function, or a `functools.partial` of one with options; an instance
+    is returned as it is; `context`: what is known, as a `Context` or by name.
     """
     if not is_constructor(part):
         return part
@@ -352,7 +350,7 @@ def complete(part: Any, context: Context | Mapping[str, Any] = Context()) -> Any
 
 
 def name_of(kind: str, part: Any) -> str | None:
-    """The name under which a part (or an instance of it) is registered, or `None`."""
+    """The registered name of a part (or an instance of it), or `None`."""
     _check_kind(kind)
     for name, known in _STATE.parts[kind].items():
         if known.value is part or known.value is type(part):

@@ -1,15 +1,15 @@
-"""Run directories: what a training run leaves behind, and how it is read again.
+"""Run directories: what a training run writes, and how to read it.
 
     RUN/
       config.yaml        every choice: parts with their options, data, training settings; and `transport`,
-                         what `diffkit convert` carried the trained model over to
+                         the process and schedule given by `diffkit convert`
       checkpoints/       the training state, by step (orbax)
       metrics.jsonl      training metrics, a record per line
       tensorboard/       the same for TensorBoard
-      evaluation.json    the test likelihood; written last, so that it marks a run that is complete
+      evaluation.json    the test likelihood; written last, so it marks a complete run
       *.png              samples, training curves, the schedule
 
-The configuration names parts by their import paths, as Hydra does, so that a run of a plugin's parts is
+The configuration names parts by their import paths, as Hydra does, so a run with a plugin's parts can be
 read wherever the plugin is installed.
 """
 
@@ -55,11 +55,11 @@ from diffkit.transport import carried, range_losses
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was read from disk.
+    """A run read from disk.
 
     **Attributes:** `path`; `step`, of the checkpoint; `model`, with averaged parameters; `metrics`, the
     records of training, oldest first; `config`, the composed configuration as plain containers (empty
-    for a run that was started in Python).
+    for a run started in Python).
     """
 
     path: Path
@@ -69,39 +69,38 @@ class Run:
     config: Mapping[str, Any]
 
     def data(self) -> AbstractDataset:
-        """The data that it was trained on, loaded anew.
+        """Load the training data again.
 
-        **Raises:** `ValueError` if the run was started in Python and so does not name its data.
+        **Raises:** `ValueError` if the run was started in Python and does not name its data.
         """
         if not self.config:
             raise ValueError(f"run {self.path} has no {CONFIG_FILE}, so its data are not known.")
         return make(self.config["data"])
 
     def condition(self, value: int | Sequence[float]) -> Float[Array, " condition"]:
-        """A condition of the model, to sample with.
+        """A condition of the model, for sampling.
 
-        **Arguments:** `value`: a class, where the run's data have labels, or a vector of numbers.
+        **Arguments:** `value`: a class if the run's data have labels, or a vector of numbers.
 
-        **Raises:** `ValueError` if the model has no conditions or others, or if the run was started in
-        Python.
+        **Raises:** `ValueError` if the model has no such conditions, or the run was started in Python.
         """
         return jnp.asarray(encode_condition(self.data(), value))
 
     def part(self, kind: str) -> Any:
-        """A part for sampling that the configuration chose, its sampler or its grid."""
+        """The sampler or grid of the configuration."""
         return part(kind, make(self.config[kind]), model=self.model)
 
 
 def assembled(config: Mapping[str, Any], data: AbstractDataset | None = None) -> Assembly:
-    """The composition of a configuration, as it was before training.
+    """The composition of a configuration, as before training.
 
-    **Arguments:** `config`; `data`: its data, if they are loaded already.
+    **Arguments:** `config`; `data`: its data, if already loaded.
     """
     return assemble(preset_of(config), spec_of(config, data), key=key_of(config["train"]["seed"]))
 
 
 def transported(model: DiffusionModel, config: Mapping[str, Any]) -> DiffusionModel:
-    """The model under the process and the schedule that `diffkit convert` gave the run, if it did."""
+    """The model under the process and schedule given by `diffkit convert`, if any."""
     moved = config.get("transport") or {}
     process, schedule = moved.get("process"), moved.get("schedule")
     if schedule is not None:
@@ -119,20 +118,19 @@ def convert_run(
     process: Mapping[str, Any] | None = None,
     schedule: Mapping[str, Any] | None = None,
 ) -> tuple[Run, tuple[str, ...]]:
-    """A run's model under another process or schedule, as a run of its own; nothing is trained.
+    """Write a run's model under another process or schedule as a new run, without training.
 
-    The new run has the newest checkpoint of the old one and its configuration, in which an entry
-    `transport` says what the model was carried over to.
+    The new run has the old one's newest checkpoint and configuration, with the new process and schedule in
+    the entry `transport`.
 
-    **Arguments:** `source`: the run's directory; `out`: that of the new one; `process`, `schedule`: nodes
-    of a configuration, as hydra-zen writes them; `None` for what the run has.
+    **Arguments:** `source`: the run's directory; `out`: the new one's; `process`, `schedule`: nodes of a
+    configuration, as hydra-zen writes them; `None` keeps the run's.
 
-    **Returns:** the new run, and a sentence for each end at which its range of `logsnr` is not the one
-    that the old one had (`diffkit.equivalence.range_losses`).
+    **Returns:** the new run, and a sentence for each end where its range of `logsnr` differs from the old
+    one (`diffkit.equivalence.range_losses`).
 
-    **Raises:** `ValueError` if neither part is given or does not fit, if the run was started in Python,
-    or if there is something at `out`; `FileNotFoundError` if there is no run at `source`. Then nothing is
-    written.
+    **Raises:** `ValueError` if neither part is given, a part does not fit, the run was started in Python,
+    or `out` exists; `FileNotFoundError` if there is no run at `source`. On an error, nothing is written.
     """
     import yaml
 
@@ -152,7 +150,7 @@ def convert_run(
         "schedule": schedule or known.get("schedule"),
     }
     config = {**run.config, "transport": moved}
-    # An option that does not fit is refused here, before anything is written.
+    # Refuses options that do not fit, before anything is written.
     model = transported(run.model, config)
     losses = range_losses(ordered_endpoints(run.model.schedule), ordered_endpoints(model.schedule))
     # Complete or not there at all.
@@ -174,9 +172,8 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
     **Arguments:**
 
     - `path`: the directory.
-    - `like`: the composition that was trained, as it was given to `fit`: a preset, or a model put together
-      by hand. Only needed for a run with a part that is not registered; its parts are compared with those
-      of the run.
+    - `like`: the composition passed to `fit`: a preset, or a model assembled by hand. Needed only for a run
+      with an unregistered part; its parts are compared with the run's.
 
     **Returns:** a `Run` at its newest checkpoint.
 
@@ -205,7 +202,7 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
             model = assembled(config).model
         else:
             model = _like(like, config, path, settings)
-        # Of the state only the model is needed.
+        # Only the model of the state is needed.
         wanted = dataclasses.replace(init_state(model, TrainConfig()), optimiser=None)
         state, _ = checkpoints.restore(step, like=wanted, beside=("time_sampler", "optimiser"))
     finally:
@@ -217,7 +214,7 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
 def _like(
     like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path, settings: TrainConfig
 ) -> DiffusionModel:
-    """The model to read a run into, if it is of the run's composition."""
+    """The model to read a run into, checked against the run's composition."""
     if not config:
         if isinstance(like, Preset):
             raise ValueError(
@@ -230,8 +227,8 @@ def _like(
         now = nodes_of(like, spec)
         there = {kind: config[kind] for kind in now if kind in config}
     else:
-        # An object does not tell how it was named: options that were left open, and parts whose options it
-        # does not keep, are compared by the checkpoint alone.
+        # An object does not record its configuration: only the checkpoint can compare options that were
+        # left open, and parts that do not keep their options.
         model, there, now = like, {}, {}
         for kind, node in model_nodes(like).items():
             if node.keys() & config[kind].keys() & {"_target_", "_python_"}:

@@ -19,10 +19,11 @@ def with_second_moment(
 ) -> BatchScalar:
     """The losses of a batch. Interior parameters receive the gradient of their squares instead.
 
-    The square of a loss has 2 loss times its gradient, so one pass through the network gives both.
+    The gradient of a squared loss is 2 loss times the gradient of the loss, so one pass through the network
+    gives both.
 
-    **Arguments:** `losses`: of a denoiser and the noise levels of a batch, a pytree that holds every array
-    it needs; `denoiser`; `schedule`; `visit`: the noise levels of the batch under a schedule.
+    **Arguments:** `losses`: a function of a denoiser and the noise levels of a batch, a pytree that holds
+    every array it needs; `denoiser`; `schedule`; `visit`: the noise levels of the batch under a schedule.
 
     **Returns:** one number per example.
     """
@@ -38,7 +39,7 @@ def _fixed(tree: PyTree) -> PyTree:
 
 @eqx.filter_custom_vjp
 def _losses(arguments: Any, losses: Any) -> Any:
-    """Two equal sets of noise levels: `outer` has the gradient of the losses, `inner` of their squares."""
+    """Two equal sets of noise levels: `outer` gets the gradient of the losses, `inner` of their squares."""
     denoiser, outer, _ = arguments
     return losses(denoiser, outer)
 

@@ -1,13 +1,13 @@
-r"""Transport: a model that was trained under one process and schedule, carried over to others, exactly.
+r"""Transport: carry a model trained under one process and schedule over to others, exactly.
 
 In the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$ every process is the same (VDM section 5.1).
 A denoiser answers a question about $(y, \lambda)$; the latent of another process with the same $\lambda$
-is the same question in other units,
+asks the same question in other units,
 
 $$\hat x'(z', \lambda) = \hat x\!\left(\frac{\alpha}{\alpha'}\, z',\ \lambda\right),$$
 
-and a schedule says when it is asked. Nothing is trained, and nothing is approximated: with the same
-endpoints the bound, the samples and the likelihood stay as they are.
+and the schedule says when. This neither trains nor approximates anything: with the same endpoints, the
+bound, the samples and the likelihood do not change.
 """
 
 import math
@@ -28,21 +28,21 @@ from diffkit.typing import Example, PRNGKey, ScalarLike, as_float
 
 
 class TransportWarning(UserWarning):
-    """The range of `logsnr` that a model is asked for is not the one that it was made for."""
+    """A model is used over another range of `logsnr` than it was made for."""
 
 
 class Transported(AbstractDerivedDenoiser):
-    """A denoiser under another process than the one that it was trained under.
+    """A denoiser under another process than its own.
 
     Made by `diffkit.equivalence.transport`.
 
-    **Arguments:** `denoiser`, whose predictions it gives; `process`, of whose latents.
+    **Arguments:** `denoiser`: makes the predictions; `process`: the process of the latents.
     """
 
     denoiser: AbstractDenoiser
     process: AbstractProcess
 
-    # Written out, since static checkers would put the inherited `process` first.
+    # Written out because static checkers would put the inherited `process` first.
     def __init__(self, denoiser: AbstractDenoiser, process: AbstractProcess):
         self.denoiser = denoiser
         self.process = process
@@ -80,19 +80,19 @@ def transport(
     to: AbstractProcess | None = None,
     schedule: AbstractSchedule | None = None,
 ) -> AbstractDenoiser | DiffusionModel:
-    r"""A denoiser or a model under another process, and a model under another schedule.
+    r"""A denoiser or a model under another process, or a model under another schedule.
 
-    Exact (VDM section 5.1): at equal `logsnr` the latents differ by the ratio of the alphas. What the
-    network predicts does not matter, since a `Prediction` has every form. The result shares the
-    parameters: training it starts from them.
+    Exact (VDM section 5.1): at equal `logsnr` the latents differ by the ratio of the alphas. It works for
+    every target of the network, because a `Prediction` has every form. The result shares the parameters:
+    training it starts from them.
 
     **Arguments:**
 
     - `what`: a denoiser (trained, exact, guided) or a model.
-    - `to`: the process, by default the one that it has.
-    - `schedule`: for a model: its new schedule, by default the one that it has. Where the endpoints
-      differ the model is another one; `TransportWarning` names what is lost at which end.
-      `diffkit.Truncated` cuts a wider schedule to the model's range.
+    - `to`: the process, by default unchanged.
+    - `schedule`: the new schedule of a model, by default unchanged. Other endpoints make it another
+      model; `TransportWarning` says what is lost at which end. `diffkit.Truncated` cuts a wider schedule
+      to the model's range.
 
     **Returns:** a denoiser for a denoiser, a model for a model.
 
@@ -118,7 +118,7 @@ def transport(
         return _under(what, to)
     if schedule is not None:
         ends = (*what.schedule.endpoints, *schedule.endpoints)
-        # Within a compiled function the endpoints are not known yet.
+        # Endpoints are unknown within a compiled function.
         if not any(isinstance(end, Tracer) for end in ends):
             data, noise, new_data, new_noise = map(float, ends)
             for sentence in range_losses((data, noise), (new_data, new_noise)):
@@ -127,7 +127,7 @@ def transport(
 
 
 def _stacklevel(frame: FrameType) -> int:
-    """From a frame up to the line that called diffkit, beyond the wrappers that check types."""
+    """The level of the line that called diffkit, past the wrappers that check types."""
     inside, level = ("diffkit", "jaxtyping", "beartype", "equinox"), 1
     while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in inside:
         frame, level = frame.f_back, level + 1
@@ -137,7 +137,7 @@ def _stacklevel(frame: FrameType) -> int:
 def carried(
     model: DiffusionModel, to: AbstractProcess | None, schedule: AbstractSchedule | None
 ) -> DiffusionModel:
-    """`transport` of a model, without a look at the ranges."""
+    """`transport` of a model, without checking the ranges."""
     return DiffusionModel(
         model.denoiser if to is None else _under(model.denoiser, to),
         model.schedule if schedule is None else schedule,
@@ -149,7 +149,7 @@ def carried(
 def _under(denoiser: AbstractDenoiser, process: AbstractProcess) -> AbstractDenoiser:
     if isinstance(denoiser, Transported):
         denoiser = denoiser.denoiser
-    # Processes of the core have no arrays, and are equal if they are of one class.
+    # Processes of the core have no arrays and are equal if their classes are.
     same = type(denoiser.process) is type(process)
     if same and eqx.tree_equal(denoiser.process, process) is True:
         return denoiser
@@ -161,12 +161,11 @@ _SAME_END = 1e-3
 
 
 def range_losses(trained: tuple[float, float], wanted: tuple[float, float]) -> tuple[str, ...]:
-    """What is lost if a model made for one range of `logsnr` is used over another.
+    """What a model made for one range of `logsnr` loses over another.
 
     **Arguments:** `trained`, `wanted`: the endpoints (max, min) of the two schedules.
 
-    **Returns:** a sentence for each end at which they differ by more than a thousandth; none if they
-    agree.
+    **Returns:** a sentence for each end where they differ by more than a thousandth.
     """
     losses = []
     (data, noise), (new_data, new_noise) = trained, wanted

@@ -1,11 +1,10 @@
 """Shapes and dtypes, and the run-time checks at every boundary.
 
-Every function and class of diffkit is checked when it is called, by jaxtyping and beartype, against
-the same annotations that a static type checker reads. Under `jit` a check runs while tracing, so its
-steady cost is nil. One switch turns the checks off: the environment variable `JAXTYPING_DISABLE=1`,
-set before `diffkit` is imported.
+jaxtyping and beartype check every call of diffkit's functions and classes against the annotations that
+a static type checker reads. Under `jit` a check runs only while tracing, so it costs nothing later. To
+turn the checks off, set the environment variable `JAXTYPING_DISABLE=1` before importing `diffkit`.
 
-Names of dimensions mean the same everywhere: `batch` examples, `*shape` the shape of one example,
+Dimension names mean the same everywhere: `batch` examples, `*shape` the shape of one example,
 `channels height width` an image.
 """
 
@@ -53,20 +52,20 @@ Flag = Bool[Array, ""]
 Index = Int[Array, ""]
 
 
-# An `int` does where a `float` is meant, as for static checkers.
+# An `int` is accepted as a `float`, as by static checkers.
 _CONF = BeartypeConf(is_pep484_tower=True)
 _beartype = beartype(conf=_CONF)
 
 
 class TypeCheckError(jaxtyping.TypeCheckError, jaxtyping.AnnotationError):
-    """An argument or a result that is not what its annotation says: jaxtyping's error, in three lines.
+    """An argument or a result does not match its annotation: jaxtyping's error, in three lines.
 
-    jaxtyping adds all arguments to the message of any error that is no `AnnotationError`.
+    jaxtyping adds all arguments to the message of any error but an `AnnotationError`.
     """
 
 
 def typechecker(function: Callable) -> Callable:
-    """beartype, compiling the check of a function when it is first called rather than on import."""
+    """beartype, compiling the check of a function on its first call rather than on import."""
     check = None
 
     def checked(*args, **kwargs):
@@ -91,7 +90,7 @@ def _fits(value: Any, hint: Any) -> bool:
 def _explained(
     violation: BeartypeCallHintViolation, function: Callable, args: tuple, kwargs: dict
 ) -> TypeCheckError:
-    """Where a call is wrong, what came, and what was expected."""
+    """An error that says where a call is wrong, what it got, and what it expected."""
     hints = function.__annotations__
     signature = inspect.signature(function)
     given = []  # of each argument the name, the value and the hint
@@ -114,7 +113,7 @@ def _explained(
     name, value, hint = wrong[0]
     got = describe(value, numbers=False)
     with jaxtyping.jaxtyped("context"):
-        # Right by itself: it is its sizes that differ from those of the other arguments.
+        # Right by itself: its sizes differ from those of the other arguments.
         if _fits(value, hint):
             beside = [
                 f"{other} {describe(entry, numbers=False)}"
@@ -132,8 +131,8 @@ def _explained(
 def check_types(package: str) -> None:
     """Check the annotations of every module of a package at run time.
 
-    Call it at the top of the package's `__init__.py`, before its submodules are imported. diffkit and
-    its plugins do.
+    Call it at the top of the package's `__init__.py`, before importing submodules, as diffkit and its
+    plugins do.
 
     **Arguments:** `package`: the package's import name.
     """
@@ -141,5 +140,5 @@ def check_types(package: str) -> None:
 
 
 def as_float(value: ScalarLike) -> Scalar:
-    """A number as a JAX float scalar; the dtype of a float array is kept."""
+    """A number as a JAX float scalar; keeps the dtype of a float array."""
     return jnp.asarray(value, jnp.result_type(value, float))

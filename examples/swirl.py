@@ -3,9 +3,9 @@
     python examples/swirl.py                    # trains, writes runs/swirl/*.png
     python examples/swirl.py --steps 1000       # a short look
 
-The points are stored with 8 bits, and the model is scored on the points that it was trained on: their
-empirical entropy, 4.7353 bits per dimension, is the least that any model can reach. The reference
-needs 20,000 steps to reach 5.13.
+The points are stored with 8 bits, and the model is evaluated on its training points: no model can do
+better than their empirical entropy, 4.7353 bits per dimension. The reference needs 20,000 steps to reach
+5.13.
 """
 
 import argparse
@@ -22,7 +22,7 @@ TARGET = 5.13
 
 
 class TrainingPoints(AbstractDataset):
-    """The swirl, evaluated on the points that it was trained on."""
+    """The swirl, evaluated on its training points."""
 
     def __init__(self, swirl: Swirl):
         self.train = self.test = swirl.train

@@ -64,10 +64,10 @@ def test_what_does_not_go_together_is_refused(toy_model):
 
 def test_a_target_that_says_nothing_at_an_end_is_refused(toy_model):
     low = ("linear_logsnr", {"logsnr_min": -40.0})
-    with pytest.raises(ValueError, match="Epsilon says nothing of x at the noise end"):
+    with pytest.raises(ValueError, match="Epsilon does not determine x at the noise end"):
         toy_model(schedule=low, parameterization="epsilon")
     high = ("linear_logsnr", {"logsnr_max": 40.0})
-    with pytest.raises(ValueError, match="X says nothing of eps at the data end"):
+    with pytest.raises(ValueError, match="X does not determine eps at the data end"):
         toy_model(schedule=high, parameterization="x")
     for schedule in (low, high):
         toy_model(schedule=schedule, parameterization="v")

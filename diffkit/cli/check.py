@@ -1,4 +1,4 @@
-"""`diffkit check PLUGIN`: every law of `diffkit.testing`, put to every part of a plugin."""
+"""`diffkit check PLUGIN`: check every part of a plugin against every law of `diffkit.testing`."""
 
 import argparse
 import collections
@@ -116,7 +116,7 @@ def check_plugin(arguments: list[str]) -> int:
     failures = [result for _, result in results if result.error is not None]
     for result in failures:
         print(f"\n{result.error}")
-        # An error inside the law or the part, and not a number that is off.
+        # An error inside the law or the part, not a wrong number.
         if result.error is not None and result.error.__cause__ is not None:
             import traceback
 

@@ -1,4 +1,4 @@
-"""What the commands do, given their composed configuration as plain containers."""
+"""The commands, given their composed configuration as plain containers."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def _print_total(split: str, result: Mapping[str, Any], *, digits: int) -> None:
 def train_command(config: Mapping[str, Any]) -> None:
     """Train, evaluate on the test data, draw samples: `diffkit train`.
 
-    A run of the same configuration that is complete is not run again: what it found is shown.
+    For a complete run of the same configuration, only shows its results.
     """
     path = Path(config["run"])
     choices = {k: v for k, v in config.items() if k not in ("run", "root")}
@@ -187,7 +187,7 @@ def _measure_variance(
     time_sampler: AbstractTimeSampler,
     suffix: str = "",
 ) -> None:
-    """How noisy the estimate of the loss is that training uses: shown, and written into the run."""
+    """Show how noisy training's estimate of the loss is, and write it into the run."""
     statistics = estimator_statistics(
         model,
         source,
@@ -304,7 +304,7 @@ def report_command(config: Mapping[str, Any]) -> None:
 
 
 def _save_samples(drawn: jax.Array, path: Path, levels: int | None) -> Path:
-    """Write the samples as stored, and a picture where their shape allows one; return the best."""
+    """Write the samples as stored, and a picture if their shape allows one; return the best."""
     path.parent.mkdir(parents=True, exist_ok=True)
     width = np.float32 if levels is None else np.min_scalar_type(levels - 1)
     np.save(path.with_suffix(".npy"), np.asarray(jnp.asarray(drawn), dtype=width))

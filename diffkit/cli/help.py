@@ -1,4 +1,4 @@
-"""The help texts: settings of each command, and what can be chosen for each kind."""
+"""The help texts: settings of each command, and the choices for each kind."""
 
 import dataclasses
 import inspect
@@ -43,7 +43,7 @@ def _options(kind: str, name: str) -> str:
 
 
 def described(settings: type) -> dict[str, str]:
-    """What the docstring of a class of settings says of each: the first sentence of its line."""
+    """What the docstring of a settings class says of each setting: the first sentence of its line."""
     found: dict[str, str] = {}
     for names, words in re.findall(
         r"^ *- (`\w+`(?:, `\w+`)*): (.*?)(?=^ *- `|^\s*$|\Z)", settings.__doc__ or "", re.M | re.S
@@ -62,7 +62,7 @@ def _as_typed(value: Any) -> str:
 
 
 def _fields(settings: type, prefix: str = "") -> list[str]:
-    """The settings with their defaults, and what each is."""
+    """The settings with their defaults and descriptions."""
     values, words, lines = settings(), described(settings), []
     for field in dataclasses.fields(settings):
         setting = f"  {prefix}{field.name}={_as_typed(getattr(values, field.name))}"
@@ -76,7 +76,7 @@ def _fields(settings: type, prefix: str = "") -> list[str]:
 
 
 def _default_parts() -> Mapping[str, str]:
-    """The name that `diffkit train` chooses for each kind, where the default preset is installed."""
+    """The name that `diffkit train` chooses for each kind, if the default preset is installed."""
     chosen = {"preset": DEFAULT_PRESET, "data": DEFAULT_DATA}
     if DEFAULT_PRESET in registry.available("preset"):
         preset = registry.get("preset", DEFAULT_PRESET)

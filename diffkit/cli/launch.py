@@ -1,8 +1,7 @@
 """From the registry to Hydra: the config store, and running a command under it.
 
-Nothing is listed here by hand. Every registered part becomes a config of its kind's group, made by
-hydra-zen from the signature of its constructor; a preset becomes a config that overrides the other
-groups' choices.
+Nothing is listed by hand. From the signature of its constructor, hydra-zen makes every registered part a
+config of its kind's group; a preset becomes a config that overrides the choices of the other groups.
 """
 
 import difflib
@@ -85,7 +84,7 @@ def _choice(kind: str, preset_name: str, preset: Preset) -> tuple[str, Mapping[s
 
 
 def _named_presets(given: Sequence[str]) -> list[str]:
-    """The presets that the command line asks for: more than one only with --multirun."""
+    """The presets on the command line: more than one only with --multirun."""
     named = [
         argument.removeprefix("preset=") for argument in given if argument.startswith("preset=")
     ]
@@ -178,7 +177,7 @@ def _arguments(command: str, given: Sequence[str]) -> list[str]:
 
 
 def run_name(overrides: Sequence[str]) -> str:
-    """A directory name made of the overrides, so that the same command finds its run again."""
+    """A directory name made from the overrides, so the same command finds its run again."""
     ignored = tuple(f"{name}=" for name in (*MAY_CHANGE, "root"))
     overrides = [o for o in overrides if not o.startswith(ignored)]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(sorted(overrides)) or "default")
@@ -192,8 +191,8 @@ def launch(command: str, given: Sequence[str]) -> None:
 
     **Arguments:** `command`: a name in the table above; `given`: the arguments after it.
 
-    **Raises:** `SystemExit` with status 1 if the command fails. Errors in what was asked for are
-    printed without a stack trace, unless the environment has `HYDRA_FULL_ERROR=1`.
+    **Raises:** `SystemExit` with status 1 if the command fails. Errors in the
+    request are printed without a stack trace, unless the environment has `HYDRA_FULL_ERROR=1`.
     """
     _fill_store(command, given)
     # Hydra reads its arguments from here; its own messages name the program by the first entry.
@@ -203,7 +202,7 @@ def launch(command: str, given: Sequence[str]) -> None:
 
 
 def _run(config: Any) -> None:
-    """The task that Hydra runs. A function of the module, so that launchers can send it to a process."""
+    """The task that Hydra runs. A function of the module, so launchers can send it to a process."""
     job = HydraConfig.get()
     command = str(job.job.config_name).removeprefix(_PREFIX)
     try:
@@ -240,8 +239,9 @@ def _composed(command: str, overrides: Sequence[str]) -> Any:
 def _check_overrides(command: str, arguments: Sequence[str]) -> None:
     """Compose once before Hydra does, to say in our words which override does not fit.
 
-    **Raises:** `SystemExit` with status 1 if one does not. Of a sweep the first combination is looked at;
-    what is not found here Hydra says itself.
+    Checks only the first combination of a sweep, and leaves the others to Hydra.
+
+    **Raises:** `SystemExit` with status 1 if an override does not fit.
     """
     if any(re.match(r"--config-|-c[pnd]\b|.*=glob\(", word) for word in arguments):
         return  # configurations of the user's own and all that fit a pattern: only Hydra finds them
@@ -269,7 +269,7 @@ def _first_of_sweep(overrides: Sequence[str]) -> list[str]:
 
 
 def _misfit(command: str, overrides: Sequence[str], error: HydraException) -> str:
-    """Why a command line does not compose: Hydra's error in the words of what can be chosen here."""
+    """Why a command line does not compose: Hydra's error in terms of our choices."""
     said = str(error)
     absent = re.search(r"Could not find '(\w+)/([^']*)'", said)
     kind, name = absent.groups() if absent else ("preset", _named_presets(overrides)[0])
@@ -285,7 +285,7 @@ def _misfit(command: str, overrides: Sequence[str], error: HydraException) -> st
 
 
 def _unknown_option(command: str, option: str, overrides: Sequence[str]) -> str:
-    """That there is no such option, the nearest that there is, and all of them."""
+    """An unknown option, the nearest known one, and all of them."""
     kinds = registry.KINDS if command == "train" else RUN_CHOICES.get(command, ())
     choices = [word for word in overrides if word.partition("=")[0] in kinds]
     try:
@@ -310,7 +310,7 @@ def _unknown_option(command: str, option: str, overrides: Sequence[str]) -> str:
 
 
 def _show_error(command: str, message: str) -> None:
-    """Say why a command fails; with its trace, while it is handled, if that is asked for."""
+    """Say why a command fails; with its trace, while it is handled, on request."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exc()
     print(f"diffkit {command}: {message}", file=sys.stderr)

@@ -174,7 +174,7 @@ def skeleton(name: str) -> dict[str, str]:
 
     **Returns:** the text of each file by its path.
 
-    **Raises:** `ValueError` for a name that cannot be one of a plugin.
+    **Raises:** `ValueError` for an invalid name.
     """
     if _NAME.fullmatch(name) is None:
         raise ValueError(f"NAME must be a lower-case identifier such as 'my_plugin', got {name!r}.")

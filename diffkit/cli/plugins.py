@@ -9,7 +9,7 @@ from typing import Final
 from diffkit import registry
 
 COMMAND_GROUP: Final = "diffkit.commands"
-"""The entry-point group of commands: a name, and a function that is given the arguments after it."""
+"""The entry-point group of commands: a name, and a function of the arguments after it."""
 
 FIRST_PARTY: Final[Mapping[str, tuple[str, ...]]] = {
     "vdm": ("vdm", "vdm_cifar10"),
@@ -42,7 +42,7 @@ def extra_of(module: str | None) -> str | None:
 def plugin_commands() -> Mapping[str, importlib.metadata.EntryPoint]:
     """The commands that plugins bring, by name; nothing is imported.
 
-    Of two distributions with a command of one name the first in the alphabet has it, every time.
+    If two distributions have a command of one name, the first in the alphabet always gets it.
     """
     entries = importlib.metadata.entry_points(group=COMMAND_GROUP)
     return {entry.name: entry for entry in sorted(entries, key=_distribution, reverse=True)}
@@ -59,7 +59,7 @@ def _distribution(entry: importlib.metadata.EntryPoint) -> str:
 
 
 def run_plugin_command(command: str, arguments: list[str]) -> int | None:
-    """Run a command that a plugin brings.
+    """Run a command of a plugin.
 
     **Arguments:** `command`: its name; `arguments`: those after it.
 

@@ -1,6 +1,6 @@
 """The settings of the commands, apart from parts, data and the training loop.
 
-What the docstrings here say of each setting is also its line of `diffkit COMMAND --help`.
+The description of each setting in these docstrings is also its line in `diffkit COMMAND --help`.
 """
 
 import math
@@ -32,16 +32,16 @@ class TrainSettings:
 
     **Arguments:**
 
-    - `run`: the run directory; by default one under `root` named after the overrides, so that the same
-      command goes on with the same run.
-    - `root`: where such directories are made.
+    - `run`: the run directory; by default one under `root` named after the overrides, so the same command
+      continues the same run.
+    - `root`: the parent of such directories.
     - `data_std`: the standard deviation of the encoded data that the model assumes.
     - `passes`: draws per test example in the evaluation at the end.
     - `evaluate_steps`: additional numbers of steps T to evaluate at the end, as `[10,100,null]`; `null` is
       continuous time.
     - `variance`: also measure how noisy the estimate of the loss is, as `diffkit evaluate` does.
     - `samples`: how many samples to draw at the end; 0 draws none.
-    - `sample_steps`: in how many steps to draw them.
+    - `sample_steps`: how many steps to draw them in.
     """
 
     run: str | None = None
@@ -78,8 +78,8 @@ class EvaluateSettings:
     - `variance`: also measure how noisy the estimate of the diffusion loss is, with the weighting, the T
       and the batch size of the run.
 
-    With schedule=NAME the model is carried over to another schedule first; time_sampler=NAME is for
-    `variance` alone (one that adapts starts anew).
+    With schedule=NAME the model is carried over to another schedule first; time_sampler=NAME is only for
+    `variance` (one that adapts starts anew).
     """
 
     run: str | None = None
@@ -105,10 +105,10 @@ class SampleSettings:
     - `run`: the run directory.
     - `count`: how many samples.
     - `steps`: of the sampler.
-    - `condition`: for a model that was trained with conditions, a class, such as `3`, or a vector of
-      numbers, such as `[0.1,0.2]`; by default none.
-    - `guidance`: how closely the samples follow the condition: 1 as the model does, more for more.
-    - `guidance_interval`: the `logsnr` between which to guide, as `[min,max]`; by default everywhere.
+    - `condition`: for a model trained with conditions, a class, such as `3`, or a vector of numbers, such
+      as `[0.1,0.2]`; by default none.
+    - `guidance`: how closely the samples follow the condition: 1 as in the model, larger for closer.
+    - `guidance_interval`: the range of `logsnr` to guide in, as `[min,max]`; by default everywhere.
     - `seed`: of the draws.
     - `out`: the PNG to write, by default in the run directory; the samples as stored go beside it as .npy.
     """
@@ -171,7 +171,7 @@ class EquivalenceSettings:
     **Arguments:**
 
     - `a`, `b`: presets, run directories or configuration files.
-    - `levels`: of the data that presets are meant for; by default those of the other's run, or 256.
+    - `levels`: of the data for presets; by default those of the other's run, or 256.
     - `out`: the PNG to write; by default named after the two.
     """
 

@@ -17,7 +17,7 @@ from diffkit.registry import register
 class ArraySource(AbstractSource):
     """The rows of one array.
 
-    The array may be memory-mapped (`np.load(..., mmap_mode="r")`) where it is larger than memory.
+    An array larger than memory may be memory-mapped (`np.load(..., mmap_mode="r")`).
     """
 
     array: Shaped[np.ndarray, "n *shape"]
@@ -61,9 +61,9 @@ class ArrayData(AbstractDataset):
 
     One array is split at random into training and test examples, unless `test` is given. So is a `.npy`
     file, and a `.npz` file with one array or with one named `x`; a `.npz` file with the arrays `train`
-    and `test` keeps its own split. Give `levels` for integers and leave it out for floats. Every value
-    is checked once, when the dataset is made. Nothing is copied where an array holds uint8 (int32 for
-    more than 256 levels) or float32 already; a `.npy` file of these is mapped, not loaded.
+    and `test` keeps its own split. Give `levels` for integers and leave it out for floats. Making the
+    dataset checks every value once. Arrays of uint8 (int32 for more than 256 levels) or float32 are not
+    copied; a `.npy` file of these is mapped, not loaded.
 
     Each example may have a condition (`diffkit.data.conditions`): its class, or a vector of numbers.
 
@@ -90,26 +90,25 @@ class ArrayData(AbstractDataset):
 
         - `path`: the file, whose name ends in `.npy` or `.npz`; or a NumPy or JAX array, examples along
           its first axis.
-        - `levels`: how many values an entry can take, `0 ... levels - 1`, such as 256 for bytes; `None`
+        - `levels`: the number of values of an entry, `0 ... levels - 1`, such as 256 for bytes; `None`
           for continuous data, which are floats. It is never guessed.
         - `channels_last`: the same as `channels="last"`.
-        - `test_fraction`: the share of the examples to test on, between 0 and 1. Unused where the split
-          is given.
-        - `seed`: which random split. Unused where the split is given.
+        - `test_fraction`: the share of test examples, between 0 and 1. Unused if the split is given.
+        - `seed`: of the random split. Unused if the split is given.
         - `labels`: the class of each example, integers from 0, as an array or a file; or `True` for the
-          array `labels` (`train_labels` and `test_labels`) in the `.npz` file of the examples. There are
-          as many classes as the largest label says.
+          array `labels` (`train_labels` and `test_labels`) in the `.npz` file of the examples. The largest
+          label determines the number of classes.
         - `condition`: a vector for each example, given in the same ways; its name in a `.npz` file is
           `condition` (`train_condition` and `test_condition`). Not both.
-        - `channels`: where the examples have their channels: `"first"`, `"last"`, which moves them to the
-          front, or `"add"` for examples without, such as grey images (n, height, width), which gives them
-          an axis of one channel.
-        - `test`, `test_labels`, `test_condition`: the test examples, and their classes or vectors, where
-          the split is given.
+        - `channels`: the position of the channels: `"first"`; `"last"`, which moves them to the front; or
+          `"add"` for examples without channels, such as grey images (n, height, width), which adds an axis
+          of one channel.
+        - `test`, `test_labels`, `test_condition`: the test examples, and their classes or vectors, for a
+          split of your own.
 
-        **Raises:** `FileNotFoundError`; `ValueError` for a file that is not of the format, for arrays
-        of the wrong names, rank or dtype, for values outside of `0 ... levels - 1` or not finite, and
-        for arguments that do not go together.
+        **Raises:** `FileNotFoundError`; `ValueError` for a file of another format, arrays of the wrong
+        names, rank or dtype, values outside `0 ... levels - 1` or not finite, and arguments that do not
+        go together.
         """
         classes = labels is not False or test_labels is not None
         if classes and (condition is not False or test_condition is not None):
@@ -193,7 +192,7 @@ def _read(given: _Given, name: str, beside: str | None = None) -> tuple[_Arrays,
         if file.suffix == ".npy":
             mapped = np.load(file, mmap_mode="r", allow_pickle=False)
             return [(f"ArrayData: the array in {str(file)!r}", mapped)], []
-        # Opened here, since NumPy leaves a file open that is no archive.
+        # Opened here because NumPy leaves a file open that is not an archive.
         with file.open("rb") as raw, np.load(raw, allow_pickle=False) as archive:
             names = tuple(archive.files)
             if "train" in names and "test" in names:
@@ -272,7 +271,7 @@ def _prepare(
             f"{owner} holds floats ({array.dtype}), got {levels=}; store integers 0 ... "
             f"{levels - 1}, or leave levels out."
         )
-    # In pieces: the array may be mapped from a file that is larger than memory.
+    # In pieces: the array may be mapped from a file larger than memory.
     limit = np.finfo(np.float32).max
     rows = max(1, 2**24 // max(1, array[:1].nbytes))
     for start in range(0, len(array), rows):

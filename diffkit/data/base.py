@@ -1,12 +1,12 @@
-"""What data is: a source of examples, and a dataset made of two of them.
+"""Data: sources of examples, and datasets of two sources.
 
-A *source* is a sequence of examples of one shape that hands out many at a time. A *dataset* is a
-training source and a test source, with what a model has to know about them: the shape of an example
-and the number of levels.
+A *source* is a sequence of examples of one shape that returns many at a time. A *dataset* is a training
+source and a test source, with what a model must know about them: the shape of an example and the number
+of levels.
 
-Data is as stored. Discrete data are integers `0 ... levels - 1`, and the model's decoder maps them
-to the values that it works with; continuous data are float32 and have `levels = None`. Images are
-`(channels, height, width)`.
+Data is as stored. Discrete data are integers `0 ... levels - 1`, which the model's decoder maps to the
+values that it works with; continuous data are float32 and have `levels = None`. Images are `(channels,
+height, width)`.
 """
 
 import abc
@@ -22,9 +22,8 @@ from jaxtyping import Float32, Int, Shaped
 class AbstractSource(eqx.Module):
     """A sequence of examples of one shape.
 
-    A source may hold its examples in memory or read them when they are asked for. `gather` is
-    called from several threads at once and must return the same values for the same indices every
-    time.
+    A source may hold its examples in memory or read them on demand. Several threads call `gather` at
+    once; it must return the same values for the same indices every time.
 
     **Attributes:** `shape`: the shape of one example, without a batch axis.
     """
@@ -49,16 +48,16 @@ class AbstractSource(eqx.Module):
 
 
 class AbstractConditionalSource(AbstractSource):
-    """A source whose examples have conditions: vectors that say what each of them is.
+    """A source whose examples have conditions: vectors that describe them (`diffkit.data.conditions`).
 
-    `diffkit.data.conditions` says what a condition is. `batches` yields pairs of examples and
-    conditions for such a source, and a model is then trained and evaluated given them. As `gather`
-    does, `conditions` must return the same values for the same indices every time.
+    For such a source `batches` yields pairs of examples and conditions, and a model is trained and
+    evaluated given them. Like `gather`, `conditions` must return the same values for the same indices
+    every time.
 
     **Attributes:** those of `AbstractSource`, and
 
-    - `condition_size`: the length of a condition; 0 if there are none after all.
-    - `classes`: how many classes there are, if the conditions are one-hot vectors; else `None`.
+    - `condition_size`: the length of a condition; 0 for none.
+    - `classes`: the number of classes if the conditions are one-hot vectors; else `None`.
     """
 
     condition_size: eqx.AbstractVar[int]
@@ -70,7 +69,7 @@ class AbstractConditionalSource(AbstractSource):
 
 
 class SubsetSource(AbstractConditionalSource):
-    """Some of the examples of another source, which is not copied, with their conditions."""
+    """Some examples of another source, without copying it, with their conditions."""
 
     source: AbstractSource
     indices: Int[np.ndarray, " n"]
@@ -82,9 +81,9 @@ class SubsetSource(AbstractConditionalSource):
         """**Arguments:**
 
         - `source`: the other source.
-        - `indices`: positions in it, in the order in which they are to be counted.
+        - `indices`: positions in it, in order.
 
-        **Raises:** `ValueError` if there are none, or for a position that `source` does not have.
+        **Raises:** `ValueError` if there are none, or for a position out of range.
         """
         if len(indices) == 0 or indices.min() < 0 or indices.max() >= len(source):
             raise ValueError(
@@ -113,12 +112,12 @@ class AbstractDataset(eqx.Module):
     """A training source and a test source of the same kind.
 
     To add one, subclass it, set these four attributes in `__init__`, and register the class under the
-    kind `"data"`: the arguments of its `__init__` are then its options on the command line.
+    kind `"data"`: the arguments of its `__init__` become its options on the command line.
 
     **Attributes:**
 
     - `train`, `test`: the two sources, of examples of one shape.
-    - `levels`: how many values an entry can take, `0 ... levels - 1`; `None` for continuous data.
+    - `levels`: the number of values of an entry, `0 ... levels - 1`; `None` for continuous data.
     - `shape`: the shape of one example; `(channels, height, width)` for images.
     """
 
@@ -128,7 +127,7 @@ class AbstractDataset(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True)
 
     def __new__(cls, *args: Any, **kwargs: Any):
-        # Kept beside the fields, so that a run can record how its data were made.
+        # Kept so that a run can record how its data were made.
         made = super().__new__(cls)
         object.__setattr__(made, "made_with", (args, kwargs))
         return made
@@ -165,7 +164,7 @@ class AbstractDataset(eqx.Module):
 
     @functools.cached_property
     def statistics(self) -> tuple[float, float] | None:
-        """Mean and standard deviation of all numbers of the training examples; `None` if discrete.
+        """Mean and standard deviation of all numbers in the training examples; `None` if discrete.
 
         The first use reads the training split once.
         """

@@ -1,4 +1,4 @@
-"""Simple codes to set a model's bits per dimension beside."""
+"""Simple codes to compare a model's bits per dimension with."""
 
 import lzma
 import math
@@ -14,14 +14,14 @@ def _counts(source: AbstractSource, levels: int) -> Int[np.ndarray, "dims levels
     dims = math.prod(source.shape)
     counts = np.zeros(dims * levels, dtype=np.int64)
     for x in chunks(source):
-        # One code for the pair of dimension and level, so that one bincount does.
+        # One code for the pair of dimension and level, for a single bincount.
         codes = x.reshape(len(x), dims).astype(np.int64) + levels * np.arange(dims)
         counts += np.bincount(codes.ravel(), minlength=dims * levels)
     return counts.reshape(dims, levels)
 
 
 def baselines(dataset: AbstractDataset) -> dict[str, float]:
-    """What simple codes need for the test data, in bits per dimension.
+    """The bits per dimension that simple codes need for the test data.
 
     **Arguments:** `dataset`: discrete data.
 

@@ -1,10 +1,10 @@
-"""CIFAR-10 in the two forms in which it is published (Krizhevsky, 2009).
+"""CIFAR-10 in its two published forms (Krizhevsky, 2009).
 
-The *binary version* is six files of records of 3,073 bytes: a label, and an image as three planes
-of 32 x 32 bytes. The *python version* is six pickles, each a dictionary with the images of one
-file as an array `(n, 3072)` under `data`. A pickle can run any program when it is loaded in the
-usual way. Here it cannot: the few names that a pickled NumPy array refers to are kept as inert
-records, every other name is refused, and the array is made from the record's bytes.
+The *binary version* is six files of records of 3,073 bytes: a label, and an image as three planes of
+32 x 32 bytes. The *python version* is six pickles, each a dictionary with the images of one file as an
+array `(n, 3072)` under `data`. Loaded in the usual way, a pickle can run any program. Here it cannot:
+the few names in a pickled NumPy array become inert records, every other name is refused, and the array
+is made from the record's bytes.
 """
 
 import functools
@@ -45,12 +45,11 @@ class Cifar10(AbstractDataset):
     def __init__(self, path: str | os.PathLike[str], labels: bool = False):
         """**Arguments:**
 
-        - `path`: the folder `cifar-10-batches-bin` or `cifar-10-batches-py`, or the folder that it
-          is in.
+        - `path`: the folder `cifar-10-batches-bin` or `cifar-10-batches-py`, or its parent.
         - `labels`: whether an image comes with its class, one of 10.
 
         **Raises:** `FileNotFoundError` if the folder or one of the six files is missing;
-        `ValueError` for a file that is damaged, or is not of the format.
+        `ValueError` for a damaged file or another format.
         """
         top = existing_folder(
             path, "Cifar10", "the folder cifar-10-batches-bin or cifar-10-batches-py"
@@ -109,7 +108,7 @@ def _read_binary(file: Path, labels: bool) -> _Labelled:
 
 
 class _Record:
-    """What a pickle asks to call, with what, and the state that it sets; nothing is called."""
+    """A call requested by a pickle, its arguments, and the state that it sets; nothing is called."""
 
     __slots__ = ("args", "name", "state")
 
@@ -144,7 +143,7 @@ class _Unpickler(pickle.Unpickler):
 def _read_pickle(file: Path, labels: bool) -> _Labelled:
     content = file.read_bytes()
     try:
-        # The unpickler reserves what the lengths in the pickle say; see first that they are true.
+        # The unpickler allocates by the lengths in the pickle; first check that they are true.
         for count, (code, argument, _) in enumerate(pickletools.genops(content)):
             if code.name == "LONG_BINPUT" and argument is not None and argument > count:
                 raise pickle.UnpicklingError(f"it numbers its {count}th value {argument}")

@@ -1,14 +1,14 @@
-"""Conditions: what an example is, beside the example itself, as a vector that a network is given.
+"""Conditions: vectors that describe examples to a network.
 
-A condition is a vector of `condition_size` float32 numbers. Zeros stand for no condition, as `None`
-does, and no real condition is zeros:
+A condition is a vector of `condition_size` float32 numbers. Zeros stand for no condition, like `None`,
+and no real condition is all zeros:
 
 * a class is a one-hot vector, `one_hot(label, classes)`; `condition_size` is the number of classes;
 * a vector of numbers has a one appended, `with_flag(vector)`; `condition_size` is one more than its
   length.
 
-So a model that is trained with some conditions left out (`TrainConfig.condition_dropout`) learns the
-distribution of all examples beside that of each condition, which guidance needs (`diffkit.Guided`).
+A model trained with some conditions left out (`TrainConfig.condition_dropout`) learns the distribution of
+all examples as well as that of each condition, as guidance needs (`diffkit.Guided`).
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ from diffkit.data.base import (
 def one_hot(
     labels: int | Sequence[int] | Integer[Array | np.ndarray, "..."], classes: int
 ) -> Float32[np.ndarray, "... {classes}"]:
-    """Class labels as conditions: all zeros but for a one at the place of the label.
+    """Class labels as conditions: zeros, with a one at the index of the label.
 
-    **Arguments:** `labels`: integers from 0 to `classes - 1`, one or an array of them; `classes`: how
-    many there are.
+    **Arguments:** `labels`: integers from 0 to `classes - 1`, one or an array of them; `classes`: the
+    number of classes.
 
     **Returns:** one vector of length `classes` for each label.
 
@@ -49,15 +49,15 @@ def one_hot(
 def with_flag(
     vectors: Sequence[float] | Real[Array | np.ndarray, "... n"],
 ) -> Float32[np.ndarray, "... size"]:
-    """Vectors of numbers as conditions: with a one appended, which says that there is a condition.
+    """Vectors of numbers as conditions: with a one appended to mark that there is a condition.
 
-    Networks see the numbers as they are, so bring them to the size of about one first.
+    Networks see the numbers as they are, so scale them to about one first.
 
     **Arguments:** `vectors`: one vector, or an array of them along its last axis.
 
     **Returns:** the vectors, longer by one.
 
-    **Raises:** `ValueError` for numbers that are not finite in float32, or for none.
+    **Raises:** `ValueError` for numbers that are not finite in float32, or empty vectors.
     """
     vectors = finite(np.asarray(vectors), "with_flag: vectors")
     if vectors.ndim == 0 or vectors.shape[-1] == 0:
@@ -101,7 +101,7 @@ class LabelledSource(AbstractConditionalSource):
 
 
 class VectorSource(AbstractConditionalSource):
-    """A source whose examples have vectors of numbers; the conditions are these `with_flag`."""
+    """A source whose examples have vectors of numbers; the conditions are the vectors `with_flag`."""
 
     source: AbstractSource
     vectors: Float32[np.ndarray, "n size"]
@@ -112,8 +112,8 @@ class VectorSource(AbstractConditionalSource):
     def __init__(self, source: AbstractSource, vectors: Float[np.ndarray, "n k"]):
         """**Arguments:** `source`: the examples; `vectors`: one for each, without the flag.
 
-        **Raises:** `ValueError` if there is not one vector for each example, if they are empty, or
-        for numbers that are not finite.
+        **Raises:** `ValueError` if there is not one vector for each example, or if vectors are empty
+        or not finite.
         """
         _check_count(source, len(vectors), "VectorSource: vectors")
         if vectors.shape[1] == 0:
@@ -137,12 +137,12 @@ class VectorSource(AbstractConditionalSource):
 def encode_condition(
     data: AbstractDataset, value: int | Sequence[float]
 ) -> Float32[np.ndarray, " size"]:
-    """The condition that a person means: a class, or a vector of numbers without its flag.
+    """The condition of a class, or of a vector of numbers without its flag.
 
-    **Arguments:** `data`: the dataset that the model was trained on, which says what its conditions
-    are; `value`: an integer for a class, a sequence of numbers for a vector.
+    **Arguments:** `data`: the dataset that the model was trained on; `value`: an integer for a class, a
+    sequence of numbers for a vector.
 
-    **Raises:** `ValueError` if the data have no conditions, or others.
+    **Raises:** `ValueError` if the data have no such conditions.
     """
     size = condition_size(data)
     source = data.train
@@ -181,7 +181,7 @@ def conditions_in_turn(data: AbstractDataset, count: int) -> Float32[np.ndarray,
 
 
 def finite(array: Real[np.ndarray, "..."], owner: str) -> Float32[np.ndarray, "..."]:
-    """Numbers in float32, or an error in the name of `owner` if one is not finite there."""
+    """Numbers in float32, or an error in the name of `owner` if one is not finite."""
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if not np.isfinite(array).all():

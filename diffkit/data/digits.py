@@ -1,4 +1,4 @@
-"""The handwritten digits of scikit-learn, which need no file.
+"""The handwritten digits of scikit-learn, without a file.
 
 1,797 images of 8 x 8 pixels with 17 grey levels (Alpaydin and Kaynak, "Optical Recognition of
 Handwritten Digits", UCI Machine Learning Repository, 1998). Small enough to train on in minutes
@@ -25,7 +25,7 @@ class Digits(AbstractDataset):
     def __init__(self, labels: bool = False):
         """**Arguments:** `labels`: whether an image comes with its digit, as one of 10 classes.
 
-        **Raises:** `ImportError` where scikit-learn is not installed.
+        **Raises:** `ImportError` without scikit-learn.
         """
         try:
             from sklearn.datasets import load_digits

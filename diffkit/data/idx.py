@@ -1,6 +1,6 @@
 """The IDX format of MNIST and its relatives (Fashion-MNIST, KMNIST, EMNIST ...).
 
-An IDX file is a header and an array in row-major order. The header's four first bytes are 0, 0, a
+An IDX file is a header and an array in row-major order. The header's first four bytes are 0, 0, a
 code for the dtype and the rank; the length of each axis follows as a big-endian 32-bit integer.
 Numbers of more than one byte are big-endian. Files are often compressed with gzip.
 """
@@ -30,15 +30,15 @@ _PIECE: Final = 2**20
 def read_idx(path: str | os.PathLike[str]) -> Shaped[np.ndarray, "*shape"]:
     """The array in an IDX file.
 
-    All dtypes of the format and any rank are read. Whether the file is compressed is seen from its
-    content. Memory grows with what the file holds, not with what its header says.
+    Reads all dtypes of the format and any rank. The content shows whether the file is compressed.
+    Memory grows with the content of the file, not with what its header claims.
 
     **Arguments:** `path`: the file, plain or gzip.
 
     **Returns:** the array, in the machine's byte order.
 
-    **Raises:** `FileNotFoundError`; `ValueError` for another format, or for more or fewer bytes
-    than the header says.
+    **Raises:** `FileNotFoundError`; `ValueError` for another format, or a number of bytes that does
+    not match the header.
     """
     file = existing_path(path, "read_idx", "an IDX file, plain or gzip")
     if not file.is_file():
@@ -107,11 +107,11 @@ class Idx(AbstractDataset):
         - `path`: the folder with the files under their original names, `train-images-idx3-ubyte`
           and `t10k-images-idx3-ubyte`, plain or with `.gz`.
         - `labels`: whether an image comes with its class, from `train-labels-idx1-ubyte` and
-          `t10k-labels-idx1-ubyte` in the same folder. There are as many classes as the largest
-          label says, counted from 0.
+          `t10k-labels-idx1-ubyte` in the same folder. The largest label determines the number of
+          classes.
 
         **Raises:** `FileNotFoundError` if the folder or one of the files is missing; `ValueError`
-        for a file that is damaged, or holds no images of 8 bits, or no label for each of them.
+        for a damaged file, or one without 8-bit images or a label for each of them.
         """
         folder = existing_folder(path, "Idx", "a folder with the files of MNIST")
         train, test = _images(folder, "train"), _images(folder, "t10k")

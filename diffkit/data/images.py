@@ -1,4 +1,4 @@
-"""A folder of image files, decoded when they are asked for."""
+"""A folder of image files, decoded on demand."""
 
 import os
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ _ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 class ImageFolderSource(AbstractSource):
     """Image files as `(channels, height, width)` arrays of uint8.
 
-    Only the headers are read at first. A file is decoded each time that it is gathered: converted
-    to grey or RGB (transparency is dropped, and so is the orientation that a camera notes), and,
-    if a size is given, cropped to the largest centred square and resized with an antialiased
-    bicubic filter. Of an animation the first frame counts.
+    Only the headers are read at first. Gathering decodes a file each time: converts it to grey or RGB
+    (without transparency and the camera's orientation) and, if a size is given, crops it to the largest
+    centred square and resizes it with an antialiased bicubic filter. An animation counts as its first
+    frame.
     """
 
     files: tuple[str, ...] = eqx.field(static=True)
@@ -35,13 +35,12 @@ class ImageFolderSource(AbstractSource):
         """**Arguments:**
 
         - `files`: the paths of the images.
-        - `size`: the height and width to bring them to, in pixels; `None` to leave images that all
-          have one size as they are.
+        - `size`: the height and width to resize them to, in pixels; `None` for images that all have
+          one size.
         - `channels`: 3 for RGB, 1 for grey.
 
-        **Raises:** `ValueError` if there are no files, for a file that is no image of 8 bits per
-        channel or, without `size`, for the first file whose size differs; `ImportError` without
-        Pillow.
+        **Raises:** `ValueError` if there are no files, for a file that is not an image of 8 bits per
+        channel or, without `size`, for the first file of another size; `ImportError` without Pillow.
         """
         if channels not in (1, 3):
             raise ValueError(f"channels must be 3 (RGB) or 1 (grey), got {channels}.")
@@ -79,9 +78,9 @@ class ImageFolderSource(AbstractSource):
 class ImageFolder(AbstractDataset):
     """The images in a folder and in the folders below it, with 256 levels.
 
-    Files that end in `.png`, `.jpg`, `.jpeg`, `.webp`, `.bmp` or `.gif` count, in the order of
-    their paths; hidden ones do not. If there are subfolders `train` and `test`, they are the
-    split; else it is random but fixed.
+    Takes files that end in `.png`, `.jpg`, `.jpeg`, `.webp`, `.bmp` or `.gif`, in the order of their
+    paths, but no hidden ones. Subfolders `train` and `test` are the split; without them it is random
+    but fixed.
     """
 
     def __init__(
@@ -95,16 +94,15 @@ class ImageFolder(AbstractDataset):
         """**Arguments:**
 
         - `path`: the folder of images.
-        - `size`: the height and width to bring the images to, in pixels, by a centred square crop
-          and resizing; `None` for images that all have one size.
+        - `size`: the height and width of the images after a centred square crop and resizing, in
+          pixels; `None` for images that all have one size.
         - `channels`: 3 for RGB, 1 for grey.
-        - `test_fraction`: the share of the images to test on, between 0 and 1. Unused with
-          subfolders.
-        - `seed`: which random split. Unused with subfolders.
+        - `test_fraction`: the share of test images, between 0 and 1. Unused with subfolders.
+        - `seed`: of the random split. Unused with subfolders.
 
         **Raises:** `FileNotFoundError` if the folder is missing; `ValueError` if it has no images,
-        or images of different sizes and no `size`, or a file that is no image, and for `train`
-        without `test` or the other way round; `ImportError` without Pillow.
+        images of different sizes without `size`, a file that is not an image, or only one of `train`
+        and `test`; `ImportError` without Pillow.
         """
         folder = existing_folder(path, "ImageFolder", "a folder of images")
         own = [name for name in ("train", "test") if (folder / name).is_dir()]

@@ -1,10 +1,10 @@
-r"""Batches: which examples come when, and an iterator that reads ahead.
+r"""Batches: the order of examples, and an iterator that reads ahead.
 
-The examples of all epochs form one endless stream: a permutation of the source, then another, and
-so on. Batch $i$ of size $B$ is the part $[iB, (i + 1)B)$ of the stream, so it may reach over the
-border of two epochs, and no example is left out. The permutation of an epoch is a function of the
-seed and the epoch's number, hence a batch is a function of the seed and its own number: to go on
-where a run has stopped, it is enough to know how many batches it has had.
+The examples of all epochs form one endless stream: a permutation of the source, then another, and so
+on. Batch $i$ of size $B$ is the part $[iB, (i + 1)B)$ of the stream: it may span two epochs, and no
+example is left out. The permutation of an epoch is a function of the seed and the epoch's number, so a
+batch is a function of the seed and its own number: to continue a run, it is enough to know how many
+batches it has taken.
 """
 
 import functools
@@ -27,9 +27,9 @@ Batch = (
 
 @runtime_checkable
 class BatchIterator(Protocol):
-    """What `batches` returns, a grain `DatasetIterator`, as far as diffkit relies on it.
+    """The part of the grain `DatasetIterator` from `batches` on which diffkit relies.
 
-    Being one, it can be saved and restored by orbax through `grain.checkpoint`.
+    Orbax can save and restore it through `grain.checkpoint`.
     """
 
     def __iter__(self) -> Iterator[Batch]:
@@ -41,14 +41,14 @@ class BatchIterator(Protocol):
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """The position, as a dictionary that can be written as JSON.
+        """The position, as a dictionary for JSON.
 
-        It counts the items that were taken, not those read ahead.
+        It counts the items taken, not those read ahead.
         """
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go to a position that `get_state` gave, in this iterator or one made alike."""
+        """Go to a position from `get_state` of this iterator or one made alike."""
         ...
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ def batches(
     threads: int = 2,
     prefetch: int = 4,
 ) -> BatchIterator:
-    """Batches of a source, in an order that depends on the seed alone, read ahead by threads.
+    """Batches of a source, in an order that depends only on the seed, read ahead by threads.
 
     The defaults are for training. To see every example once and in order, as in an evaluation, pass
     `shuffle=False, repeat=False, drop_remainder=False`.
@@ -79,28 +79,26 @@ def batches(
     - `source`: the examples, such as `dataset.train`.
     - `batch_size`: examples per batch.
     - `seed`: of the order, from 0 to 2^64 - 1.
-    - `shuffle`: a new permutation for every epoch; otherwise the stored order.
-    - `repeat`: go on without end. A batch may then hold examples of two epochs, or of more if the
-      source is smaller than a batch.
-    - `start`: the number of the first batch. With `start=i` the iterator begins where one that was
-      made without it stands after `i` batches, whatever its `chunk`.
-    - `drop_remainder`: whether to leave out a last batch that would be smaller than the others.
-      Without meaning if `repeat`.
-    - `chunk`: give this many batches at a time, stacked along a new first axis, for a training
-      loop that takes several steps per call. If not `repeat`, batches that do not fill a last
-      chunk are left out.
-    - `threads`: how many threads gather. 0 gathers when asked, in the thread that asks.
-    - `prefetch`: how many items (batches, or chunks of them) to keep ready. 0 is as `threads=0`.
+    - `shuffle`: a new permutation for every epoch; else the stored order.
+    - `repeat`: never end. A batch may then hold examples of two epochs, or of more if the source is
+      smaller than a batch.
+    - `start`: the number of the first batch. With `start=i` the iterator begins where one without it
+      is after `i` batches, for every `chunk`.
+    - `drop_remainder`: whether to leave out a smaller last batch. No effect with `repeat`.
+    - `chunk`: return this many batches at a time, stacked along a new first axis, for a training loop
+      with several steps per call. Without `repeat`, batches that do not fill a last chunk are left out.
+    - `threads`: how many threads gather. 0 gathers on demand, in the calling thread.
+    - `prefetch`: how many items (batches, or chunks of them) to keep ready. 0 is like `threads=0`.
 
     **Returns:** an iterator over arrays `(batch_size, *shape)`, or `(chunk, batch_size, *shape)`; for
     a source with conditions (`AbstractConditionalSource`) over pairs of such an array and the
-    conditions, `(batch_size, condition_size)` or `(chunk, batch_size, condition_size)`. What it gives
-    does not depend on `threads` and `prefetch`. Its state (`get_state`, `set_state`) counts items from
-    `start`: restore it into an iterator that was made with the same arguments.
+    conditions, `(batch_size, condition_size)` or `(chunk, batch_size, condition_size)`. `threads` and
+    `prefetch` do not change the batches. Its state (`get_state`, `set_state`) counts items from `start`:
+    restore it into an iterator made with the same arguments.
 
     **Raises:** `ValueError` for a number out of range, for `chunk` together with
     `drop_remainder=False, repeat=False`, or if there are too few examples for one item;
-    `ImportError` where grain is not installed.
+    `ImportError` without grain.
 
     ```python
     data = dk.data.Digits()
@@ -180,7 +178,7 @@ class _Stream:
         self._seed = seed
         self._shuffle = shuffle
         self._end = end
-        # Threads at work at one time need two neighbouring epochs, in most cases.
+        # Concurrent threads usually need two neighbouring epochs.
         self._order = functools.lru_cache(maxsize=4)(self._compute_order)
 
     def _compute_order(self, epoch: int) -> Int[np.ndarray, " n"]:

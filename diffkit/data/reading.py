@@ -1,4 +1,4 @@
-"""What datasets share that read files or draw a split: paths that exist, seeds, fixed random orders."""
+"""Helpers of datasets that read files or draw a split: existing paths, seeds, fixed random orders."""
 
 import os
 from pathlib import Path
@@ -26,11 +26,10 @@ def existing_folder(path: str | os.PathLike[str], owner: str, expected: str) -> 
 
 
 def permutation(n: int, seed: int, stream: int) -> Int[np.ndarray, " n"]:
-    """A random order of `n` things that depends on nothing but the arguments.
+    """A random order of `n` things that depends only on the arguments.
 
     The order sorts the raw 64-bit output of the counter-based generator Philox, keyed with `seed`
-    and `stream`. NumPy promises that output for all its versions, which it does not for
-    `Generator.permutation`.
+    and `stream`. NumPy guarantees that output for all its versions, unlike `Generator.permutation`.
     """
     bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
     return np.argsort(bits.random_raw(n))

@@ -6,8 +6,8 @@ Ho 2021, arXiv 2107.00630). With $u$ uniform on $[0, 1]$ and $n$ standard normal
 $$\theta = 3\pi\sqrt{u}, \qquad r = 2\theta + \pi, \qquad
   x = \big\lfloor 4\,\big(r\,(\cos\theta, \sin\theta) + n/4 + 30\big) \big\rfloor .$$
 
-A model can do no better on the training points themselves than their empirical entropy, which is
-4.7353 bits per dimension for the default 1,024 points.
+On the training points themselves, no model can do better than their empirical entropy: 4.7353 bits
+per dimension for the default 1,024 points.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ class Swirl(AbstractDataset):
     """Points of a spiral with 256 levels in each of two dimensions; the shape is `(2,)`.
 
     The training points are those of the reference notebook, number for number. The test points are
-    another draw of as many, with `seed + 1`.
+    another draw of the same size, with `seed + 1`.
     """
 
     def __init__(self, points: int = 1024, seed: int = 0):

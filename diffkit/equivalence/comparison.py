@@ -1,4 +1,4 @@
-"""Two compositions side by side: is it one generative model, is it one objective, and what differs."""
+"""Two compositions side by side: whether model and objective are the same, and what differs."""
 
 import dataclasses
 import functools
@@ -46,11 +46,11 @@ class Composition:
     **Attributes:**
 
     - `name`: of the preset, or the path of the run.
-    - `model`: schedule, process and decoder. Its network is the run's, or for a preset a stand-in.
+    - `model`: schedule, process and decoder. Its network is the run's, or a stand-in for a preset.
     - `parameterization`, `weighting`, `time_sampler`, `sampler`, `grid`: the parts.
     - `data`: the shape of an example and the length of a condition, 0 for none; `None` for a preset, which
-      takes any.
-    - `data_std`: the standard deviation of the data that the network's input scaling assumes.
+      fits any.
+    - `data_std`: the standard deviation of the data, for scaling the network's input.
     - `timesteps`: T of the loss, `None` for continuous time.
     - `labels`: by kind, the registered name with the options that are not defaults.
     """
@@ -75,7 +75,7 @@ class Composition:
 
     @property
     def verdict(self) -> Verdict:
-        """What its loss is a bound on, over the range that it was trained on."""
+        """What its loss bounds, over the range of its training."""
         if isinstance(self.weighting, Implied):
             return self.weighting.verdict
         return classify(self.weighting, self.range)
@@ -86,7 +86,7 @@ if TYPE_CHECKING:
 
     Composable = str | Path | Preset | Mapping[str, Any] | Run | Composition
 else:
-    # Runs need the packages of training, and are looked at only where one is given.
+    # Runs need the packages of training, so import them only for one.
     Composable = object
 
 
@@ -105,7 +105,7 @@ def _label(kind: str, chosen: Any) -> str:
 
 
 def _composed(name: str, preset: Preset, data: DataSpec | None, levels: int | None) -> Composition:
-    # A network is no part of what is compared, and a large one takes long to make.
+    # Networks are not compared, and a large one takes long to make.
     network = functools.partial(MLP, width=4, depth=1)
     spec = data or DataSpec((2,), levels)
     made = assemble(preset.replace(network=network), spec, key=jax.random.key(0))
@@ -127,17 +127,17 @@ def _composed(name: str, preset: Preset, data: DataSpec | None, levels: int | No
 
 
 def composition(what: Composable, *, levels: int = 256) -> Composition:
-    """A preset, a configuration or a run as something that can be compared.
+    """A preset, a configuration or a run, ready to compare.
 
     **Arguments:** `what`: the name of a preset, a `diffkit.Preset`, the directory of a run, a
-    `diffkit.Run`, or a configuration, as a mapping or as a YAML file; `levels`: of the data that a preset
-    is meant for, if its decoder is discrete.
+    `diffkit.Run`, or a configuration, as a mapping or as a YAML file; `levels`: of the data for a preset
+    with a discrete decoder.
 
     **Returns:** a `Composition`.
 
     **Raises:** `diffkit.registry.UnknownPartError` for a name that is neither a preset nor a path;
-    `ValueError` for a run that was started in Python, whose loss is not known, or for a configuration
-    without its entries; `TypeError` for anything else.
+    `ValueError` for a run without a configuration, whose loss is not known, or for an incomplete
+    configuration; `TypeError` for anything else.
     """
     if isinstance(what, Composition):
         return what
@@ -207,8 +207,8 @@ def _from_run(run: "Run") -> Composition:
 class Row:
     """One line of a comparison.
 
-    **Attributes:** `what` is compared; `a` and `b`, what the two have there; `same`, whether it is one
-    and the same; `means`, what a difference there changes.
+    **Attributes:** `what` is compared; `a` and `b`, the values of the two; `same`, whether they agree;
+    `means`, what a difference changes.
     """
 
     what: str
@@ -225,12 +225,11 @@ class Comparison:
     **Attributes:**
 
     - `a`, `b`: the two.
-    - `rows`: what they have, kind by kind.
+    - `rows`: their parts, kind by kind.
     - `model`, `objective`: `"same"`, `"different"`, or `"same within the common range"` of `logsnr`.
-    - `logsnr`: values over the common range, increasing, at which neither w is zero; empty if there are
-      none.
+    - `logsnr`: increasing values over the common range where neither w is zero; may be empty.
     - `log_ratio`: log of w of a over w of b there, less its mean: weightings are compared up to a factor.
-    - `reasons`: why model and objective are what they are, in sentences.
+    - `reasons`: the reasons for the verdicts on model and objective, in sentences.
     """
 
     a: Composition
@@ -254,7 +253,7 @@ class Comparison:
 
     @property
     def ratio(self) -> tuple[float, float]:
-        """The least and the largest ratio of the two weightings over the common range, about 1."""
+        """The least and largest ratio of the two weightings over the common range, about 1."""
         if not self.log_ratio.size:
             return math.nan, math.nan
         return math.exp(self.log_ratio.min()), math.exp(self.log_ratio.max())
@@ -277,7 +276,7 @@ class Comparison:
 
 
 def common_range(*schedules: AbstractSchedule) -> tuple[float, float]:
-    """The range of `logsnr` that all of these schedules have, (max, min).
+    """The common range of `logsnr` of these schedules, (max, min).
 
     **Raises:** `ValueError` if there is none.
     """
@@ -293,15 +292,14 @@ def common_range(*schedules: AbstractSchedule) -> tuple[float, float]:
 def compare(a: Composable, b: Composable, *, levels: int | None = None) -> Comparison:
     """Whether two compositions are one generative model and one objective, and what differs.
 
-    A generative model, in continuous time, is a range of `logsnr` and a decoder: the process rescales
-    latents, the schedule changes time, and the target scales the errors of the network, all three without
-    a change of the bound or of the samples of the network's function (VDM section 5.1). An objective
-    is a weighting over that range, up to a constant factor (Kingma and Gao 2023, arXiv 2303.00848). It is
-    descriptions that are compared, not the networks or their parameters.
+    In continuous time, a generative model is a range of `logsnr` and a decoder: the process rescales
+    latents, the schedule changes time, and the target scales the errors of the network; none of them
+    changes the bound or the samples of the network's function (VDM section 5.1). An objective is a
+    weighting over that range, up to a constant factor (Kingma and Gao 2023, arXiv 2303.00848). This
+    compares descriptions, not networks or their parameters.
 
     **Arguments:** `a`, `b`: names of presets, `diffkit.Preset`s, runs or their directories, or
-    configurations; `levels`: of the data that presets are meant for, by default those of the other's
-    run, or 256.
+    configurations; `levels`: of the data for presets, by default those of the other's run, or 256.
 
     **Returns:** a `Comparison`.
 
@@ -353,7 +351,7 @@ def compare(a: Composable, b: Composable, *, levels: int | None = None) -> Compa
     return Comparison(
         one,
         other,
-        # Process and target are functions of logsnr, whatever the range.
+        # Process and target are functions of logsnr over any range.
         _rows(one, other, same_range, same_weighting, jnp.linspace(*(common or one.range), 101)),
         _agreement(model, same_range),
         _agreement(objective, same_range),
@@ -364,7 +362,7 @@ def compare(a: Composable, b: Composable, *, levels: int | None = None) -> Compa
 
 
 def _pair(a: Composable, b: Composable, levels: int | None) -> tuple[Composition, Composition]:
-    """Both, a preset with the number of levels that the other one's data have."""
+    """Both, a preset with the number of levels of the other's data."""
     if levels is not None:
         return composition(a, levels=levels), composition(b, levels=levels)
     one, other = composition(a), composition(b)
@@ -380,7 +378,7 @@ def _weighed(
 ) -> tuple[
     tuple[float, float] | None, Float[np.ndarray, " points"], Float[np.ndarray, " points"], bool
 ]:
-    """The common range, logsnr and log ratio of the weightings over it, and whether that is constant."""
+    """The common range, logsnr and log ratio of the weightings over it, and whether it is constant."""
     try:
         common = one.range if same_range else common_range(one.model.schedule, other.model.schedule)
     except ValueError:
@@ -498,7 +496,7 @@ def _same_curve(a: Composition, b: Composition) -> bool:
 
 
 def _same_time(a: Composition, b: Composition) -> bool:
-    """Whether the losses are over the same times; in discrete time their noise levels are part of them."""
+    """Whether the losses use the same times; in discrete time their noise levels are part of them."""
     if a.timesteps is None or b.timesteps is None:
         return a.timesteps is b.timesteps
     return a.timesteps == b.timesteps and _same_curve(a, b)
@@ -510,10 +508,10 @@ def _same_process(a: Composition, b: Composition, logsnr: Float[Array, " points"
 
 
 def _same_target(a: Composition, b: Composition, logsnr: Float[Array, " points"]) -> bool:
-    """Whether the rows are proportional: a constant factor, or a sign, is nothing to a network."""
+    """Whether the rows are proportional: a constant factor or a sign does not matter to a network."""
 
     def rows(made: Composition) -> Float[Array, "row points"]:
-        # A target is meant under the process that the network was trained under.
+        # A target belongs to the process under which the network was trained.
         levels = jax.vmap(underlying(made.model.denoiser).process.at)(logsnr)
         return jnp.stack(jax.vmap(made.parameterization.coefficients)(levels))
 

@@ -1,9 +1,8 @@
-"""What a network is to the rest of diffkit, and the checks that all networks share.
+"""The interface of networks, and the checks that they share.
 
 A network maps a latent `z`, its `logsnr` and an optional condition to an array of the shape of `z`, or
-to several, one after the other along the first axis. What they mean (noise, data, velocity, ...) is the
-parameterization's business; how the latent was scaled is the process's. A network sees one example;
-`jax.vmap` makes a batch.
+to several, stacked along the first axis. The parameterization decides what they mean (noise, data,
+velocity, ...), the process how the latent is scaled. A network sees one example; `jax.vmap` makes a batch.
 """
 
 import abc
@@ -23,19 +22,19 @@ class AbstractNetwork(eqx.Module):
     """The interface of all networks.
 
     By convention the constructor is `Network(shape, *, ..., outputs=1, condition_size=0,
-    logsnr_range=(13.3, -5.0), dtype="float32", key)`, with every option a number, a string or a
-    tuple, so that a network can be written in a config.
+    logsnr_range=(13.3, -5.0), dtype="float32", key)`. Every option is a number, a string or a tuple, so
+    a config can hold it.
 
-    **Attributes:** what the rest of diffkit checks before work begins. A network sets what differs from
-    the defaults.
+    **Attributes:** checked by diffkit before work begins. A network sets those that differ from the
+    defaults.
 
-    - `shape`: of the latents that it takes; `None` for any.
-    - `condition_size`: the length of the condition that it takes; 0 for none.
+    - `shape`: of its latents; `None` for any.
+    - `condition_size`: the length of its condition; 0 for none.
     - `outputs`: how many maps of the latent's shape it returns (`AbstractParameterization.outputs`).
     """
 
     rank: ClassVar[int | None] = None
-    """How many axes the examples must have: 3 for a network of images alone, `None` for any number."""
+    """How many axes the examples must have: 3 for a network only for images, `None` for any number."""
 
     shape: tuple[int, ...] | None = eqx.field(default=None, static=True, kw_only=True)
     condition_size: int = eqx.field(default=0, static=True, kw_only=True)
@@ -58,11 +57,10 @@ class AbstractNetwork(eqx.Module):
         - `logsnr`: the log signal-to-noise ratio of `z`.
         - `condition`: a vector that describes the example (`diffkit.data.conditions` says how).
           `None` stands for zeros, which are no condition.
-        - `key`: with a key the network is in training and drops units out; without, it is
-          deterministic.
+        - `key`: for dropout, in training; without a key the network is deterministic.
 
-        **Returns:** an array with the shape of `z`, its first axis `outputs` times as long, in float32
-        whatever the network computes in.
+        **Returns:** an array with the shape of `z`, its first axis `outputs` times as long, always in
+        float32.
         """
 
 
@@ -83,7 +81,7 @@ def normalise_logsnr(logsnr: Scalar, logsnr_range: tuple[float, float]) -> Scala
 def condition_or_zeros(
     condition: Float[Array, " condition_size"] | None, size: int
 ) -> Float[Array, " size"]:
-    """The condition as a vector of `size` numbers: zeros where there is none.
+    """The condition as a vector of `size` numbers: zeros if there is none.
 
     **Raises:** `ValueError` if the condition has another size.
     """
@@ -112,9 +110,9 @@ def check_common(
     dtype: str,
     dropout: float,
 ) -> None:
-    """Check the options that every network has.
+    """Check the options of every network.
 
-    **Raises:** `ValueError` that names the argument, the value and what is expected.
+    **Raises:** `ValueError`, naming the argument, its value and what was expected.
     """
     if len(shape) == 0 or any(size < 1 for size in shape):
         raise ValueError(
@@ -134,11 +132,11 @@ def check_common(
 
 
 def check_image(shape: tuple[int, ...], network: AbstractNetwork) -> tuple[int, int, int]:
-    """Check that the shape is an image's.
+    """Check that the shape is that of an image.
 
     **Returns:** the shape as (channels, height, width).
 
-    **Raises:** `ValueError` otherwise, which names the registered networks that take the shape.
+    **Raises:** `ValueError` if not, naming the registered networks that take the shape.
     """
     if len(shape) != 3:
         ranks = {name: getattr(get("network", name), "rank", None) for name in available("network")}

@@ -1,12 +1,11 @@
-r"""A 3x3 convolution that is fast on every platform, inside `jax.lax.scan` too.
+r"""A 3x3 convolution, fast on every platform and inside `jax.lax.scan`.
 
-One 3x3 convolution per example, with `jax.vmap` outside, becomes one convolution
-over the batch. On GPU and TPU that is the compiler's own. On CPU it is a matrix product over
-shifted copies of a few examples at a time, small enough to stay in the cache. That is about 1.5
-times as fast there; and within `jax.lax.scan`, where XLA for CPU does not bring a convolution's
-weight gradient into a form it has a fast kernel for, it is tens of times as fast. A convolution is
-linear in the image and linear in the weights, so it is two JAX primitives, each the other's
-derivative: forward and reverse mode, any order, `vmap`, `jit`, `scan` and `jax.checkpoint` work.
+Under `jax.vmap`, a 3x3 convolution per example becomes one convolution over the batch. On GPU and TPU
+that is the compiler's own. On CPU it is a matrix product over shifted copies of a few examples at a
+time, small enough to stay in the cache: about 1.5 times as fast, and tens of times as fast within
+`jax.lax.scan`, where XLA for CPU misses its fast kernel for the weight gradient. A convolution is
+linear in the image and in the weights, so it is two JAX primitives, each the other's derivative:
+forward and reverse mode, any order, `vmap`, `jit`, `scan` and `jax.checkpoint` work.
 """
 
 from collections.abc import Callable
@@ -18,8 +17,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-# On CPU, how many pixels are unfolded at a time. Smaller pieces cost more calls, larger ones fall
-# out of the cache; between 1000 and 4000 the time varies by 15 %.
+# How many pixels to unfold at a time on CPU. Smaller pieces cost more calls, larger ones fall out
+# of the cache; between 1000 and 4000 the time varies by 15 %.
 _PIXELS_AT_A_TIME = 2048
 
 Images = Float[Array, "batch height width channels_in"]
@@ -99,7 +98,7 @@ def _matmul_weights(x: Images, g: Outputs) -> Weights:
 
 
 def _turned(w: Weights) -> Float[Array, "3 3 channels_out channels_in"]:
-    """The weights with which the output's gradient is convolved to give the input's."""
+    """The weights that convolve the output's gradient into the input's."""
     return jnp.flip(w, (0, 1)).swapaxes(2, 3)
 
 
@@ -162,7 +161,7 @@ batching.primitive_batchers[_conv_weights_p] = _batch_conv_weights
 def conv2d(
     x: Float[Array, "height width channels_in"], weight: Weights
 ) -> Float[Array, "height width channels_out"]:
-    """A 3x3 convolution of one image with zeros around it; the size is kept.
+    """A 3x3 convolution of one image, padded with zeros to keep its size.
 
     **Arguments:**
 

@@ -1,13 +1,13 @@
-r"""The pieces that networks are built from, made to train and to compile fast.
+r"""The pieces of networks, made to train and compile fast.
 
-Images are channels last inside a network: (height, width, channels). Parameters are float32; a
-piece computes in the dtype of its input, but normalises, takes softmax and sums in float32.
+Inside a network images are channels last: (height, width, channels). Parameters are float32; a piece
+computes in the dtype of its input, but normalises, takes softmax and sums in float32.
 
 **Depth.** Blocks of one kind keep their parameters stacked along a new first axis (`stack`) and run
-under `jax.lax.scan` (`scan_blocks`), so one block is compiled, however many there are.
+under `jax.lax.scan` (`scan_blocks`), so only one block is compiled.
 
 **Memory.** A residual block keeps its input, the output of its first convolution and the dropout
-mask for the backward pass, and computes the cheap elementwise steps again (`jax.checkpoint`).
+mask for the backward pass, and recomputes the cheap elementwise steps (`jax.checkpoint`).
 """
 
 import math
@@ -72,10 +72,9 @@ def group_norm(
 
 
 def dropout_mask(shape: tuple[int, ...], rate: float, *, key: PRNGKey) -> Bool[Array, "..."]:
-    """Which units are kept, each with probability 1 - `rate` rounded to a multiple of 1/65536.
+    """Which units to keep, each with probability 1 - `rate` rounded to a multiple of 1/65536.
 
-    Two units share one random word, which makes this several times cheaper than
-    `jax.random.bernoulli`.
+    Two units share one random word: several times cheaper than `jax.random.bernoulli`.
     """
     size = math.prod(shape)
     words = jax.random.bits(key, (size // 2 + size % 2,), jnp.uint32)
@@ -86,7 +85,7 @@ def dropout_mask(shape: tuple[int, ...], rate: float, *, key: PRNGKey) -> Bool[A
 def apply_dropout(
     x: Float[Array, "*shape"], keep: Bool[Array, "*shape"], rate: float
 ) -> Float[Array, "*shape"]:
-    """Zero the units that are not kept and scale the others so that the mean stays the same."""
+    """Zero the units that are not kept, and scale the others to preserve the mean."""
     kept = round((1.0 - rate) * 65536) / 65536
     return jnp.where(keep, x * jnp.asarray(1.0 / kept, x.dtype), jnp.zeros((), x.dtype))
 
@@ -106,7 +105,7 @@ def stack(make: Callable[[PRNGKey], Block], count: int, *, key: PRNGKey) -> Bloc
     **Arguments:**
 
     - `make`: builds one module from a key.
-    - `count`: how many.
+    - `count`: the number of modules.
     """
     return eqx.filter_vmap(make)(jax.random.split(key, count))
 
@@ -125,9 +124,9 @@ def scan_blocks(
 
     - `step`: called as `step(block, carry, input)`; returns the next carry and an output.
     - `blocks`: as made by `stack`.
-    - `carry`: what the first block is given.
+    - `carry`: the carry for the first block.
     - `inputs`: a pytree of arrays (or `None`), with one entry along the first axis for each block.
-    - `remat`: compute each block again in the backward pass instead of keeping what it needs.
+    - `remat`: recompute each block in the backward pass to save memory.
 
     **Returns:** the last carry, and the outputs stacked.
     """
@@ -146,8 +145,8 @@ def scan_blocks(
 def _lecun_normal(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Normal weights cut at two deviations, of variance 1 / inputs; the last axis is the outputs.
 
-    The numbers are drawn as a vector: drawn with four axes they take several times as long to
-    compile, which would be most of the time to build a network.
+    The numbers are drawn as a vector: with four axes they take several times as long to compile, most of
+    the time to build a network.
     """
     deviation = 0.87962566103423978  # of the standard normal distribution cut at -2 and 2
     draws = jax.random.truncated_normal(key, -2.0, 2.0, (math.prod(shape),))
@@ -248,8 +247,8 @@ class SelfAttention(eqx.Module):
         h = self.norm(x).reshape(pixels, -1)
         query, key, value = self.query(h), self.key(h), self.value(h)
 
-        # All attention weights of a batch together are larger than anything else in a network. So
-        # they are made for some queries at a time, and again for the backward pass.
+        # All attention weights of a batch together are larger than anything else in a network, so
+        # compute them for some queries at a time, and again for the backward pass.
         @partial(jax.checkpoint, prevent_cse=False)
         def attend(query: Float[Array, "some channels"]) -> Float[Array, "some channels"]:
             scores = jnp.dot(
@@ -265,8 +264,8 @@ class ResidualBlock(eqx.Module):
     """Two 3x3 convolutions, each after GroupNorm and swish, around a shortcut.
 
     The embedding (of the noise level and the condition) is projected and added after the first
-    convolution. The projection and the second convolution start at zero: at the start the block is
-    its shortcut, the identity or, where the number of channels changes, a linear map of each pixel.
+    convolution. The projection and the second convolution start at zero, so the block starts as its
+    shortcut: the identity or, if the number of channels changes, a linear map of each pixel.
     """
 
     norm1: GroupNorm
@@ -318,7 +317,7 @@ class ResidualBlock(eqx.Module):
         - `x`: the image.
         - `embedding`: of the noise level and the condition.
         - `skip`: channels to append to the image, if any.
-        - `key`: drop units only if there is one.
+        - `key`: for dropout; `None` for none.
         """
         rate = self.dropout
         if key is None or rate == 0.0:
@@ -326,8 +325,8 @@ class ResidualBlock(eqx.Module):
         else:
             keep = dropout_mask((*x.shape[:2], self.conv2.bias.shape[0]), rate, key=key)
 
-        # The backward pass of each half needs its input only: the normalised image is computed
-        # again, the convolution is not, since its derivative does not need its output.
+        # The backward pass of each half needs only its input: it recomputes the normalised image but
+        # not the convolution, whose derivative does not need its output.
         def first(block: ResidualBlock, x: Any, skip: Any, embedding: Any) -> tuple[Any, Any]:
             x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
             h = block.conv1(jax.nn.silu(block.norm1(x)))
@@ -343,7 +342,7 @@ class ResidualBlock(eqx.Module):
 
 
 class Stage(eqx.Module):
-    """A residual block, and attention after it where there is any."""
+    """A residual block, with attention after it if there is any."""
 
     block: ResidualBlock
     attention: SelfAttention | None
@@ -363,7 +362,7 @@ class Stage(eqx.Module):
 def embed(
     network: Any, logsnr: Scalar, condition: Float[Array, " condition_size"] | None
 ) -> Float[Array, " embedding_size"]:
-    """Noise level and condition as one vector, by the layers `embed1` and `embed2` of a network."""
+    """Noise level and condition as one vector, by a network's layers `embed1` and `embed2`."""
     position = normalise_logsnr(logsnr, network.logsnr_range)
     condition = condition_or_zeros(condition, network.condition_size)
     features = jnp.concatenate([sinusoidal_embedding(position, network.width), condition])

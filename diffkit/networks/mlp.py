@@ -44,10 +44,10 @@ class _Block(eqx.Module):
 
 @register("network", "mlp")
 class MLP(AbstractNetwork):
-    """A residual multilayer perceptron; an example of any shape is flattened.
+    """A residual multilayer perceptron, which flattens examples of any shape.
 
-    Each block is told the noise level and the condition by a scale and a shift of its normalised
-    input. The output is added to `z`, and is zero at the start: the network starts as the identity.
+    The noise level and the condition scale and shift the normalised input of each block. The output is
+    added to `z` and starts at zero: the network starts as the identity.
     """
 
     embed1: Dense
@@ -81,18 +81,17 @@ class MLP(AbstractNetwork):
     ):
         """**Arguments:**
 
-        - `shape`: of one example, whatever the number of axes.
+        - `shape`: of one example, with any number of axes.
         - `width`: hidden units, 4 or more.
         - `depth`: residual blocks, of two layers each.
-        - `fourier`: exponents n of the input's `fourier_features`; empty for none.
-          For data with fine structure, such as grey levels, small exponents up to the data's
-          resolution help.
+        - `fourier`: exponents n of the input's `fourier_features`; empty for none. Small exponents up to
+          the data's resolution help with fine structure, such as grey levels.
         - `dropout`: rate within the blocks.
-        - `levels`: how many values a dimension of the data takes; scales the features' frequencies.
+        - `levels`: the number of values of a dimension of the data; scales the features' frequencies.
         - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
         - `condition_size`: length of the condition; 0 for none.
         - `logsnr_range`: (largest, smallest) logsnr, data end first.
-        - `dtype`: what the blocks compute in, "float32" or "bfloat16". Parameters, embeddings and
+        - `dtype`: of the blocks' computations, "float32" or "bfloat16". Parameters, embeddings and
           output are float32.
 
         **Raises:** `ValueError` for an argument out of range.

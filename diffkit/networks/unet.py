@@ -1,4 +1,4 @@
-"""A U-Net that works at several resolutions, as most image diffusion models use."""
+"""A U-Net at several resolutions, as in most image diffusion models."""
 
 from typing import Any, ClassVar
 
@@ -56,12 +56,12 @@ def _double(x: Float[Array, "height width channels"]) -> Float[Array, "double_h 
 class UNet(AbstractNetwork):
     """A U-Net: `depth` residual blocks at each resolution down, and as many up with skips.
 
-    Between resolutions 2x2 squares are averaged on the way down and pixels repeated on the way up,
-    each followed or preceded by a convolution that changes the number of channels. In the middle,
-    at the coarsest resolution, stand a block, attention, and a block. The blocks at one resolution
-    are alike and are scanned: compile time grows with the number of resolutions, not with `depth`.
+    Between resolutions it averages 2x2 squares on the way down and repeats pixels on the way up, each
+    followed or preceded by a convolution that changes the number of channels. In the middle, at the
+    coarsest resolution, are a block, attention, and a block. The blocks at one resolution are alike and
+    scanned: compile time grows with the number of resolutions, not with `depth`.
 
-    At the start it returns `z`: the last convolution is zero, and `z` is added to it.
+    It starts as the identity: the last convolution starts at zero, and `z` is added to it.
     """
 
     rank: ClassVar[int | None] = 3
@@ -111,15 +111,15 @@ class UNet(AbstractNetwork):
         - `multipliers`: channels in units of `width`, one entry for each resolution, the image's
           own first.
         - `attention`: the levels (0 is the image's own resolution) with attention after each block.
-          In the middle there always is.
+          The middle always has it.
         - `dropout`: rate within the blocks.
         - `fourier`: exponents n of the input's `fourier_features`; empty for none.
         - `remat`: keep only the blocks' inputs for the backward pass: less memory, more time.
-        - `levels`: how many values a dimension of the data takes; scales the features' frequencies.
+        - `levels`: the number of values of a dimension of the data; scales the features' frequencies.
         - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
         - `condition_size`: length of the condition; 0 for none.
         - `logsnr_range`: (largest, smallest) logsnr, data end first.
-        - `dtype`: what the blocks compute in, "float32" or "bfloat16". Parameters, embeddings and
+        - `dtype`: of the blocks' computations, "float32" or "bfloat16". Parameters, embeddings and
           output are float32.
 
         **Raises:** `ValueError` for an argument out of range.

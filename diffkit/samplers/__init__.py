@@ -1,7 +1,8 @@
 """Samplers: from noise to data, under every process.
 
-Every registered sampler is here, those of plugins too, by its registered name and by that of its class or
-function: `diffkit.samplers.Multistep`, `diffkit.samplers.heun`. `diffkit.available("sampler")` lists them.
+Holds every registered sampler, including those of plugins, under its registered name and that of its class
+or function: `diffkit.samplers.Multistep`, `diffkit.samplers.heun`. `diffkit.available("sampler")` lists
+them.
 """
 
 from typing import Any

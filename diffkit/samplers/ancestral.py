@@ -11,13 +11,12 @@ from diffkit.typing import Example
 class Ancestral(AbstractOneStepSampler):
     r"""Draws from $p(z_s \mid z_t) = q(z_s \mid z_t, x = \hat x(z_t))$, VDM equation 34.
 
-    With T steps uniform in t it is exactly the discrete-time model whose bound `vlb(..., steps=T)` is;
-    any number of steps works. Needs some hundred steps; choose it where samples should come from the
-    model that was evaluated.
+    With T steps uniform in t it is exactly the discrete-time model bounded by `vlb(..., steps=T)`; any
+    number of steps works. Needs some hundred steps; choose it to sample from the model that was evaluated.
 
     **Arguments:** `spread`: where the log variance lies between that of the posterior (0, the model
-    itself) and that of the forward step (1, DDPM's "fixed large" variance, section 3.2 there). A model
-    that predicts it (`Prediction.spread`) is followed instead.
+    itself) and that of the forward step (1, DDPM's "fixed large" variance, section 3.2 there). A predicted
+    variance (`Prediction.spread`) takes precedence.
 
     **Raises:** `ValueError` if `spread` is not in [0, 1].
     """

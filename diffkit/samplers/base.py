@@ -1,8 +1,8 @@
 r"""Samplers: from noise to data.
 
 A sampler works in the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$, $\rho = e^{-\lambda/2}$,
-where every process is the variance exploding one; so each sampler is written once and runs under
-every process. One step goes from $\lambda_t$ to a less noisy $\lambda_s > \lambda_t$.
+where every process is the variance exploding one: each sampler is written once and runs under every
+process. One step goes from $\lambda_t$ to a less noisy $\lambda_s > \lambda_t$.
 """
 
 import abc
@@ -22,16 +22,15 @@ Denoise = Callable[[Example, Scalar], Prediction]
 
 
 class AbstractSampler(eqx.Module):
-    """One step of a sampler, and what it carries from step to step.
+    """One step of a sampler, and the state that it carries from step to step.
 
-    **Attributes:** constants of a class (`order: ClassVar[int] = 2`), or fields and properties where they
+    **Attributes:** constants of a class (`order: ClassVar[int] = 2`), or fields and properties if they
     depend on its options.
 
-    - `stochastic`: whether `step` uses its key. A sampler that does not is never handed one.
-    - `order`: of convergence in the number of steps, on a grid that is refined. For a deterministic
-      sampler that of the error against the exact probability-flow ODE, for a stochastic one the weak
-      order: that of mean and variance. `None` means that each step is exact to a tolerance of the
-      sampler's own.
+    - `stochastic`: whether `step` uses its key. A deterministic sampler never receives one.
+    - `order`: of convergence in the number of steps, as the grid is refined: of the error against the
+      exact probability-flow ODE for a deterministic sampler, of mean and variance (the weak order) for a
+      stochastic one. `None` if each step is exact to the sampler's own tolerance.
     - `calls`: calls of the network per step; `None` if that varies.
     """
 
@@ -64,7 +63,7 @@ class AbstractSampler(eqx.Module):
 
         - `denoise`: the denoiser in the rescaled latent.
         - `y`: the rescaled latent at `logsnr_t`.
-        - `logsnr_t`, `logsnr_s`: from where to where, `logsnr_t < logsnr_s`. `diffkit.invert` runs a
+        - `logsnr_t`, `logsnr_s`: start and end of the step, `logsnr_t < logsnr_s`. `diffkit.invert` runs a
           deterministic sampler the other way.
         - `state`: what `init` or the previous step returned.
         - `key`: for this step and this example, or `None` if the sampler is not `stochastic`.
@@ -74,7 +73,7 @@ class AbstractSampler(eqx.Module):
 
 
 class Step(NamedTuple):
-    """From where to where a step goes, and its key."""
+    """Start and end of a step, and its key."""
 
     logsnr_t: Scalar
     logsnr_s: Scalar
@@ -96,7 +95,7 @@ class Step(NamedTuple):
         return -jnp.expm1(self.logsnr_t - self.logsnr_s)
 
     def noise(self, y: Example) -> Example:
-        """Standard normal noise of the shape of `y`, for samplers that are stochastic."""
+        """Standard normal noise of the shape of `y`, for stochastic samplers."""
         assert self.key is not None
         return jax.random.normal(self.key, y.shape, y.dtype)
 
@@ -134,9 +133,9 @@ def take_step(
 ) -> tuple[Example, Any]:
     """`sampler.step`, checked: for loops over steps, whose state must keep its structure.
 
-    Predictions in what it returns become plain arrays.
+    Predictions in its result become plain arrays.
 
-    **Raises:** `TypeError` if it does not return a latent like `y` and a state like `state`.
+    **Raises:** `TypeError` unless it returns a latent like `y` and a state like `state`.
     """
     name = f"{type(sampler).__name__}.step"
     found = sampler.step(denoise, y, logsnr_t, logsnr_s, state, key)
@@ -156,7 +155,7 @@ def take_step(
 
 
 def _alike(before: Any, after: Any) -> bool:
-    """Whether both are of one structure, shapes and dtypes; a Python number takes any dtype."""
+    """Whether both have the same structure, shapes and dtypes; a Python number fits any dtype."""
     if jax.tree.structure(before) != jax.tree.structure(after):
         return False
     pairs = zip(*(map(jax.typeof, jax.tree.leaves(tree)) for tree in (before, after)), strict=True)

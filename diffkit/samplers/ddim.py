@@ -41,7 +41,7 @@ class DDIM(AbstractOneStepSampler):
     def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
         rho_s, c = step.rho_s, step.removed
         kept = rho_s * jnp.sqrt(1 - self.eta**2 * c)
-        # y - rho_t eps is x; written as an increment, so that small steps keep their digits.
+        # y - rho_t eps is x; written as an increment to keep the digits of small steps.
         y = y + (kept - step.rho_t) * denoise(y, step.logsnr_t).eps
         if step.key is not None:
             y = y + self.eta * rho_s * jnp.sqrt(c) * step.noise(y)

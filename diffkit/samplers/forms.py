@@ -12,10 +12,10 @@ $$u = s(\lambda)\, y, \qquad \frac{du}{d\kappa(\lambda)} = q,$$
 | `v` | $\cos\varphi$ | $\varphi = \arctan \rho$ | $\cos\varphi\,\hat\epsilon - \sin\varphi\,\hat x$ |
 | `velocity` | $1/(1+\rho)$ | $\rho/(1+\rho)$ | $\hat\epsilon - \hat x$ |
 
-On `eps` stand DDIM, EDM's Heun and DEIS, on `x` DPM-Solver++ and UniPC, on `v` Adams-Bashforth in v, on
-`velocity` the solvers of rectified flow. Each form follows from $y = x + \rho\,\epsilon$ and the product
-rule. Where the solution bends in one form it can be nearly straight in another: with the noise in `eps`,
-with the data in `x`, with both in `v` and `velocity`, where u stays bounded at both ends.
+DDIM, EDM's Heun and DEIS use `eps`; DPM-Solver++ and UniPC `x`; Adams-Bashforth in v `v`; the solvers of
+rectified flow `velocity`. Each form follows from $y = x + \rho\,\epsilon$ and the product rule. A solution
+that bends in one form can be nearly straight in another: with the noise in `eps`, with the data in `x`,
+with both in `v` and `velocity`, where u stays bounded at both ends.
 """
 
 import math
@@ -39,9 +39,9 @@ class Form:
     """One semilinear form: u = scale y obeys du / dkappa = quantity.
 
     **Attributes:** functions of `logsnr`: `scale`; `kappa`, the variable of integration; `logsnr`, the
-    inverse of `kappa`; `slope`, the derivative of `kappa` by `logsnr`; `offset`, called with `logsnr` and
-    an origin: the difference of their kappas, without the cancellation of two near numbers; and
-    `quantity`, the right-hand side as a function of a `Prediction`.
+    inverse of `kappa`; `slope`, the derivative of `kappa` by `logsnr`; `offset`, of `logsnr` and an origin:
+    the difference of their kappas, without cancellation of near numbers; and `quantity`, the right-hand
+    side as a function of a `Prediction`.
     """
 
     scale: Callable[[Scalar], Scalar]
@@ -143,15 +143,15 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
 def check_form(name: str) -> Form:
     """The form of this name.
 
-    **Raises:** `ValueError` that lists the names there are.
+    **Raises:** `ValueError`, listing the known names.
     """
     if name not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {name!r}.")
     return FORMS[name]
 
 
-# Of the way from data to noise a level has passed rho / (rho + 1/2). In its middle is the scale 1/2: data
-# of any scale from a tenth to one come out of the noise in the middle, and not at the ends.
+# A level has passed rho / (rho + 1/2) of the way from data to noise. The scale 1/2 is in its middle: data
+# of any scale from a tenth to one come out of the noise in the middle, not at the ends.
 _SCALE = 0.5
 
 
@@ -162,7 +162,7 @@ def _passed(logsnr: Scalar) -> Scalar:
 LONGEST: Final = 4.25
 """The length in `logsnr` from which a step can be long: rho falls to less than an eighth.
 
-Five even steps from rho = 80 to 0.002, of 4.24 each, still gain from a higher order, and four do not.
+Five even steps from rho = 80 to 0.002, of 4.24 each, still gain from a higher order; four do not.
 """
 
 _LONGEST_WAY = 0.3
@@ -173,12 +173,12 @@ def is_long(
 ) -> Bool[Array | np.ndarray, ""]:
     r"""Whether a step is too long for a method of an order above 1.
 
-    A long step is longer than `longest` in `logsnr` (4.25: $\rho$ falls to an eighth), and covers more
-    than 0.3 of the way from data to noise, of which a level has passed $\rho / (\rho + 1/2)$. In it the
-    predicted data change much, and not as a polynomial does. A step with only one of the two is not long:
-    the last one of a grid uniform in time, from $\rho = 0.05$ to 0.001, hardly changes them.
+    A long step is longer than `longest` in `logsnr` (4.25: $\rho$ falls to an eighth) and covers more
+    than 0.3 of the way from data to noise; a level has passed $\rho / (\rho + 1/2)$ of it. There the
+    predicted data change much, and not like a polynomial. A step with only one of the two is not long: the
+    last one of a grid uniform in time, from $\rho = 0.05$ to 0.001, hardly changes them.
 
-    Both numbers were chosen by experiment, on the problems of `benchmarks/samplers.py` and the grids of all
+    Both numbers come from experiments on the problems of `benchmarks/samplers.py` and the grids of all
     schedules: with 1 to 4 steps no error is more than twice that of DDIM, and from ten calls on hardly any
     grows.
     """
@@ -188,10 +188,10 @@ def is_long(
 def between(
     logsnr_t: Scalar, logsnr_s: Scalar, share: float | Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """The `logsnr` where a share of the way is done that a step covers, as `is_long` measures it.
+    """The `logsnr` at a share of the way that a step covers, as measured by `is_long`.
 
-    It is a good place for a further call of the network in a long step: there the data come out of the
-    noise, if the step leads through that.
+    Call the network there again in a long step: the data come out of the noise there, if they do within
+    the step.
     """
     passed = (1 - share) * _passed(logsnr_t) + share * _passed(logsnr_s)
     place = 2 * (jnp.log1p(-passed) - jnp.log(passed) - math.log(_SCALE))

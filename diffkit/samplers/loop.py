@@ -1,4 +1,4 @@
-"""The loop that every sampler runs in: one compiled scan over the grid, mapped over examples."""
+"""The loop of every sampler: one compiled scan over the grid, mapped over examples."""
 
 import math
 from typing import Any
@@ -18,14 +18,14 @@ from diffkit.schedules import Truncated, ordered_endpoints
 from diffkit.typing import DataBatch, Example, FloatBatch, PRNGKey, Scalar, ScalarLike, as_float
 
 Start = tuple[Float[Array | np.ndarray, "..."], ScalarLike]
-"""A batch of latents of the model's process, and their `logsnr`, as `noised` and `invert` give them."""
+"""A batch of latents of the model's process and their `logsnr`, as returned by `noised` and `invert`."""
 
 Conditions = Float[Array | np.ndarray, " condition"] | Float[Array | np.ndarray, "count condition"]
 """One condition for all samples, or one for each."""
 
 
 class Trajectory(eqx.Module):
-    """Every latent that a sampler visited.
+    """Every latent visited by a sampler.
 
     **Attributes:**
 
@@ -62,14 +62,14 @@ def sample(
 ) -> Real[Array, "..."]:
     """Draw samples from a model.
 
-    Each example has a key of its own, derived from `key` and its index: the number of samples drawn at
-    once does not change any of them.
+    Each example has its own key, derived from `key` and its index: the number of samples drawn at once
+    does not change any of them.
 
     **Arguments:**
 
     - `model`: the model.
     - `sampler`: a sampler; `diffkit.samplers.Ancestral()` is the model itself.
-    - `shape_or_count`: how many samples, as an integer, or as a shape that is put before the example's.
+    - `shape_or_count`: how many samples: an integer, or a shape to put before the example's.
     - `key`: from `jax.random.key`.
     - `steps`: the number of steps, each one call of the network for a one-step sampler.
     - `grid`: where the steps lie.
@@ -77,16 +77,16 @@ def sample(
       `diffkit.data.one_hot` and `diffkit.data.with_flag`. `diffkit.guide` makes a model follow it more
       closely.
     - `decode_noise`: draw from the decoder p(x | z_0) instead of taking its most probable value.
-    - `start`: where to start in place of the prior: a pair (z, logsnr) of latents of the model's process,
-      (count, *shape), and their noise level. `noised` makes it from data (SDEdit, arXiv 2108.01073),
-      `invert` too, and a `Trajectory` has it. All steps then lie between that level and the data: the grid
-      sees `diffkit.Truncated`.
+    - `start`: where to start instead of the prior: a pair (z, logsnr) of latents of the model's process,
+      (count, *shape), and their noise level. `noised` (SDEdit, arXiv 2108.01073) and `invert` make it from
+      data; a `Trajectory` has it. All steps then lie between that level and the data: the grid sees
+      `diffkit.Truncated`.
 
     **Returns:** data as stored, (count, *shape): integers under a discretised decoder.
 
     **Raises:** `ValueError` for a count or a number of steps below 1, a batch of conditions whose length is
     not the count, or a start of another shape or outside the range of the schedule. `TypeError` for a
-    sampler whose `step` does not return a latent and a state like those that it is given.
+    sampler whose `step` does not return a latent and a state like its arguments.
 
     ```python
     model = dk.preset("vdm", network="mlp").model(shape=(2,), key=jax.random.key(0))
@@ -130,8 +130,8 @@ def noised(
     """Data noised to a level: a `start` for `sample`.
 
     **Arguments:** `x`: a batch of data as stored; `logsnr`: the level; `key`: from `jax.random.key`. Each
-    example has noise of its own, that with which `sample` starts from the prior. No step of `sample` draws
-    it again, so that both may have the same key.
+    example has its own noise, the same with which `sample` starts from the prior. No step of `sample`
+    draws it again, so both may share a key.
 
     **Returns:** draws of q(z | x), (batch, *shape), and `logsnr`.
 
@@ -152,13 +152,13 @@ def invert(
     condition: Conditions | None = None,
     logsnr: ScalarLike | None = None,
 ) -> tuple[FloatBatch, Scalar]:
-    """The latents from which a deterministic sampler makes data: its steps the other way.
+    """The latents from which a deterministic sampler makes given data: its steps the other way.
 
-    The probability-flow ODE is solved from data to noise (DDIM, arXiv 2010.02502, section 4.3). Sampling
-    from the result gives the data back, up to the error of the sampler.
+    Solves the probability-flow ODE from data to noise (DDIM, arXiv 2010.02502, section 4.3). Sampling
+    from the result returns the data, up to the error of the sampler.
 
-    **Arguments:** those of `sample`; `x`: a batch of data as stored; `logsnr`: the noise level to go to, by
-    default that at the end of the schedule.
+    **Arguments:** those of `sample`; `x`: a batch of data as stored; `logsnr`: the final noise level, by
+    default the end of the schedule.
 
     **Returns:** the latents of the model's process, (batch, *shape), and their `logsnr`: a `start` for
     `sample`.
@@ -192,7 +192,7 @@ def _check(count: int, steps: int, condition: Conditions | None) -> None:
 def _rest(
     model: DiffusionModel, grid: AbstractGrid, steps: int, logsnr: ScalarLike, argument: str
 ) -> Float[Array, " points"]:
-    """The grid over what is left of the schedule from a level to the data."""
+    """The grid over the rest of the schedule, from a level to the data."""
     maximum, minimum = ordered_endpoints(model.schedule)
     # Endpoints come as float32: the same number may differ in the seventh digit.
     slack = 1e-5 * max(abs(maximum), abs(minimum))
@@ -224,7 +224,7 @@ def _run(
 
 
 def _keys(key: PRNGKey, count: int) -> Key[Array, " {count}"]:
-    # fold_in rather than split: the key of example i is then the same for every count.
+    # fold_in, not split: the key of example i is then the same for every count.
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
 
 
@@ -233,7 +233,7 @@ def _noise(model: DiffusionModel, key: Key[Array, ""]) -> Float[Array, "..."]:
 
 
 def _scan(model, sampler, y, keys, logsnr, condition, keep) -> tuple[Array, Any]:
-    """The last rescaled latents along a grid, and if they are kept all but the first."""
+    """The last rescaled latents along a grid, and, if kept, all but the first."""
 
     def step(y, state, key, condition, logsnr_t, logsnr_s, index):
         step_key = jax.random.fold_in(key, index + 2) if sampler.stochastic else None

@@ -23,11 +23,11 @@ class RungeKutta2(AbstractOneStepSampler):
     Heun's trapezoid, c = 1/2 the midpoint rule. Plugins register the well-known ones: EDM's Heun
     (form `eps`, node 1), rectified flow's midpoint rule (form `velocity`, node 1/2).
 
-    **Long steps.** A long step (`diffkit.samplers.is_long`) is taken as two steps of DDIM, with the same
-    two calls of the network. So is a step that amplifies: if the data are a single point, an error $\delta$
-    of the inner $y'$ is one of $\delta / \rho'$ in $\hat\epsilon$, and the step must not make more than
-    $2 \delta$ of it. Heun's method in `eps` does so where $\rho$ falls to less than a fifth; a single step
-    from $\rho = 80$ to 0.002 would multiply by 20000. So the error of few steps is about that of DDIM with
+    **Long steps.** A long step (`diffkit.samplers.is_long`) becomes two steps of DDIM, with the same two
+    calls of the network. So does a step that amplifies: if the data are a single point, an error $\delta$
+    of the inner $y'$ causes an error $\delta / \rho'$ in $\hat\epsilon$, and the step must turn it into at
+    most $2 \delta$. Heun's method in `eps` exceeds that if $\rho$ falls to less than a fifth; a single step
+    from $\rho = 80$ to 0.002 would multiply by 20000. With few steps the error is about that of DDIM with
     twice as many.
 
     **Arguments:** `form`: a name in `diffkit.samplers.FORMS`; `node`: c, in (0, 1].

@@ -22,10 +22,11 @@ def _named_arrays(tree: PyTree) -> dict[str, Any]:
 class Checkpoints:
     """The checkpoints of one run.
 
-    A checkpoint becomes visible only when it is complete: a process that is killed while writing
-    leaves the previous one in force.
+    A checkpoint becomes visible only when complete: a process killed while writing leaves the previous
+    one in force.
 
-    **Arguments:** `directory`: where they lie, made if need be; `keep`: how many of the newest stay.
+    **Arguments:** `directory`: where to store them, created if missing; `keep`: how many of the newest to
+    keep.
     """
 
     def __init__(self, directory: Path, *, keep: int = 2):
@@ -45,10 +46,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: PyTree, numbers: dict[str, float]) -> None:
-        """Write a checkpoint; one that is already there for this step is left as it is."""
+        """Write a checkpoint, unless there is one for this step already."""
         if step in self._manager.all_steps():
             return
-        # Copied, since training reuses the memory of the state.
+        # Copied because training reuses the memory of the state.
         arrays = {name: np.array(leaf) for name, leaf in _named_arrays(state).items()}
         args = self._ocp.args
         self._manager.save(
@@ -63,9 +64,9 @@ class Checkpoints:
         """The state of a checkpoint.
 
         **Arguments:** `step`; `like`: a state of the same structure, whose arrays are replaced;
-        `beside`: fields that are passed over where the checkpoint has them.
+        `beside`: fields of the checkpoint to ignore.
 
-        **Raises:** `CheckpointError`, naming the first array that is missing, or has another shape.
+        **Raises:** `CheckpointError`, naming the first array that is missing or has another shape.
         """
         args = self._ocp.args
         restored = self._manager.restore(
@@ -96,5 +97,5 @@ class Checkpoints:
         return eqx.combine(dynamic, static), restored["numbers"]
 
     def close(self) -> None:
-        """Wait for what is being written."""
+        """Wait for pending writes."""
         self._manager.close()

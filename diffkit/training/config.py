@@ -8,38 +8,37 @@ DECAYS: Final = ("constant", "cosine", "linear", "rsqrt")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained: the only settings that are neither parts nor data.
+    """How to train a model: the settings that are neither parts nor data.
 
     **Arguments:**
 
     - `steps`: optimiser steps.
     - `batch_size`: examples per step.
-    - `accumulate`: compute the gradient of a batch in so many parts, one after another, to save memory. The
-      step is that of the whole batch. Must divide `batch_size`.
+    - `accumulate`: compute the gradient of a batch in this many parts, one after another, to save memory.
+      The step is that of the whole batch. Must divide `batch_size`.
     - `learning_rate`: of the optimiser, after warm-up.
     - `interior_learning_rate`: the same for the interior of a schedule that minimises the variance, which
-      follows another objective (`diffkit.AbstractVarianceMinimising`), by Adam whatever the optimiser.
-    - `warmup`: steps over which the learning rate rises linearly from 0. With a `decay` to 0 they are at
-      most half of all steps.
+      follows another objective (`diffkit.AbstractVarianceMinimising`), by Adam under every optimiser.
+    - `warmup`: steps over which the learning rate rises linearly from 0. With a `decay` to 0, at most half
+      of all steps.
     - `decay`: `"constant"`; `"cosine"` or `"linear"`, to 0 at the end, after `steps`; or `"rsqrt"`, as the
       inverse root of the step: half the learning rate at 4 times `warmup`.
-    - `weight_decay`: of an optimiser that has one, for the denoiser only: a schedule is not pulled towards
-      zero.
+    - `weight_decay`: of an optimiser that has one, for the denoiser only: it does not pull a schedule
+      towards zero.
     - `decay_biases`: whether the weight decay acts on biases too.
     - `b1`, `b2`: of AdamW and Adam.
-    - `clip`: the largest global norm of a gradient, apart from such an interior's; 0 does not clip.
+    - `clip`: the largest global norm of a gradient, without such an interior's; 0 does not clip.
     - `ema`: the decay per step of the exponential moving average of the parameters; 0 follows them.
-    - `ema_warmup`: whether the decay of step n is at most (1 + n) / (10 + n), so that the average forgets
-      the initial parameters soon.
-    - `condition_dropout`: how often a condition is left out (replaced by zeros), example by example, so
-      that the model learns the distribution without it as well, as guidance needs (`diffkit.Guided`;
-      Ho and Salimans 2022, arXiv 2207.12598, algorithm 1). Without meaning for data without conditions.
+    - `ema_warmup`: whether to limit the decay of step n to (1 + n) / (10 + n), so the average soon forgets
+      the initial parameters.
+    - `condition_dropout`: the probability of replacing an example's condition by zeros, so the model also
+      learns the distribution without it, as guidance needs (`diffkit.Guided`; Ho and Salimans 2022, arXiv
+      2207.12598, algorithm 1). No effect on data without conditions.
     - `timesteps`: T of the discrete-time loss; `None` trains in continuous time.
     - `seed`: of the order of the data, the noise and the times.
-    - `steps_per_dispatch`: steps in one call of the compiled function, after each of which metrics are
-      recorded.
-    - `checkpoint_every`: steps between checkpoints; 0 writes the last one only.
-    - `evaluate_every`: steps between evaluations on test data; 0 leaves them out.
+    - `steps_per_dispatch`: steps in one call of the compiled function; metrics are recorded after each.
+    - `checkpoint_every`: steps between checkpoints; 0 writes only the last one.
+    - `evaluate_every`: steps between evaluations on test data; 0 for none.
     - `evaluate_passes`: draws per test example in each of those.
 
     **Raises:** `ValueError` for a value out of its range.

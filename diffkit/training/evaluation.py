@@ -27,17 +27,17 @@ class Evaluation:
     """The VLB of a source in bits per dimension: means over examples, with standard errors.
 
     **Attributes:** `prior`, `reconstruction`, `diffusion`, `total`: pairs (mean, standard error);
-    `examples`: how many there were; `passes`: draws per example; `steps`: T, or `None` for continuous
-    time; `draws`: how the noise levels of the diffusion term were drawn; `per_example`: the total of each
+    `examples`: their number; `passes`: draws per example; `steps`: T, or `None` for continuous time;
+    `draws`: how the noise levels of the diffusion term were drawn; `per_example`: the total of each
     example, in the order of the source.
 
-    `draws` is `"pilot"` if a pilot measured where the term comes from, `"uniform_logsnr"` for draws that
-    are uniform in `logsnr`, `"schedule"` for those of a schedule that minimises the variance, or the class
-    of the time sampler that was given. In discrete time the words are the same, and stand for draws of
-    steps: with nothing known, by what an error would cost in each.
+    `draws` is `"pilot"` if a pilot measured the errors of the model first, `"uniform_logsnr"` for draws
+    uniform in `logsnr`, `"schedule"` for those of a schedule that minimises the variance, or the class of
+    the given time sampler. In discrete time the same words stand for draws of steps: without a pilot, in
+    proportion to the cost of an error in each.
 
-    The standard error is that of the mean over examples, each with the mean of its own draws: it
-    counts both the spread of the data and what is left of the Monte Carlo error. Of one example it is NaN.
+    The standard error is that of the mean over examples, each averaged over its draws: it includes the
+    spread of the data and the remaining Monte Carlo error. For one example it is NaN.
     """
 
     prior: tuple[float, float]
@@ -51,7 +51,7 @@ class Evaluation:
     per_example: Float[np.ndarray, " examples"]
 
     def as_dict(self) -> dict[str, float | int | str | None]:
-        """Plain values, for a JSON file: `None` for a standard error that is not known."""
+        """Plain values, for a JSON file: `None` for an unknown standard error."""
         record: dict[str, float | int | str | None] = {}
         for name in ("prior", "reconstruction", "diffusion", "total"):
             mean, error = getattr(self, name)
@@ -123,9 +123,9 @@ def evaluate(
     """The VLB of every example of a source.
 
     The prior term is exact, and the reconstruction term nearly so
-    (`diffkit.objectives.expected_reconstruction`). The noise levels of the diffusion term are drawn where
-    the term comes from (`diffkit.proposals`): if there are eight batches or more, a pilot of one batch
-    measures the errors of the model over `logsnr` first.
+    (`diffkit.objectives.expected_reconstruction`). The noise levels of the diffusion term follow its
+    integrand (`diffkit.proposals`): with eight batches or more, a pilot of one batch first measures the
+    errors of the model over `logsnr`.
 
     **Arguments:**
 
@@ -133,10 +133,10 @@ def evaluate(
     - `source`: the examples, such as `dataset.test`. If it has conditions, the bound is on the
       likelihood given them.
     - `key`: from `jax.random.key`.
-    - `steps`: the number T of steps of the discrete-time model; `None` is continuous time.
+    - `steps`: the number T of steps of the discrete-time model; `None` for continuous time.
     - `passes`: draws of time and noise per example.
-    - `batch_size`: latents in one call of the network, about.
-    - `time_sampler`: draws times, in place of that.
+    - `batch_size`: about how many latents to pass to the network in one call.
+    - `time_sampler`: draws times instead.
     - `schedule`: carry the model over to this schedule first (`diffkit.equivalence.transport`).
 
     **Returns:** an `Evaluation`.
@@ -144,7 +144,7 @@ def evaluate(
     **Raises:** `ValueError` for a number below 1, examples that do not have the model's shape or hold
     levels that its decoder does not have, or a schedule that does not fall.
 
-    **Warns:** `TransportWarning` where the range of `schedule` is not the model's.
+    **Warns:** `TransportWarning` if the range of `schedule` is not the model's.
     """
     if schedule is not None:
         model = transport(model, schedule=schedule)
@@ -161,13 +161,13 @@ def evaluate(
         batches(source, batch_size=size, seed=0, shuffle=False, repeat=False, drop_remainder=False)
     ):
         check_levels(jax.tree.leaves(batch)[0], model.decoder.levels)
-        # The last batch is filled up, so that one function is compiled; what is too much is cut off.
+        # The last batch is filled up, so only one function is compiled, and cut off afterwards.
         padded = jax.tree.map(
             lambda rows: jnp.asarray(np.resize(rows, (size, *rows.shape[1:]))), batch
         )
         x, condition = padded if isinstance(padded, tuple) else (padded, None)
         if pilot and index == 0:
-            # Its draws are not used again: those of the estimate are independent of what it finds.
+            # Its draws are not used again: those of the estimate are independent of its result.
             _, found = _diffusion(model, x, condition, pilot_key, times, steps, passes)
             logsnr, errors = (np.asarray(rows, np.float64) for rows in found)
             times, draws = propose(model.schedule, steps, measured(logsnr, errors)), "pilot"

@@ -26,14 +26,14 @@ def _figure(width: float, height: float):
 
 
 def has_picture(samples: Real[Array | np.ndarray, "*shape"]) -> bool:
-    """Whether samples are images of 1 or 3 channels, or vectors, of which a picture can be made."""
+    """Whether samples can be drawn: images of 1 or 3 channels, or vectors."""
     return samples.ndim == 2 or (samples.ndim == 4 and samples.shape[1] in (1, 3))
 
 
 def _grid(
     images: Real[np.ndarray, "count channels height width"], low: float, high: float
 ) -> UInt8[np.ndarray, "rows columns channels"]:
-    """Images side by side, about as many below one another, on white."""
+    """Images on white, in about as many rows as columns."""
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     channels, height, width = images.shape[1:]
@@ -60,10 +60,10 @@ def save_samples(
 ) -> None:
     """Write samples: images as a grid, points in the plane as a scatter plot.
 
-    **Arguments:** `samples`: data as stored; `path`: of the PNG; `levels`: of the data, which set the
-    range of grey values and of the axes; `None` takes the range of the samples.
+    **Arguments:** `samples`: data as stored; `path`: of the PNG; `levels`: of the data, for the range of
+    grey values and of the axes; `None` takes the range of the samples.
 
-    **Raises:** `ValueError` for examples that are neither images of 1 or 3 channels nor vectors.
+    **Raises:** `ValueError` unless the examples are images of 1 or 3 channels, or vectors.
     """
     values = np.asarray(samples)
     if not has_picture(values):
@@ -89,17 +89,17 @@ def save_samples(
 
 
 def _plain(label: str) -> str:
-    """A label in lines of a moderate length, of which no part is taken for a formula."""
+    """A label wrapped to a moderate length, without formulas."""
     return textwrap.fill(label, 44).replace("$", r"\$")
 
 
 def save_variant_samples(
     samples: Mapping[str, Real[np.ndarray, "count *shape"]], path: Path
 ) -> None:
-    """Write samples of several models side by side, those of one shape in one range of values.
+    """Write samples of several models side by side; those of one shape share a range of values.
 
-    **Arguments:** `samples`: by the name of the model, data as stored, of which there is a picture
-    (`has_picture`); of images the first 36 are shown; `path`: of the PNG.
+    **Arguments:** `samples`: data as stored that can be drawn (`has_picture`), by the name of the model;
+    only the first 36 images are shown; `path`: of the PNG.
     """
     columns = min(len(samples), 4)
     rows = math.ceil(len(samples) / columns)
@@ -109,7 +109,7 @@ def save_variant_samples(
         axes.set_axis_off()
     for axes, (name, values) in zip(places, samples.items(), strict=False):
         axes.set_title(_plain(name), fontsize="small")
-        # Levels begin at 0. How many there are is not known here: the largest drawn stands for them.
+        # Levels begin at 0. Their number is unknown here: the largest one drawn stands for it.
         alike = [
             s
             for s in samples.values()
@@ -157,10 +157,9 @@ def band(
     Float[np.ndarray, " points"],
     Float[np.ndarray, " points"],
 ]:
-    """Steps, and there mean, least and largest of several curves.
+    """Steps, and the mean, least and largest of several curves there.
 
-    The steps are those of the first curve that all the others reach; a curve without a value there is
-    taken to be straight between its neighbours.
+    The steps are those of the first curve within reach of all others; missing values are interpolated.
     """
     curves = [curve for curve in curves if len(curve[0])]
     if not curves:
@@ -177,7 +176,7 @@ def band(
 def save_variant_curves(
     variants: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], path: Path
 ) -> None:
-    """Write the training curves of several variants: means over seeds, in a band from least to largest.
+    """Write the training curves of variants: means over seeds, in a band from least to largest.
 
     **Arguments:** `variants`: by name, the records of each seed's run; `path`: of the PNG.
     """
@@ -234,9 +233,9 @@ def save_schedule(model: DiffusionModel, path: Path) -> None:
 
 
 def save_statistics(statistics: EstimatorStatistics, path: Path) -> Path:
-    """Write the profile of a loss, over time and over logsnr: its mean and the root of its second moment.
+    """Write the profile of a loss over time and logsnr: its mean and the root of its second moment.
 
-    The loss of a draw is flat over time under the schedule of least variance.
+    Under the schedule of least variance, the loss of a draw is flat over time.
     """
     figure = _figure(9, 3.8)
     axes = figure.subplots(1, 2)

@@ -41,11 +41,11 @@ from diffkit.weightings import ELBO, AbstractWeighting
 
 @dataclass(frozen=True)
 class Fit:
-    """What training gives.
+    """The result of training.
 
     **Attributes:** `model`: with averaged parameters, the one to use; `state`: the whole training
-    state; `metrics`: the records, oldest first; `assembly`: the composition that was trained, with the
-    model as it was before; `directory`: of the run, or `None`.
+    state; `metrics`: the records, oldest first; `assembly`: the trained composition, with the model before
+    training; `directory`: of the run, or `None`.
     """
 
     model: DiffusionModel
@@ -62,7 +62,7 @@ class Fit:
     def sample(self, count: int | tuple[int, ...], *, key: PRNGKey, **options: Any) -> jax.Array:
         """Samples of the trained model: `diffkit.sample` with the preset's sampler, grid and steps.
 
-        **Arguments:** `count`; `key`; `options`: of `diffkit.sample`; `sampler` too may be replaced.
+        **Arguments:** `count`; `key`; `options`: of `diffkit.sample`, including another `sampler`.
         """
         parts = self.assembly
         chosen = {"steps": parts.preset.sample_steps, "grid": parts.grid} | options
@@ -71,9 +71,9 @@ class Fit:
 
 
 def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
-    """Refuse data that the model cannot take, with a `ValueError` that says which and why.
+    """Refuse data that do not fit the model, with a `ValueError` that says why.
 
-    And a model that cannot take any, since its schedule does not fall.
+    Refuse also a model whose schedule does not fall.
     """
     ordered_endpoints(model.schedule)
     if data.shape != model.shape:
@@ -97,9 +97,9 @@ def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
 
 
 def settings_of(preset: Preset) -> TrainConfig:
-    """The settings of training that a preset chooses.
+    """The training settings of a preset.
 
-    **Raises:** `ValueError` for a setting that there is not, or for a value out of its range.
+    **Raises:** `ValueError` for an unknown setting or a value out of its range.
     """
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     for name in preset.train:
@@ -131,32 +131,32 @@ def fit(
 
     **Arguments:**
 
-    - `what`: a preset, which chooses everything; or a model put together by hand, which is not changed and
-      whose loss and settings are the arguments below.
-    - `data`: a dataset, whose `train` source is trained on, given its conditions if it has any.
-    - `config`: for a model by hand, the settings of the loop. Those of a preset are its own:
+    - `what`: a preset, which chooses everything; or a model assembled by hand, which is not changed and
+      takes its loss and settings from the arguments below.
+    - `data`: a dataset; trains on its `train` source, given its conditions if it has any.
+    - `config`: the settings of the loop, for a model by hand. Change those of a preset with
       `preset.replace(train={"steps": 1000})`.
     - `key`: for the initial parameters, the order of the data, the noise and the times; by default
       `jax.random.key(seed)` with the seed of the settings.
-    - `weighting`, `time_sampler`: for a model by hand, the parts of the loss; by default `ELBO` and
+    - `weighting`, `time_sampler`: the parts of the loss, for a model by hand; by default `ELBO` and
       `LowDiscrepancy`. A time sampler that adapts belongs to the training state.
-    - `optimiser`: for a model by hand, a part, by default `diffkit.optimisers.AdamW()`; or a gradient
-      transformation of optax, used as it is, without the learning rate, weight decay and clipping of the
+    - `optimiser`: a part, for a model by hand, by default `diffkit.optimisers.AdamW()`; or an optax
+      gradient transformation, used as it is, without the learning rate, weight decay and clipping of the
       settings. The interior of a schedule that minimises the variance keeps its own
       (`TrainConfig.interior_learning_rate`).
     - `directory`: where to write configuration, metrics and checkpoints. If it holds checkpoints of the
-      same composition, training goes on from the newest one, exactly as if it had never stopped.
+      same composition, training continues from the newest one, exactly as if it had never stopped.
     - `progress`: show a progress bar.
     - `hooks`: functions called with a `diffkit.training.StepInfo` after each dispatch and each evaluation,
       while the next dispatch runs.
 
     **Returns:** a `Fit`.
 
-    **Raises:** `ValueError` if the data do not fit the model, its schedule does not fall, a preset comes
-    with settings beside it, or the directory holds a run of another composition or other settings (the
+    **Raises:** `ValueError` if the data do not fit the model, its schedule does not fall, settings are
+    given with a preset, or the directory holds a run of another composition or other settings (the
     message says what differs); `CheckpointError` if its checkpoints are of another model;
-    `FloatingPointError` if the loss or its gradient is no longer finite, in which case the last good
-    checkpoint stays the newest.
+    `FloatingPointError` if the loss or its gradient is no longer finite: the last good checkpoint then
+    stays the newest.
 
     ```python
     mine = dk.preset("vdm", network="mlp", train={"steps": 1000})
@@ -216,7 +216,7 @@ def train(
     progress: bool = True,
     hooks: Sequence[Hook] = (),
 ) -> Fit:
-    """`fit` of parts that are made already, in a directory whose configuration is written."""
+    """`fit` of parts already made, in a directory with its configuration."""
     model, weighting = parts.model, parts.weighting
     check_data(model, data)
     optimiser = parts.optimiser
@@ -241,7 +241,7 @@ def train(
 
     chunk = config.steps_per_dispatch
     key = key_of(config.seed)
-    # The key has the seed: runs that differ in it alone share what is compiled.
+    # The key has the seed: runs that differ only in it share compiled code.
     settings = dataclasses.replace(config, seed=0)
     objective = Objective(weighting, config.timesteps)
     iterator = batches(
@@ -259,7 +259,7 @@ def train(
 
     def report(step: int, rows: jax.Array, count: int, state: TrainState | None = None) -> None:
         values = np.asarray(rows)[:count].mean(axis=0)
-        # The gradient too: it can be the first to go, and the parameters go with it.
+        # The gradient too: it can fail first, and takes the parameters with it.
         for what, value in (("loss", values[0]), ("gradient", values[-1])):
             if not np.isfinite(value):
                 raise FloatingPointError(

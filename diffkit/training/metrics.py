@@ -16,7 +16,7 @@ from diffkit.training.state import TrainState
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What a hook of `diffkit.fit` is told.
+    """The argument of a hook of `diffkit.fit`.
 
     **Attributes:**
 
@@ -24,7 +24,7 @@ class StepInfo:
     - `seconds`: of training so far.
     - `metrics`: means over the steps of a dispatch, by the names in `diffkit.training.METRICS`; or
       `test_bits_per_dim`, after an evaluation.
-    - `state`: the training state at checkpoints, at evaluations and at the end, else `None`. The next step
+    - `state`: the training state at checkpoints, evaluations and the end, else `None`. The next step
       reuses its memory: copy what you keep.
     """
 
@@ -41,12 +41,12 @@ class StepInfo:
 
     @property
     def model(self) -> DiffusionModel | None:
-        """The model with averaged parameters, where there is a `state`."""
+        """The model with averaged parameters, if there is a `state`."""
         return None if self.state is None else self.state.averaged_model
 
     @property
     def record(self) -> dict[str, int | float]:
-        """Step, seconds and metrics, as `diffkit.training.read_metrics` gives them."""
+        """Step, seconds and metrics, as returned by `diffkit.training.read_metrics`."""
         return {"step": self.step, "seconds": self.seconds, **self.metrics}
 
 
@@ -56,7 +56,7 @@ training ends or fails."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The records of a metrics file. A last line cut short by a killed process is passed over."""
+    """The records of a metrics file. Skips a last line cut short by a killed process."""
     records = []
     if path.exists():
         for line in path.read_text().splitlines():
@@ -69,7 +69,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """Plain values as JSON, which has no NaN and no infinity: `null` in their place."""
+    """Plain values as JSON, with `null` for NaN and infinity, which it lacks."""
 
     def known(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -82,10 +82,10 @@ def as_json(value: Any, *, indent: int | None = None) -> str:
 
 
 class JsonLines:
-    """One JSON object a line.
+    """One JSON object per line.
 
-    **Arguments:** `path`: the file; `step`: records after this step are dropped, those of a run that
-    was killed after its last checkpoint.
+    **Arguments:** `path`: the file; `step`: drop records after this step, left by a run that was killed
+    after its last checkpoint.
     """
 
     def __init__(self, path: Path, *, step: int):
@@ -122,14 +122,14 @@ class TensorBoard:
 class WeightsAndBiases:
     """Metrics to a run of Weights & Biases; needs the extra `wandb`.
 
-    **Arguments:** `project`, and whatever else `wandb.init` takes, such as `name`, `config` or `mode`.
+    **Arguments:** `project`, and any others of `wandb.init`, such as `name`, `config` or `mode`.
 
     **Raises:** `ImportError` without the package.
     """
 
     def __init__(self, project: str, **options: Any):
         try:
-            # Optional, so not for a type checker to find.
+            # Optional, so a type checker may not find it.
             wandb = importlib.import_module("wandb")
         except ImportError as error:
             raise ImportError(
@@ -145,9 +145,9 @@ class WeightsAndBiases:
 
 
 class ProgressBar:
-    """Steps, rate, the running loss under its name and time left.
+    """Steps, rate, the running loss by name and time left.
 
-    On a terminal a live bar; elsewhere, such as in a log file, a line every few seconds.
+    A live bar on a terminal; elsewhere, such as in a log file, a line every few seconds.
     """
 
     def __init__(self, *, start: int, steps: int, what: str, every: float = 10.0):
@@ -181,7 +181,7 @@ class ProgressBar:
     def __call__(self, info: StepInfo) -> None:
         if "loss" not in info.metrics:
             return
-        # A running mean, since one dispatch is noisy.
+        # A running mean because one dispatch is noisy.
         loss, step = info.metrics["loss"], info.step
         self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The training state, and the compiled function that takes it many steps further."""
+"""The training state, and the compiled function that advances it by many steps."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ from diffkit.typing import BatchScalar, Index, PRNGKey, Scalar
 from diffkit.weightings import AbstractWeighting
 
 METRICS: Final = ("loss", "prior", "reconstruction", "diffusion", "gradient_norm")
-"""What each step reports; all but the last in bits per dimension. The norm is that of the gradient of the
+"""The metrics of each step; all but the last in bits per dimension. The norm is that of the gradient of the
 loss, without an interior that follows the variance instead."""
 
 
@@ -37,12 +37,12 @@ Optimiser = AbstractOptimiser | optax.GradientTransformation
 
 
 class TrainState(eqx.Module):
-    """Everything that changes while training, and so everything that a checkpoint holds.
+    """Everything that changes during training: the content of a checkpoint.
 
     **Attributes:**
 
     - `model`: the model with its parameters as they are.
-    - `average`: the exponential moving average of what is trainable, `None` elsewhere.
+    - `average`: the exponential moving average of trainable arrays, `None` elsewhere.
     - `optimiser`: the state of the optimiser.
     - `time_sampler`: draws the times, and may learn from the losses.
     - `step`: the number of steps taken.
@@ -56,7 +56,7 @@ class TrainState(eqx.Module):
 
     @property
     def averaged_model(self) -> DiffusionModel:
-        """The model with averaged parameters. Buffers are as they are, never averaged."""
+        """The model with averaged parameters. Buffers are never averaged."""
         return eqx.combine(self.average, self.model)
 
 
@@ -93,7 +93,7 @@ def _decays(model: PyTree, *, biases: bool) -> PyTree:
 
 
 def transformation(part: AbstractOptimiser, config: TrainConfig) -> optax.GradientTransformation:
-    """What an optimiser makes of the settings: learning rate, weight decay, options that are `None`."""
+    """The transformation of an optimiser, with the settings for learning rate, decay and `None` options."""
     taken = {
         k: getattr(config, k) for k, v in vars(part).items() if v is None and hasattr(config, k)
     }
@@ -104,12 +104,12 @@ def transformation(part: AbstractOptimiser, config: TrainConfig) -> optax.Gradie
 def _transformation(
     config: TrainConfig, optimiser: Optimiser = AdamW()
 ) -> optax.GradientTransformation:
-    """Of a whole model: the optimiser, after clipping, and an interior's own treatment."""
+    """The transformation for a whole model: the optimiser after clipping, and an interior's own."""
 
     def interior(tree: PyTree) -> PyTree:
         return jax.tree.map(operator.not_, follows_loss(tree))
 
-    # The state has one structure, whether gradients are clipped or not.
+    # The state has one structure, with and without clipping.
     clip = config.clip > 0 and isinstance(optimiser, AbstractOptimiser)
     clipped = optax.masked(
         optax.clip_by_global_norm(config.clip) if clip else optax.identity(), follows_loss
@@ -177,10 +177,10 @@ Batches = (
 
 
 class Objective(eqx.Module):
-    """What training minimises: a `diffkit.DiffusionLoss` and the two end terms, in bits per dimension.
+    """The objective of training: a `diffkit.DiffusionLoss` and the two end terms, in bits per dimension.
 
-    With the weighting `ELBO` that is the VLB. The end terms depend on the endpoints of the schedule
-    alone, and matter where those are learned.
+    With the weighting `ELBO` it is the VLB. The end terms depend only on the endpoints of the schedule,
+    and matter if those are learned.
     """
 
     weighting: AbstractWeighting
@@ -195,10 +195,10 @@ class Objective(eqx.Module):
         condition: Float[Array, "batch condition"] | None = None,
         share: Share | None = None,
     ) -> tuple[Float[Array, ""], tuple[Float[Array, "terms"], tuple[BatchScalar, BatchScalar]]]:
-        """The loss; prior, reconstruction and diffusion term as means over the batch; and the times that
-        were drawn, with the diffusion loss of each before its importance.
+        """The loss; prior, reconstruction and diffusion term as means over the batch; and the times
+        drawn, with the diffusion loss of each before its importance.
 
-        With a `share`, all is over that part of a larger batch, whose draws it takes.
+        With a `share`, the batch is that part of a larger one and takes its draws from it.
         """
         end_key, diffusion_key = jax.random.split(key)
         encoded = model.encode(x)
@@ -213,7 +213,7 @@ class Objective(eqx.Module):
 def drop_conditions(
     condition: Float[Array, "batch condition"], rate: float, *, key: PRNGKey
 ) -> Float[Array, "batch condition"]:
-    """Replace each row by zeros with the probability `rate`, independently."""
+    """Replace each row by zeros with probability `rate`, independently."""
     kept = jax.random.bernoulli(key, 1 - rate, condition.shape[:1])
     return jnp.where(kept[:, None], condition, 0.0)
 
@@ -278,7 +278,7 @@ def train_step(
     step = state.step + 1
     decay = jnp.asarray(config.ema)
     if config.ema_warmup:
-        # That of TensorFlow's moving average with `num_updates`, which several papers' code took over.
+        # As in TensorFlow's moving average with `num_updates`, which the code of several papers uses.
         decay = jnp.minimum(decay, (1 + step) / (10 + step))
     average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.average, params)
     norm = optax.tree.norm(eqx.filter(gradient, follows_loss(gradient)))
@@ -294,9 +294,9 @@ def train_steps(
 ) -> tuple[TrainState, Float[Array, "chunk metrics"]]:
     """Many steps in one dispatch. The memory of `state` is reused for the result.
 
-    **Arguments:** `inputs`: `(batches, count, key, objective, config, optimiser)`, of whose batches,
-    stacked as `diffkit.data.batches` does with `chunk`, the first `count` are used. `count` is an array, so
-    that a last, shorter dispatch compiles nothing.
+    **Arguments:** `inputs`: `(batches, count, key, objective, config, optimiser)`. The batches are stacked,
+    as by `diffkit.data.batches` with `chunk`, and the first `count` are used. `count` is an array, so a
+    last, shorter dispatch compiles nothing.
 
     **Returns:** the new state, and a row of metrics for each step taken (further rows are zero).
     """

@@ -1,4 +1,4 @@
-"""How noisy the Monte Carlo estimate of a loss is, and what the best schedule could make of it."""
+"""The noise of the Monte Carlo estimate of a loss, and its least value under the best schedule."""
 
 import math
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from diffkit.weightings import ELBO, AbstractWeighting
 
 @dataclass(frozen=True)
 class Profile:
-    """Mean and second moment of the loss of a draw, by where the draw fell.
+    """Mean and second moment of the loss of a draw, by the bin of the draw.
 
     **Attributes:** `edges` of the bins, increasing; `share` of the draws in each; `mean` and
-    `second_moment` of their losses, in nats per example and its square; NaN where there are none.
+    `second_moment` of their losses, in nats per example and its square; NaN for an empty bin.
     """
 
     edges: Float[np.ndarray, " edges"]
@@ -44,13 +44,13 @@ class EstimatorStatistics:
     - `variance`: of the loss of one draw (one example, time and noise).
     - `batch_variance`: of the mean of a batch, in the same unit: with independent times it is
       `variance / batch_size` for a large source, and less with times that cover [0, 1] evenly.
-    - `best_variance`: what `variance` would be under the best schedule or, which is the same, the best
-      times. For draws with the density $p(\lambda)$ the second moment is
+    - `best_variance`: the `variance` under the best schedule or, equivalently, the best times. For draws
+      with the density $p(\lambda)$ the second moment is
       $\tfrac14 \int w^2\, \mathbb E \lVert \epsilon - \hat\epsilon \rVert^4 / p\; d\lambda$, least where p
       is as the root of the numerator. Estimated over the bins of `by_logsnr`; NaN in discrete time, where
       the loss itself depends on the schedule.
     - `by_t`, `by_logsnr`: a `Profile` over time, and over the logsnr.
-    - `batch_size`, `batches`: how many draws at a time, and how often.
+    - `batch_size`, `batches`: draws per batch, and the number of batches.
     """
 
     mean: float
@@ -64,7 +64,7 @@ class EstimatorStatistics:
     batches: int
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """Plain numbers, for a JSON file: `None` for what is not known."""
+        """Plain numbers, for a JSON file: `None` for an unknown one."""
         names = ("mean", "mean_error", "variance", "batch_variance", "best_variance")
         found = {name: getattr(self, name) for name in names}
         record: dict[str, float | int | None] = {
@@ -85,27 +85,25 @@ def estimator_statistics(
     batches: int = 256,
     bins: int = 50,
 ) -> EstimatorStatistics:
-    """How the estimate of the diffusion loss that training uses is distributed.
+    """The distribution of training's estimate of the diffusion loss.
 
-    The variance of a batch is measured over batches that are drawn as training draws them. For the bound
-    all else comes from as many draws of a proposal (`diffkit.proposals`), reweighted to the times of
-    training: where these hardly visit the ends of the range, the variance that they show of themselves is
-    mostly too small. Other losses, of another weighting or of predicted variances too, are measured at
-    their own times.
+    The variance of a batch is measured over batches drawn as in training. For the bound, all else comes
+    from as many draws of a proposal (`diffkit.proposals`), reweighted to the times of training: times that
+    hardly visit the ends of the range usually show too small a variance themselves. Other losses, with
+    another weighting or with predicted variances, are measured at their own times.
 
     **Arguments:**
 
     - `model`: the model; its schedule decides the variance.
     - `source`: the examples, such as `dataset.test`, in a new order for each pass through them.
     - `key`: from `jax.random.key`.
-    - `weighting`, `time_sampler`, `steps`: the loss and how its times are drawn, as in
-      `diffkit.denoising_loss`.
+    - `weighting`, `time_sampler`, `steps`: the loss and its times, as in `diffkit.denoising_loss`.
     - `batch_size`, `batches`: draws in one estimate, and estimates.
     - `bins`: of the profiles.
 
     **Returns:** an `EstimatorStatistics`.
 
-    **Raises:** `ValueError` for fewer than two batches, or another number below 1; or examples that do not
+    **Raises:** `ValueError` for fewer than two batches, another number below 1, or examples that do not
     have the model's shape.
     """
     for name, value, least in (
@@ -153,8 +151,8 @@ def _draws(
 ) -> tuple[Float[np.ndarray, "count batch"], ...]:
     """Weighted losses, weights, times and logsnr, a row for each batch.
 
-    Drawn by the time sampler or, if there is one, by a proposal. The weight is the density of the one over
-    that of the other. A weighted loss is the weight times the loss that training would have there.
+    Drawn by the time sampler, or by a proposal if there is one. The weight is the density of the first over
+    that of the second. A weighted loss is the weight times the loss in training there.
     """
     chunk = min(_CHUNK, count)
     iterator = read(source, batch_size=batch_size, seed=0, chunk=chunk)
@@ -227,7 +225,7 @@ def _proposed(
 def _squares(
     weighted: Float[np.ndarray, "*draws"], weight: Float[np.ndarray, "*draws"]
 ) -> Float[np.ndarray, "*draws"]:
-    """The weighted squares of the losses: infinite where training has no draws and the bound has a part."""
+    """The weighted squares of the losses: infinite where the bound has a part but training never draws."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(weighted == 0, 0.0, weighted**2 / weight)
 

@@ -1,7 +1,7 @@
-"""What the ablations share: their two scales, how a sweep is launched, and the table at its end.
+"""Shared by the ablations: their two scales, how to launch a sweep, and the table at its end.
 
-An ablation is `diffkit train --multirun` with its settings filled in. Each setting that is given on the
-command line replaces the one of the same name here.
+An ablation is `diffkit train --multirun` with its settings filled in. Each setting on the command line
+replaces the one of the same name here.
 """
 
 import dataclasses
@@ -69,16 +69,16 @@ LAUNCHERS: Final[Mapping[str, Mapping[str, str]]] = {
         "hydra.launcher.max_num_timeout": "100",
     },
 }
-"""How the runs of a sweep are launched: one after the other, some at once, or as jobs of a cluster."""
+"""How to launch the runs of a sweep: one after the other, some at once, or as jobs of a cluster."""
 
 
 @dataclass(frozen=True)
 class Ablation:
     """A sweep, and the question that it answers.
 
-    **Arguments:** `name`: of the script and of the directory of its runs; `question`; `axes`: what is
-    varied, the values separated by commas, of which the first is what the others are compared with;
-    `tiny`, `paper`: settings of that scale that differ from those in `SCALES` and in `axes`.
+    **Arguments:** `name`: of the script and of the directory of its runs; `question`; `axes`: the settings
+    to vary, with values separated by commas, the first the baseline of the others; `tiny`, `paper`:
+    settings of that scale that differ from those in `SCALES` and in `axes`.
     """
 
     name: str
@@ -89,9 +89,9 @@ class Ablation:
 
     def settings(self, scale: str, given: Mapping[str, str] | None = None) -> dict[str, str]:
         """All settings of the sweep, the seeds last: runs of a variant then follow each other, and share
-        what is compiled where one process runs them.
+        compiled code within one process.
 
-        **Arguments:** `scale`: a key of `SCALES`; `given`: what the command line replaces.
+        **Arguments:** `scale`: a key of `SCALES`; `given`: settings of the command line.
 
         **Raises:** `ValueError` for an unknown scale.
         """
@@ -105,7 +105,7 @@ class Ablation:
 
 
 def jobs(settings: Mapping[str, str]) -> list[list[str]]:
-    """The overrides of each run of a sweep, in the order in which Hydra goes through them."""
+    """The overrides of each run of a sweep, in Hydra's order."""
     words = [f"{name}={value}" for name, value in settings.items()]
     found: list[list[str]] = [[]]
     for override in OverridesParser.create().parse_overrides(words):

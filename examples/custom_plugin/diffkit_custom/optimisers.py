@@ -5,7 +5,7 @@ import diffkit as dk
 
 @dk.register("optimiser", "custom_adamax")
 class Adamax(dk.AbstractOptimiser):
-    """Adam by the largest gradient in place of the mean square (arXiv 1412.6980, algorithm 2).
+    """Adam with the largest gradient instead of the mean square (arXiv 1412.6980, algorithm 2).
 
     **Arguments:** `b1`, `b2`: decay rates, by default `train.b1` and `train.b2`.
     """
@@ -14,7 +14,7 @@ class Adamax(dk.AbstractOptimiser):
     b2: float | None = None
 
     def transformation(self, learning_rate, decays):
-        """The transformation, of optax."""
+        """The optax transformation."""
         import optax
 
         return optax.adamax(learning_rate, **vars(self))

@@ -11,18 +11,16 @@ import diffkit as dk
 
 @dk.register("grid", "respaced")
 class Respaced(dk.AbstractGrid):
-    """Evenly spread among the times of a discrete-time model, and at no other time.
+    """Spreads steps evenly among the times of a discrete-time model, and uses no other time.
 
-    Improved DDPM, section 4: of the `timesteps` noise levels that a model was trained on, `steps + 1`
-    are visited, both ends included, each the nearest to an even spread. Choose it for a model with
-    `timesteps` discrete noise levels (`linear_beta`, `iddpm_cosine`), to sample at levels that it knows;
-    with `timesteps - 1` steps it visits all of them. Under any schedule level k is t = k /
-    (timesteps - 1).
+    Improved DDPM, section 4: visits `steps + 1` of the `timesteps` noise levels in training, both ends
+    included, each the nearest to an even spread. Choose it for a model with `timesteps` discrete noise
+    levels (`linear_beta`, `iddpm_cosine`), to sample at levels that it knows; `timesteps - 1` steps visit
+    all of them. Under any schedule level k is t = k / (timesteps - 1).
 
     **Arguments:** `timesteps`: the number of discrete noise levels.
 
-    **Raises:** `ValueError` for fewer than two of them; when called, for more steps than lie between
-    them.
+    **Raises:** `ValueError` for fewer than two levels; when called, for more steps than lie between them.
     """
 
     timesteps: int = eqx.field(default=1000, static=True)
@@ -40,6 +38,6 @@ class Respaced(dk.AbstractGrid):
                 f"steps must be at most {last} for grid=respaced with timesteps={self.timesteps}, "
                 f"got {steps}. Take fewer steps, or grid=uniform_t."
             )
-        # In integers, rounding to the nearest: distinct, since the spread is at least one.
+        # In integers, rounded to the nearest: distinct because the spread is at least one.
         level = (2 * last * np.arange(steps, -1, -1) + steps) // (2 * steps)
         return jax.vmap(schedule)(jnp.asarray(level / last, float))

@@ -17,24 +17,24 @@ class EpsilonRange(dk.AbstractParameterization):
     r"""The network predicts the noise, and the variance of each reverse step within its range.
 
     Improved DDPM (arXiv 2102.09672), equation 15: the log variance of $p(z_s \mid z_t)$ is
-    $v \log \beta_t + (1 - v) \log \tilde\beta_t$, v = 1 that of the forward step, v = 0 that of the
-    posterior. The network has two outputs; the second one o gives $v = (o + 1) / 2$, unbounded, as
-    published. The squared error of the noise says nothing of v, so `diffkit.DiffusionLoss` leaves v out of
-    it and adds `vlb_weight` times the bound of the discrete-time model with `steps` steps, in bits,
-    through whose means no gradient flows: with `weighting=simple` that is the hybrid loss
+    $v \log \beta_t + (1 - v) \log \tilde\beta_t$, v = 1 for the forward step, v = 0 for the posterior. The
+    network has two outputs; the second, o, gives $v = (o + 1) / 2$, unbounded, as published. The squared
+    error of the noise does not depend on v, so `diffkit.DiffusionLoss` leaves v out of it and adds
+    `vlb_weight` times the bound of the discrete-time model with `steps` steps, in bits, without a gradient
+    through its means: with `weighting=simple` that is the hybrid loss
     $L_\text{simple} + 0.001\, L_\text{vlb}$ (equation 16).
 
-    Choose it to sample with few ancestral steps, or for a discrete-time likelihood; what is gained in
-    either vanishes with the number of steps.
+    Choose it to sample with few ancestral steps, or for a discrete-time likelihood; the gain in either
+    vanishes with the number of steps.
 
     **Arguments:**
 
-    - `steps`: T of the bound from which the variances are learnt. Under a schedule of K discrete levels
-      it is K - 1 for steps from level to level.
-    - `vlb_weight`: the weight of that bound, in bits, beside the other loss in squared error; both are
-      summed over dimensions, or both averaged, which is the same.
+    - `steps`: T of the bound that trains the variances. Under a schedule of K discrete levels, K - 1
+      makes steps from level to level.
+    - `vlb_weight`: the weight of that bound, in bits, against the other loss in squared error; sum both
+      over dimensions or average both, which is equivalent.
 
-    **Raises:** `ValueError` if `steps` is below 1, or `vlb_weight` negative.
+    **Raises:** `ValueError` if `steps` is below 1 or `vlb_weight` is negative.
     """
 
     outputs: ClassVar[int] = 2
@@ -53,7 +53,7 @@ class EpsilonRange(dk.AbstractParameterization):
 
     def read(self, output: Float[Array, "..."]) -> tuple[Example, Example]:
         target, place = jnp.split(output, 2)
-        # From [-1, 1], where a network that starts at zero starts in the middle.
+        # From [-1, 1]: a network that starts at zero starts in the middle.
         return target, 0.5 * (place + 1)
 
     def extra_loss(

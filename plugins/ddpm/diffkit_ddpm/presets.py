@@ -1,4 +1,4 @@
-"""DDPM, improved DDPM and simple diffusion as presets: which parts make them up, and from where.
+"""DDPM, improved DDPM and simple diffusion as presets: their parts, and the source of each.
 
 The networks are diffkit's `unet` at the published size. It differs from the published ones in details:
 it adds its input to its output, has as many blocks on the way up as on the way down (they have one
@@ -57,8 +57,8 @@ DDPM = dk.register("preset", "ddpm")(
 """DDPM (Ho, Jain and Abbeel 2020, arXiv 2006.11239) for CIFAR-10.
 
 Hyper-parameters: section 4 and appendix B, and the published code (github.com/hojonathanho/diffusion,
-scripts/run_cifar.py). That also mirrors images at random. All 1000 noise levels are visited with 999
-steps; from the first one, of noise 0.01, the decoder leads to the data.
+scripts/run_cifar.py), which also mirrors images at random. 999 steps visit all 1000 noise levels; from
+the first one, of noise 0.01, the decoder leads to the data.
 """
 
 _IDDPM_LEVELS = 4000  # README of the code, CIFAR-10: --diffusion_steps 4000
@@ -168,7 +168,7 @@ whole log SNR, ends included, so another resolution d changes three options: `sc
 `schedule.logsnr_max` to 15 + s and `schedule.logsnr_min` to -15 + s. For d = 128 they are -1.3863,
 13.6137 and -16.3863.
 
-The paper's larger model has a U-ViT, a U-Net whose 16x16 level is a transformer of 36 blocks; it is not
-here, nor are the class labels, the multiscale loss and the wavelet patches that the paper uses for 256x256
-and beyond. Network and optimiser could not be checked against the paper: see the comments beside them.
+Not included: the U-ViT of the paper's larger model (a U-Net whose 16x16 level is a transformer of 36
+blocks), class labels, and the multiscale loss and wavelet patches for 256x256 and beyond. Network and
+optimiser could not be checked against the paper: see the comments beside them.
 """

@@ -3,8 +3,8 @@ r"""The discrete noise levels of DDPM and improved DDPM, read as schedules in co
 A chain $q(z_k \mid z_{k-1}) = N(\sqrt{1 - \beta_k}\, z_{k-1}, \beta_k I)$ has the noise levels
 $\bar\alpha_k = \prod_{i \le k} (1 - \beta_i)$ (DDPM, arXiv 2006.11239, equation 4), that is
 $\lambda_k = \log \bar\alpha_k - \log(1 - \bar\alpha_k)$. With K of them, counted from k = 0, the time
-t = k / (K - 1) is level k: t = 0 has the least noise, t = 1 the most. Between them stands a monotone
-cubic, so that every time has a noise level and a slope.
+t = k / (K - 1) is level k: t = 0 has the least noise, t = 1 the most. A monotone cubic between them
+gives every time a noise level and a slope.
 """
 
 import math
@@ -24,14 +24,13 @@ _NEWTON_STEPS = 7
 class DiscreteBetas(dk.AbstractSchedule):
     r"""Any discrete chain of variances $\beta_k$ as a schedule in continuous time.
 
-    Choose it to train or evaluate a model over the very noise levels of a published discrete-time
+    Choose it to train or evaluate a model over the exact noise levels of a published discrete-time
     model; `linear_beta` and `iddpm_cosine` are the two well-known ones. At t = k / (K - 1) it is the
     chain's own level, to the rounding of t. Between two levels it is the monotone cubic of Fritsch and
     Butland (1984), also known as PCHIP: the slope at a level is the harmonic mean of the secants on its
-    two sides, so that the curve is strictly decreasing and its slope continuous, and neither is zero.
+    two sides, so the curve is strictly decreasing, with a continuous slope that is never zero.
 
-    Its coefficients are computed in float64 and kept in a `diffkit.Buffer`: they are neither trained
-    nor averaged.
+    Its coefficients are computed in float64 and kept in a `diffkit.Buffer`: neither trained nor averaged.
 
     **Arguments:** `betas`: the variances of the K forward steps, least noise first.
 
@@ -53,7 +52,7 @@ class DiscreteBetas(dk.AbstractSchedule):
     def __call__(self, t: ScalarLike) -> Scalar:
         table = self.cubics.get()
         position = as_float(t) * (len(table) - 1)
-        # The last row is a straight line, so that t = 1 is exact.
+        # The last row is a straight line: t = 1 is exact.
         index = jnp.clip(jnp.floor(position), 0, len(table) - 1).astype(int)
         return _cubic(table[index], position - index)[0]
 
@@ -61,13 +60,13 @@ class DiscreteBetas(dk.AbstractSchedule):
         table, logsnr = self.cubics.get(), as_float(logsnr)
         # The number of levels above, not a binary search: one pass, and no loop on an accelerator.
         index = jnp.clip(jnp.sum(table[:, 0] > logsnr) - 1, 0, len(table) - 2)
-        # Relative to the wanted value, so that the difference keeps its digits.
+        # Relative to the wanted value, to keep the digits of the difference.
         row = jnp.append(table[index, 0] - logsnr, table[index, 1:])
         return (index + _root(row)) / (len(table) - 1)
 
 
 def _logsnr(betas: np.ndarray) -> np.ndarray:
-    """log SNR of each level, from log alpha_bar, so that neither end loses its digits."""
+    """log SNR of each level, from log alpha_bar, to keep the digits at both ends."""
     log_alpha_bar = np.cumsum(np.log1p(-betas.astype(np.float64)))
     return log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
 
@@ -119,8 +118,8 @@ def linear_beta(
     r"""DDPM's schedule: $\beta_k$ in even steps from $10^{-4}$ to 0.02, 1000 of them.
 
     Ho, Jain and Abbeel 2020 (arXiv 2006.11239), section 4. log SNR runs from 9.2 to -10.1. Choose it to
-    reproduce DDPM and what is built on it; improved DDPM found that it destroys the information of
-    small images sooner than need be.
+    reproduce DDPM and its successors; improved DDPM found that it destroys the information of small
+    images too soon.
 
     **Arguments:** `steps`: the number of noise levels; `beta_start`, `beta_end`: the variances of the
     first and of the last forward step. With another number of steps the ends should change in inverse
@@ -141,9 +140,9 @@ def iddpm_cosine(*, steps: int = 1000, offset: float = 0.008) -> DiscreteBetas:
 
     $\bar\alpha_k = f((k + 1) / K) / f(0)$ with $f(u) = \cos^2(\frac\pi2 \frac{u + s}{1 + s})$, and
     $\beta_k = \min(1 - \bar\alpha_k / \bar\alpha_{k - 1},\ 0.999)$: Nichol and Dhariwal 2021 (arXiv
-    2102.09672), equation 17 and below. log SNR runs from 10.1 to -19.8; the last step is nearly all of
-    the signal that is left. Choose it to reproduce improved DDPM; `cosine` of diffkit is the same
-    curve in continuous time, with the ends where you want them.
+    2102.09672), equation 17 and below. log SNR runs from 10.1 to -19.8; the last step removes nearly all
+    of the remaining signal. Choose it to reproduce improved DDPM; `cosine` of diffkit is the same curve
+    in continuous time, with ends of your choice.
 
     **Arguments:** `steps`: K, the number of noise levels; `offset`: s, which keeps the first step
     from being too small.

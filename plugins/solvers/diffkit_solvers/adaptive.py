@@ -16,15 +16,15 @@ _METHODS = {"tsit5": "Tsit5", "dopri8": "Dopri8"}
 class Adaptive(AbstractOneStepSampler):
     r"""An adaptive Runge-Kutta solver of the probability-flow ODE.
 
-    Each step of the grid is solved to the tolerance, by as many steps of the solver as that takes, each
-    example by itself (in a batch all wait for the slowest). The number of steps of the grid does not
-    matter for the result; one is the cheapest. Choose it for a reference, or where the error must be
-    known; it calls the network some hundreds of times.
+    Solves each step of the grid to the tolerance, with as many solver steps as needed, separately for each
+    example (a batch waits for its slowest). The number of steps of the grid does not affect the result; one
+    is the cheapest. Choose it as a reference, or if the error must be known; it calls the network some
+    hundreds of times.
 
     It solves the form `v`, $u = \cos\varphi\, y$ with $du / d\varphi = v$ and $\tan \varphi = \rho$
     (u is the latent of the variance preserving process), with the logsnr in place of time:
     $du / d\lambda = -\tfrac12 \sin\varphi \cos\varphi\, v$. Both u and that derivative stay of order one
-    at both ends, so that one absolute tolerance is right for all noise levels.
+    at both ends, so one absolute tolerance fits all noise levels.
 
     **Arguments:**
 
@@ -57,7 +57,7 @@ class Adaptive(AbstractOneStepSampler):
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}.")
 
     def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
-        # Here and not above: it takes a second to import, and every look at the registry would wait.
+        # Not at the top: it takes a second to import, and every look-up in the registry would wait.
         import diffrax
 
         form, (logsnr_t, logsnr_s, _) = FORMS["v"], step

@@ -1,26 +1,26 @@
-r"""The multistep machine: one method, of which the published multistep samplers are choices.
+r"""The multistep machine: one method that includes the published multistep samplers.
 
 **The step.** In a form of the probability-flow ODE, $u = s(\lambda)\, y$ with
 $du / d\kappa(\lambda) = q$ (`diffkit.samplers.FORMS`), the step from $t$ to $s$ replaces q by the
 polynomial in a variable $\tau(\lambda)$ through its last values, $q_0$ (at $t$), $q_1, q_2, \dots$ In
-Newton's form that polynomial is a sum to which each point adds one term:
+Newton's form each point adds one term to that polynomial:
 
 $$s_s\, y_s = s_t\, y_t + \sum_{k=0}^{p-1} I_k\, [\tau_0, \dots, \tau_k]\, q, \qquad
   I_k = \int_{\kappa_t}^{\kappa_s} \prod_{i<k} (\tau - \tau_i) \, d\kappa,$$
 
 with the divided differences $[\tau_0, \dots, \tau_k]\, q$.
 
-**The corrector.** Once q is known at the end of a step, the step can be done again with that point
-in the polynomial, from the same start and with the same earlier points (the idea of UniC: Zhao, Bai,
-Rao, Zhou and Lu 2023, arXiv 2302.04867, section 3). In Newton's form it adds one term more,
-$I_p\, [\tau_0, \dots, \tau_{p-1}, \tau_{new}]\, q$: no call of the network, nothing to be done again,
-and a divided difference that the next step needs anyway.
+**The corrector.** Once q is known at the end of a step, the step can be redone with that point in the
+polynomial, from the same start and with the same earlier points (the idea of UniC: Zhao, Bai, Rao,
+Zhou and Lu 2023, arXiv 2302.04867, section 3). In Newton's form this adds one more term,
+$I_p\, [\tau_0, \dots, \tau_{p-1}, \tau_{new}]\, q$: no call of the network, nothing to redo, and a
+divided difference that the next step needs anyway.
 
-**The numbers.** The integrals are taken by Gauss-Legendre quadrature in $\lambda$, on scalars. There
-are closed forms (the papers print them), but in short steps they are differences of nearly equal
-numbers: at some hundred steps none of their digits are left in float32. Each $\tau - \tau_i$ is
-computed as an offset from the start of the step, by `expm1`. The step is an increment of y, written in
-differences of q, so that a constant q is integrated exactly.
+**The numbers.** Gauss-Legendre quadrature in $\lambda$ computes the integrals, on scalars. Closed
+forms exist (the papers print them), but in short steps they are differences of nearly equal numbers:
+at some hundred steps they have no digits left in float32. Each $\tau - \tau_i$ is computed as an offset
+from the start of the step, by `expm1`. The step is an increment of y, written in differences of q, so
+it integrates a constant q exactly.
 """
 
 import itertools
@@ -84,7 +84,7 @@ class Multistep(dk.AbstractSampler):
     on grids even in logsnr or in a power of rho (`uniform_logsnr`, `rho`): there it is the most accurate on
     average over the problems of `benchmarks/samplers.py`, and with `points=4` is more so at most counts.
     Below twenty choose `deis`. On grids uniform in time (`uniform_t`) choose `ab_v`.
-    The published samplers are other choices, and have names of their own:
+    The published samplers are other choices, with their own names:
 
     | name | `form` | `variable` | `points` | `corrector` | `midpoint` | `eta` |
     |---|---|---|---|---|---|---|
@@ -97,20 +97,19 @@ class Multistep(dk.AbstractSampler):
     | `ab_v` | `v` | `kappa` | 3 | | | 0 |
 
     **Order.** p points give order p, and p + 1 with the corrector. The method starts with one point and
-    gains one with each step; with three points or more the first steps are corrected in any case, which
-    leaves a single error of order 3 from the start. It cannot be seen where the data are lost in noise
-    at the start, as they should be; a method of order above 3 that starts in the middle is of order 3.
+    gains one with each step; with three points or more the first steps are always corrected, which leaves
+    a single error of order 3 from the start. It does not show if the data are lost in noise at the start,
+    as they should be; a method of order above 3 that starts in the middle is of order 3.
 
-    Where a step is several times as long as the one before it, extrapolation magnifies errors. There the
-    order is lowered, for that step, to the highest whose weights have $\sum_j |w_j|$ at most 3, 7 or 10
-    times $|\sum_j w_j|$ (for 2, 3, 4 points).
+    After a much shorter step, extrapolation magnifies errors. The order of the step is then lowered to the
+    highest whose weights have $\sum_j |w_j|$ at most 3, 7 or 10 times $|\sum_j w_j|$ (for 2, 3, 4 points).
 
     **Long steps.** In a step of more than 4.25 in logsnr, where $\rho$ falls to less than an eighth, a
-    polynomial in logsnr has one point: the others are too far away. If the step is long otherwise too
-    (`diffkit.samplers.is_long`), a polynomial in any variable has one, the step is not corrected, and what
-    came before is forgotten. Without noise it is a step of DDIM; in the form `v` one point would be a step
-    along the tangent of a circle. So the error of one to four steps is at most twice that of DDIM. Once
-    three earlier values are known, 8 stands in place of 4.25.
+    polynomial in logsnr has one point: the others are too far away. If `diffkit.samplers.is_long` too, a
+    polynomial in any variable has one, the step is not corrected, and the history is dropped. Without noise
+    it is a step of DDIM; in the form `v` one point would be a step along the tangent of a circle. The error
+    of one to four steps is therefore at most twice that of DDIM. Once three earlier values are known, 8
+    replaces 4.25.
 
     **Noise.** With `eta` above 0 it is the multistep method for the reverse SDE: form `x` with
     $u = y / \rho^{1 + \eta^2}$ and $\kappa = \rho^{-(1 + \eta^2)}$, and noise of variance
@@ -121,13 +120,13 @@ class Multistep(dk.AbstractSampler):
 
     **Arguments:**
 
-    - `form`: what is extrapolated and its scaling, a name in `diffkit.samplers.FORMS`.
-    - `variable`: in what it is a polynomial: `logsnr`, `rho`, or `kappa`, the form's own variable.
+    - `form`: the quantity to extrapolate and its scaling, a name in `diffkit.samplers.FORMS`.
+    - `variable`: of the polynomial: `logsnr`, `rho`, or `kappa`, the form's own variable.
     - `points`: how many values the polynomial goes through, 1 to 4.
-    - `corrector`: correct each step once its end is known. A step so long that it could magnify errors
-      is left as it is.
-    - `midpoint`: take the value in the middle of the step (in logsnr) for the whole step, rather than
-      integrate the polynomial. It is of order 2 and extrapolates half as far: milder in long steps.
+    - `corrector`: correct each step once its end is known, unless it is so long that this could magnify
+      errors.
+    - `midpoint`: use the value in the middle of the step (in logsnr) for the whole step instead of
+      integrating the polynomial. It is of order 2 and extrapolates half as far: milder in long steps.
     - `eta`: the strength of the noise; 0 is the probability-flow ODE.
 
     **Raises:** `ValueError` for an unknown form or variable, for `points` out of range, for `midpoint`
@@ -261,7 +260,7 @@ class Multistep(dk.AbstractSampler):
     def _integrals(
         self, form: Form, tau: Float[Array, " points"], logsnr_t: Scalar, logsnr_s: Scalar
     ) -> tuple[Float[Array, " points"], Scalar]:
-        """What the step is made of, per unit of the scale at its end.
+        """The terms of the step, per unit of the scale at its end.
 
         **Returns:** the integrals of Newton's basis polynomials; and the change of y at constant u.
         """
@@ -290,7 +289,7 @@ def _divided_differences(tau: Float[Array, " points"]) -> Float[Array, "points p
 
 
 def _noisy(eta: float) -> Form:
-    """The form `x` of the reverse SDE: with the power 1 + eta^2 of rho in place of the first."""
+    """The form `x` of the reverse SDE: with the power 1 + eta^2 of rho instead of the first."""
     power = 1 + eta**2
 
     def kappa(logsnr: Scalar) -> Scalar:
