@@ -217,7 +217,7 @@ class Denoiser(AbstractDenoiser):
         self.network = network
         self.parameterization = parameterization
         self.process = process
-        self.data_std = data_std
+        self.data_std = float(data_std)
 
     def __call__(
         self,

@@ -74,8 +74,8 @@ class Guided(AbstractDerivedDenoiser):
                 f"interval must be (min, max) of logsnr, such as (-3.0, 4.0), got {interval}."
             )
         self.denoiser = denoiser
-        self.scale = scale
-        self.interval = interval
+        self.scale = float(scale)
+        self.interval = interval and (float(interval[0]), float(interval[1]))
 
     @property
     def process(self) -> AbstractProcess:

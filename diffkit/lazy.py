@@ -43,7 +43,7 @@ def lazy_imports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
             value = getattr(importlib.import_module(homes[name]), name)
             setattr(module, name, value)
             return value
-        raise AttributeError(f"module {package!r} has no attribute {name!r}.")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     def names() -> list[str]:
         return sorted({*homes, *modules, *(name for name in vars(module) if name.startswith("__"))})

@@ -88,7 +88,7 @@ def check_range(
             "logsnr_max must be finite and greater than logsnr_min, "
             f"got {logsnr_max=}, {logsnr_min=}."
         )
-    return logsnr_max, logsnr_min
+    return float(logsnr_max), float(logsnr_min)
 
 
 def ordered_endpoints(schedule: AbstractSchedule) -> tuple[float, float]:
@@ -176,7 +176,7 @@ class Cosine(AbstractSchedule):
         self.logsnr_max, self.logsnr_min = check_range(logsnr_max, logsnr_min, levels)
         if not math.isfinite(shift):
             raise ValueError(f"shift must be finite, got {shift}.")
-        self.shift = shift
+        self.shift = float(shift)
 
     def _angles(self) -> tuple[float, float, float, float]:
         # pi t' / 2 at both ends, and its complement to pi / 2, computed separately: at the noise end it is
@@ -216,8 +216,8 @@ class Truncated(AbstractSchedule):
     """
 
     schedule: AbstractSchedule
-    logsnr_max: float = eqx.field(static=True)
-    logsnr_min: float = eqx.field(static=True)
+    logsnr_max: float = eqx.field(static=True, converter=float)
+    logsnr_min: float = eqx.field(static=True, converter=float)
 
     def __check_init__(self):
         maximum, minimum = (float(end) for end in self.schedule.endpoints)

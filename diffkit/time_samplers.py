@@ -143,7 +143,7 @@ class Adaptive(AbstractAdaptiveTimeSampler):
             raise ValueError(f"decay must be in [0, 1), got {decay}.")
         if not (math.isfinite(floor) and 0 < floor <= 1):
             raise ValueError(f"floor must be in (0, 1], got {floor}.")
-        self.bins, self.decay, self.floor = bins, decay, floor
+        self.bins, self.decay, self.floor = bins, float(decay), float(floor)
         # The moving average is total / weight, which needs no initial value.
         self.total = jnp.zeros((bins,))
         self.weight = jnp.zeros((bins,))

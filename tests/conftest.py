@@ -46,8 +46,9 @@ def toy():
 def toy_model():
     """A function that makes a small model for `toy`; keyword arguments replace its parts."""
 
-    def make(**parts):
+    def make(condition_size=0, **parts):
         parts = {"network": ("mlp", {"width": 8, "depth": 1}), "schedule": "learned_linear"} | parts
-        return dk.preset("vdm", **parts).model(shape=(2,), levels=8, key=jax.random.key(0))
+        spec = {"shape": (2,), "levels": 8, "condition_size": condition_size}
+        return dk.preset("vdm", **parts).model(**spec, key=jax.random.key(0))
 
     return make

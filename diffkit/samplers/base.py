@@ -101,7 +101,13 @@ class Step(NamedTuple):
 
 
 class AbstractOneStepSampler(AbstractSampler):
-    """A sampler that carries nothing from step to step: a formula."""
+    """A sampler that carries nothing from step to step: a formula.
+
+    By default deterministic, with one call of the network per step; `order` is its own to say.
+    """
+
+    stochastic: ClassVar[bool] = False
+    calls: ClassVar[int] = 1
 
     @abc.abstractmethod
     def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
