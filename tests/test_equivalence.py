@@ -499,7 +499,7 @@ V_COSINE = dk.Preset(
 
 
 def steps(number, schedule="linear_logsnr"):
-    return dk.Preset(schedule=(schedule, SCHEDULE), train={"timesteps": number})
+    return dk.Preset(schedule=(schedule, SCHEDULE), train={"loss_steps": number})
 
 
 def differing(comparison):

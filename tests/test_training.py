@@ -253,7 +253,7 @@ def test_data_that_do_not_fit_are_refused(toy, toy_model):
             {"decay": "step"},
             "train.decay must be one of constant, cosine, linear, rsqrt, got 'step'",
         ),
-        ({"timesteps": 0}, "train.timesteps must be at least 1 or None"),
+        ({"loss_steps": 0}, "train.loss_steps must be at least 1 or None"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, message):

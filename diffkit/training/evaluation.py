@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Real
 from diffkit.data import AbstractSource, batches
 from diffkit.model import DiffusionModel, check_levels
 from diffkit.objectives import expected_reconstruction, prior_term, proposed_diffusion, vlb
+from diffkit.presets import Assembly
 from diffkit.proposals import Proposal, measured, propose
 from diffkit.schedules import AbstractSchedule, minimises_variance, ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler
@@ -65,6 +67,16 @@ class Evaluation:
         }
 
 
+@runtime_checkable
+class Trained(Protocol):
+    """What `diffkit.fit` returns, a `diffkit.Fit`."""
+
+    @property
+    def model(self) -> DiffusionModel: ...
+    @property
+    def assembly(self) -> Assembly: ...
+
+
 @eqx.filter_jit
 def _ends(
     model: DiffusionModel, x: Real[Array, "batch *shape"], key: PRNGKey
@@ -110,7 +122,7 @@ def _diffusion(
 
 
 def evaluate(
-    model: DiffusionModel,
+    model: DiffusionModel | Trained,
     source: AbstractSource,
     *,
     key: PRNGKey,
@@ -129,11 +141,12 @@ def evaluate(
 
     **Arguments:**
 
-    - `model`: the model.
+    - `model`: a model, or what `fit` returned.
     - `source`: the examples, such as `dataset.test`. If it has conditions, the bound is on the
       likelihood given them.
     - `key`: from `jax.random.key`.
-    - `steps`: the number T of steps of the discrete-time model; `None` for continuous time.
+    - `steps`: the number T of steps of the discrete-time model; `None` for continuous time, or for the T
+      of the training if `model` is a `diffkit.Fit`.
     - `passes`: draws of time and noise per example.
     - `batch_size`: about how many latents to pass to the network in one call.
     - `time_sampler`: draws times instead.
@@ -146,6 +159,9 @@ def evaluate(
 
     **Warns:** `TransportWarning` if the range of `schedule` is not the model's.
     """
+    if not isinstance(model, DiffusionModel):
+        steps = steps or model.assembly.preset.train.get("loss_steps")
+        model = model.model
     if schedule is not None:
         model = transport(model, schedule=schedule)
     for name, value in (("passes", passes), ("batch_size", batch_size), ("steps", steps)):
