@@ -26,12 +26,12 @@ _BATCHES_FOR_A_PILOT = 8
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The VLB of a source in bits per dimension: means over examples, with standard errors.
+    """The VLB of a source in nats per example, as in `diffkit.VLB`, with standard errors.
 
-    **Attributes:** `prior`, `reconstruction`, `diffusion`, `total`: pairs (mean, standard error);
-    `examples`: their number; `passes`: draws per example; `steps`: T, or `None` for continuous time;
-    `draws`: how the noise levels of the diffusion term were drawn; `per_example`: the total of each
-    example, in the order of the source.
+    **Attributes:** `prior`, `reconstruction`, `diffusion`, `total`: pairs (mean over examples, standard
+    error); `examples`: their number; `passes`: draws per example; `steps`: T, or `None` for continuous
+    time; `draws`: how the noise levels of the diffusion term were drawn; `per_example`: the total of each
+    example, in the order of the source; `dimensions`: of an example.
 
     `draws` is `"pilot"` if a pilot measured the errors of the model first, `"uniform_logsnr"` for draws
     uniform in `logsnr`, `"schedule"` for those of a schedule that minimises the variance, or the class of
@@ -51,12 +51,22 @@ class Evaluation:
     steps: int | None
     draws: str
     per_example: Float[np.ndarray, " examples"]
+    dimensions: int
+
+    @property
+    def bits_per_dim(self) -> tuple[float, float]:
+        """The total and its standard error in bits per dimension."""
+        return self._bits(self.total)
+
+    def _bits(self, nats: tuple[float, float]) -> tuple[float, float]:
+        scale = 1 / (self.dimensions * math.log(2))
+        return scale * nats[0], scale * nats[1]
 
     def as_dict(self) -> dict[str, float | int | str | None]:
-        """Plain values, for a JSON file: `None` for an unknown standard error."""
+        """Plain values in bits per dimension, for a JSON file: `None` for an unknown standard error."""
         record: dict[str, float | int | str | None] = {}
         for name in ("prior", "reconstruction", "diffusion", "total"):
-            mean, error = getattr(self, name)
+            mean, error = self._bits(getattr(self, name))
             record[f"{name}_bits_per_dim"] = mean
             record[f"{name}_standard_error"] = error if math.isfinite(error) else None
         return record | {
@@ -193,8 +203,7 @@ def evaluate(
         )
         terms = jnp.concatenate([ends, diffusion[None]])
         collected.append(terms[:, : len(jax.tree.leaves(batch)[0])])
-    scale = 1 / (math.prod(model.shape) * math.log(2))
-    terms = scale * np.concatenate([np.asarray(part, np.float64) for part in collected], axis=1)
+    terms = np.concatenate([np.asarray(part, np.float64) for part in collected], axis=1)
     total = terms.sum(axis=0)
     count = total.size
 
@@ -212,6 +221,7 @@ def evaluate(
         steps=steps,
         draws=draws,
         per_example=total,
+        dimensions=math.prod(model.shape),
     )
 
 

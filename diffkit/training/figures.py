@@ -109,7 +109,7 @@ def save_variant_samples(
         axes.set_axis_off()
     for axes, (name, values) in zip(places, samples.items(), strict=False):
         axes.set_title(_plain(name), fontsize="small")
-        # Levels begin at 0. Their number is unknown here: the largest one drawn stands for it.
+        # Integers begin at 0. Their number is unknown here: the largest one drawn stands for it.
         alike = [
             s
             for s in samples.values()

@@ -316,7 +316,7 @@ def train(
                 result = evaluate(
                     state.averaged_model, data.test, key=key, passes=config.evaluate_passes
                 )
-                tell(step, {"test_bits_per_dim": result.total[0]}, state)
+                tell(step, {"test_bits_per_dim": result.bits_per_dim[0]}, state)
             if save and checkpoints is not None:
                 checkpoints.save(step, state, {"seconds": seconds()})
     return Fit(state.averaged_model, state, records, parts, directory)
