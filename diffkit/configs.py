@@ -23,7 +23,6 @@ from jaxtyping import Array
 from diffkit import registry
 from diffkit.data import AbstractDataset
 from diffkit.files import replace_text
-from diffkit.model import DiffusionModel
 from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, DataSpec, Preset, resolve
 from diffkit.registry import CONTEXT, Context, complete, is_constructor, name_of
 
@@ -129,21 +128,8 @@ def config_of(preset: Preset, data: Any, settings: Any) -> dict[str, Any]:
 
 def nodes_of(preset: Preset, data: DataSpec) -> dict[str, dict[str, Any]]:
     """The node of each kind of a preset."""
-    context = Context(
-        shape=data.shape,
-        levels=data.levels,
-        condition_size=data.condition_size,
-        data_std=preset.data_std,
-        statistics=data.statistics,
-        key=jax.random.key(0),
-    )
+    context = Context(**vars(data), data_std=preset.data_std, key=jax.random.key(0))
     return {kind: node_of(kind, getattr(preset, kind), context) for kind in KINDS}
-
-
-def model_nodes(model: DiffusionModel) -> dict[str, dict[str, Any]]:
-    """The node of each part of a model assembled by hand."""
-    nodes = nodes_of(Preset.of(model), DataSpec(model.shape, model.decoder.levels))
-    return {kind: nodes[kind] for kind in MODEL_KINDS}
 
 
 def spec_of(config: Mapping[str, Any], data: AbstractDataset | None = None) -> DataSpec:
@@ -175,15 +161,11 @@ def node_of(kind: str, choice: Any, context: Context = Context()) -> dict[str, A
     instance.
     """
     part = resolve(kind, choice)
-    if not is_constructor(part):
-        cls, options = type(part), _options(part, context)
-        if options is None or not _is_known(kind, cls):
-            return _foreign(part)
-        return _node(cls, options)
-    positional = isinstance(part, functools.partial) and part.args
-    cls = part.func if isinstance(part, functools.partial) else part
-    options = part.keywords if isinstance(part, functools.partial) else {}
-    if positional or not _is_known(kind, cls) or not all(map(_is_plain, options.values())):
+    if isinstance(part, functools.partial):
+        cls, options = part.func, None if part.args else part.keywords
+    else:
+        cls, options = (part, {}) if is_constructor(part) else (type(part), _options(part, context))
+    if options is None or not _is_known(kind, cls) or not all(map(_is_plain, options.values())):
         return _foreign(part)
     return _node(cls, options)
 
@@ -224,8 +206,11 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | str | os.PathLike | None)
 
 
-def _attributes(part: Any) -> dict[str, Any] | None:
-    """The options of an instance, from attributes of the same names; `None` if one is missing."""
+def _options(part: Any, context: Context) -> dict[str, Any] | None:
+    """The options that make the same part again, or `None` if they cannot be found.
+
+    They are its attributes of the same names.
+    """
     options = {}
     for name, parameter in inspect.signature(type(part)).parameters.items():
         if name in CONTEXT:
@@ -236,14 +221,6 @@ def _attributes(part: Any) -> dict[str, Any] | None:
         if value is parameter.empty or not _is_plain(value):
             return None
         options[name] = value
-    return options
-
-
-def _options(part: Any, context: Context) -> dict[str, Any] | None:
-    """The options that make the same part again, or `None` if they cannot be found."""
-    options = _attributes(part)
-    if options is None:
-        return None
     try:
         again = eqx.filter_eval_shape(complete, functools.partial(type(part), **options), context)
     except Exception:  # a stranger's constructor may raise anything

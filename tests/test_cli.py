@@ -553,7 +553,7 @@ def test_convert_names_what_a_range_loses(runs, capfd, ends, said):
         ),
         (["flow", "out", "process=cosine"], "there is no process 'cosine'"),
         (["nowhere", "out", "process=straight"], "path must be a run directory"),
-        (["python", "out", "process=straight"], "use diffkit.equivalence.transport in Python"),
+        (["python", "out", "process=straight"], "by an older version and has no config.yaml"),
     ],
 )
 def test_what_cannot_be_converted_leaves_nothing(runs, capfd, arguments, message):
