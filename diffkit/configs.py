@@ -23,7 +23,6 @@ from jaxtyping import Array
 from diffkit import registry
 from diffkit.data import AbstractDataset
 from diffkit.files import replace_text
-from diffkit.model import DiffusionModel
 from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, DataSpec, Preset, resolve
 from diffkit.registry import CONTEXT, Context, complete, is_constructor, name_of
 
@@ -54,8 +53,11 @@ MAY_CHANGE: Final = (
 )
 """Settings that may change when a run continues: how long it trains, and what it evaluates."""
 
+RENAMED: Final = {"timesteps": "loss_steps"}
+"""Settings of training by the names that they had in older versions."""
+
 _FOREIGN: Final = "_python_"
-_OLD_OPTIMISER: Final = {"_target_": "diffkit.optimisers.AdamW", "_partial_": True}
+_GAUSSIAN: Final = "diffkit.decoders.GaussianDecoder"
 
 
 def make(node: Any) -> Any:
@@ -98,14 +100,14 @@ def preset_of(config: Mapping[str, Any]) -> Preset:
 
     **Raises:** `ValueError` if an entry is missing or a part is not registered.
     """
-    if missing := [entry for entry in (*KINDS, "train") if entry not in (*config, "optimiser")]:
+    if missing := [entry for entry in (*KINDS, "train") if entry not in config]:
         raise ValueError(
             f"a configuration must be that of a run, as in its {CONFIG_FILE}; it has no "
             f"{', '.join(missing)}."
         )
     more = {name: config[name] for name in ("data_std", "sample_steps") if name in config}
     train = {name: value for name, value in config["train"].items() if name != "_target_"}
-    parts = {kind: make(config[kind]) for kind in KINDS if kind in config}
+    parts = {kind: make(config[kind]) for kind in KINDS}
     return Preset(**parts, train=train, **more)
 
 
@@ -126,38 +128,21 @@ def config_of(preset: Preset, data: Any, settings: Any) -> dict[str, Any]:
 
 def nodes_of(preset: Preset, data: DataSpec) -> dict[str, dict[str, Any]]:
     """The node of each kind of a preset."""
-    context = Context(
-        shape=data.shape,
-        levels=data.levels,
-        condition_size=data.condition_size,
-        data_std=preset.data_std,
-        statistics=data.statistics,
-        key=jax.random.key(0),
-    )
+    context = Context(**vars(data), data_std=preset.data_std, key=jax.random.key(0))
     return {kind: node_of(kind, getattr(preset, kind), context) for kind in KINDS}
-
-
-def model_nodes(model: DiffusionModel) -> dict[str, dict[str, Any]]:
-    """The node of each part of a model assembled by hand."""
-    nodes = nodes_of(Preset.of(model), DataSpec(model.shape, model.decoder.levels))
-    return {kind: nodes[kind] for kind in MODEL_KINDS}
 
 
 def spec_of(config: Mapping[str, Any], data: AbstractDataset | None = None) -> DataSpec:
     """What a model must know about the data of a configuration.
 
-    A run older than `mean` and `std` of Gaussian decoders was trained on unscaled data.
-
     **Arguments:** `config`; `data`: its data, if already loaded.
     """
-    node, decoder = config["data"], config["decoder"]
+    node = config["data"]
     if data is None and _FOREIGN in node:
         known: dict[str, Any] = {name: node[name] for name in ("levels", "condition_size")}
         statistics = node["statistics"] and tuple(node["statistics"])
         return DataSpec(tuple(node["shape"]), statistics=statistics, **known)
-    spec = DataSpec.of(make(node) if data is None else data)
-    old = str(decoder.get("_target_")).endswith(".GaussianDecoder") and "std" not in decoder
-    return dataclasses.replace(spec, statistics=None) if old else spec
+    return DataSpec.of(make(node) if data is None else data)
 
 
 def unregistered(config: Mapping[str, Any]) -> dict[str, str]:
@@ -176,15 +161,11 @@ def node_of(kind: str, choice: Any, context: Context = Context()) -> dict[str, A
     instance.
     """
     part = resolve(kind, choice)
-    if not is_constructor(part):
-        cls, options = type(part), _options(part, context)
-        if options is None or not _is_known(kind, cls):
-            return _foreign(part)
-        return _node(cls, options)
-    positional = isinstance(part, functools.partial) and part.args
-    cls = part.func if isinstance(part, functools.partial) else part
-    options = part.keywords if isinstance(part, functools.partial) else {}
-    if positional or not _is_known(kind, cls) or not all(map(_is_plain, options.values())):
+    if isinstance(part, functools.partial):
+        cls, options = part.func, None if part.args else part.keywords
+    else:
+        cls, options = (part, {}) if is_constructor(part) else (type(part), _options(part, context))
+    if options is None or not _is_known(kind, cls) or not all(map(_is_plain, options.values())):
         return _foreign(part)
     return _node(cls, options)
 
@@ -225,8 +206,11 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | str | os.PathLike | None)
 
 
-def _attributes(part: Any) -> dict[str, Any] | None:
-    """The options of an instance, from attributes of the same names; `None` if one is missing."""
+def _options(part: Any, context: Context) -> dict[str, Any] | None:
+    """The options that make the same part again, or `None` if they cannot be found.
+
+    They are its attributes of the same names.
+    """
     options = {}
     for name, parameter in inspect.signature(type(part)).parameters.items():
         if name in CONTEXT:
@@ -237,14 +221,6 @@ def _attributes(part: Any) -> dict[str, Any] | None:
         if value is parameter.empty or not _is_plain(value):
             return None
         options[name] = value
-    return options
-
-
-def _options(part: Any, context: Context) -> dict[str, Any] | None:
-    """The options that make the same part again, or `None` if they cannot be found."""
-    options = _attributes(part)
-    if options is None:
-        return None
     try:
         again = eqx.filter_eval_shape(complete, functools.partial(type(part), **options), context)
     except Exception:  # a stranger's constructor may raise anything
@@ -292,6 +268,21 @@ def _content(value: Any, *, values: bool = True) -> Any:
     return f"{getattr(value, '__module__', '')}.{name}"
 
 
+def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of an older version in the words of this one.
+
+    Options that are younger than the configuration are left out where today's default is what it had.
+    """
+    config = {"optimiser": {"_target_": "diffkit.optimisers.AdamW", "_partial_": True}, **config}
+    decoder, train = config.get("decoder"), config.get("train")
+    if isinstance(decoder, Mapping) and decoder.get("_target_") == _GAUSSIAN:
+        # It did not standardise; today's default does.
+        config["decoder"] = {"mean": 0.0, "std": 1.0} | dict(decoder)
+    if isinstance(train, Mapping) and "timesteps" in train:
+        config["train"] = {RENAMED.get(name, name): value for name, value in train.items()}
+    return config
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration in a run directory, empty if there is none.
 
@@ -310,7 +301,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} must hold the configuration of a run, got {type(config).__name__}."
         )
-    return config
+    return upgraded(config)
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -336,7 +327,7 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     if begun and (differ := differences(known, config)):
         raise ValueError(
             f"run={str(path)!r} holds a run with other choices: {'; '.join(differ[:5])}. "
-            "Name another directory, or remove this one."
+            "Choose as there to continue it, name another directory, or remove this one."
         )
     if changes:
         (path / EVALUATION_FILE).unlink(missing_ok=True)
@@ -368,9 +359,6 @@ def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
 
 def _changes(known: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The differences between a stored configuration and a new one: name to (there, now)."""
-    if "optimiser" in config:
-        # Runs from before optimisers could be chosen had this one.
-        known = {"optimiser": _OLD_OPTIMISER, **known}
     there, now = flat(known), flat(config)
     return {
         name: (there.get(name), now.get(name))

@@ -50,25 +50,25 @@ _WINDOW = 8
 _NARROW = 0.7
 
 
-def _level_value(index: Integer[Array, "*shape"], levels: int) -> Example:
+def _value(index: Integer[Array, "*shape"], levels: int) -> Example:
     return (2 * index.astype(float) + 1) / levels - 1
 
 
-def _nearest_level(y: Example, levels: int) -> Int[Array, "*shape"]:
+def _nearest(y: Example, levels: int) -> Int[Array, "*shape"]:
     index = jnp.floor((y + 1) * (levels / 2))
     return jnp.clip(index, 0, levels - 1).astype(int)
 
 
 def _moments(y: Example, rho: Scalar, levels: int) -> tuple[Example, Example, Example]:
-    """Sums over levels k, all relative to the level nearest to y.
+    """Sums over levels k, all relative to the value nearest to y.
 
-    With u_k = (y - v_k) / rho, n the nearest level and d_k = u_k - u_n, the weights are
+    With u_k = (y - v_k) / rho, n the nearest one and d_k = u_k - u_n, the weights are
     p_k = exp((u_n^2 - u_k^2) / 2): at most 1, so nothing overflows, and no large squares cancel.
 
     **Returns:** log sum_k p_k, and the means of d_k and of u_k^2 - u_n^2 under p.
     """
-    nearest = _nearest_level(y, levels)
-    u_nearest = (y - _level_value(nearest, levels)) / rho
+    nearest = _nearest(y, levels)
+    u_nearest = (y - _value(nearest, levels)) / rho
     spacing = 2 / levels / rho
 
     def over(offsets: Int[Array, " n"]) -> tuple[Example, Example, Example]:
@@ -93,30 +93,30 @@ def _moments(y: Example, rho: Scalar, levels: int) -> tuple[Example, Example, Ex
     return jax.lax.cond(narrow, lambda: over(window), lambda: over(everything))
 
 
-def _to_level(
+def _to_value(
     x: Integer[Array, "*shape"], y: Example, rho: Scalar, levels: int
 ) -> tuple[Example, Example]:
-    """u_x - u_n and u_x^2 - u_n^2 for the level x, as in `_moments`."""
-    nearest = _nearest_level(y, levels)
-    u_nearest = (y - _level_value(nearest, levels)) / rho
+    """u_x - u_n and u_x^2 - u_n^2 for the value x, as in `_moments`."""
+    nearest = _nearest(y, levels)
+    u_nearest = (y - _value(nearest, levels)) / rho
     d = (nearest - x.astype(nearest.dtype)) * (2 / levels / rho)
     return d, d * (d + 2 * u_nearest)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _level_log_prob(x: Integer[Array, "*shape"], y: Example, rho: Scalar, levels: int) -> Example:
+def _log_prob_of(x: Integer[Array, "*shape"], y: Example, rho: Scalar, levels: int) -> Example:
     """log p(x | y) of each dimension."""
-    return -0.5 * _to_level(x, y, rho, levels)[1] - _moments(y, rho, levels)[0]
+    return -0.5 * _to_value(x, y, rho, levels)[1] - _moments(y, rho, levels)[0]
 
 
-@_level_log_prob.defjvp
-def _level_log_prob_jvp(levels, primals, tangents):
+@_log_prob_of.defjvp
+def _log_prob_of_jvp(levels, primals, tangents):
     # d log p = (E[u] - u_x) dy / rho + (u_x^2 - E[u^2]) drho / rho. The loop over levels gives the
     # means too: the backward pass keeps only arrays of the size of y.
     x, y, rho = primals
     _, dy, drho = tangents
     log_total, mean_d, mean_squares = _moments(y, rho, levels)
-    d, squares = _to_level(x, y, rho, levels)
+    d, squares = _to_value(x, y, rho, levels)
     slope = (mean_d - d) * dy + (squares - mean_squares) * drho
     return -0.5 * squares - log_total, slope / rho
 
@@ -125,7 +125,7 @@ def _level_log_prob_jvp(levels, primals, tangents):
 class DiscretizedDecoder(AbstractDecoder):
     r"""The decoder of VDM (equation 9) for data with a few integer values.
 
-    Level $k$ of $n$ is encoded as $v_k = (2k + 1)/n - 1$, and $p(x = k \mid z_0) \propto
+    The value $k$ of $n$ is encoded as $v_k = (2k + 1)/n - 1$, and $p(x = k \mid z_0) \propto
     \exp(-(y_0 - v_k)^2 / (2 \rho_0^2))$, normalised over the levels.
 
     **Arguments:** `levels`: the number of values, 0 ... levels - 1: 256 for 8-bit images.
@@ -140,20 +140,20 @@ class DiscretizedDecoder(AbstractDecoder):
             raise ValueError(f"levels must be at least 2, got {self.levels}.")
 
     def encode(self, x: Integer[ArrayLike, "*shape"]) -> Example:
-        return _level_value(jnp.asarray(x), self.levels)
+        return _value(jnp.asarray(x), self.levels)
 
     def log_prob(
         self, x: Integer[ArrayLike, "*shape"], z_0: Example, level_0: NoiseLevel
     ) -> Scalar:
         y = z_0 / level_0.alpha
-        return jnp.sum(_level_log_prob(jnp.asarray(x), y, level_0.rho, self.levels))
+        return jnp.sum(_log_prob_of(jnp.asarray(x), y, level_0.rho, self.levels))
 
     def decode(
         self, z_0: Example, level_0: NoiseLevel, *, key: PRNGKey | None = None
     ) -> Int[Array, "*shape"]:
         y = z_0 / level_0.alpha
         if key is None:
-            return _nearest_level(y, self.levels)
+            return _nearest(y, self.levels)
         values = self.encode(jnp.arange(self.levels))
         logits = -0.5 * jnp.square((y[..., None] - values) / level_0.rho)
         return jax.random.categorical(key, logits).astype(int)

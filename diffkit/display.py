@@ -5,6 +5,7 @@ import inspect
 import re
 import reprlib
 import textwrap
+from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -50,11 +51,16 @@ def describe(value: Any, *, numbers: bool = True) -> str:
     return f"{type(value).__name__}(...)"
 
 
-def outline(module: eqx.Module) -> list[str]:
-    """The parts of a module with their options, one line each; a denoiser's own parts below it."""
-    parts = {name: part for name, part in _fields(module).items() if isinstance(part, eqx.Module)}
-    width, lines = max(map(len, parts), default=0), []
-    for name, part in parts.items():
+def outline(parts: eqx.Module | Mapping[str, Any]) -> list[str]:
+    """Parts by name, or those of a module, with their options, one line each.
+
+    A denoiser's own parts are below it.
+    """
+    found = parts if isinstance(parts, Mapping) else _fields(parts)
+    # Any optax transformation is an optimiser.
+    shown = {k: v for k, v in found.items() if isinstance(v, eqx.Module) or hasattr(v, "update")}
+    width, lines = max(map(len, shown), default=0), []
+    for name, part in shown.items():
         lines.append(f"  {name:<{width}}  {_options(part)}")
         if name == "denoiser":
             lines += [f"  {line}" for line in outline(part)]
@@ -65,7 +71,9 @@ def _fields(module: eqx.Module) -> dict[str, Any]:
     return {field.name: getattr(module, field.name, None) for field in dataclasses.fields(module)}
 
 
-def _options(part: eqx.Module) -> str:
+def _options(part: Any) -> str:
+    if not isinstance(part, eqx.Module):
+        return f"{type(part).__name__}(...)"
     options = {
         name: describe(value)
         for name, value in _fields(part).items()
@@ -76,7 +84,7 @@ def _options(part: eqx.Module) -> str:
         )
     }
     text = ", ".join(f"{name}={words}" for name, words in options.items())
-    return textwrap.shorten(f"{type(part).__name__}({text})", 100, placeholder=" ...)")
+    return textwrap.shorten(f"{type(part).__name__}({text})", 78, placeholder=" ...)")
 
 
 def _array(value: Any, numbers: bool) -> str:

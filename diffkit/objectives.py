@@ -118,7 +118,7 @@ def expected_reconstruction(
     return total
 
 
-class _Levels(eqx.Module):
+class _Visit(eqx.Module):
     """What the loss of one example needs from the schedule.
 
     **Attributes:** `logsnr` and its derivative `slope` at the time; `before`: the logsnr one step earlier,
@@ -249,7 +249,7 @@ class DiffusionLoss(eqx.Module):
         """
         part = extra_parameterization(model) if self.extra else None
 
-        def visit(schedule: AbstractSchedule) -> _Levels:
+        def visit(schedule: AbstractSchedule) -> _Visit:
             return jax.vmap(lambda t: self._visit(schedule, t, part))(t)
 
         losses = eqx.Partial(self._losses, part, x, eps, condition, keys, importance)
@@ -259,7 +259,7 @@ class DiffusionLoss(eqx.Module):
 
     def _visit(
         self, schedule: AbstractSchedule, t: Scalar, part: AbstractParameterization | None
-    ) -> _Levels:
+    ) -> _Visit:
         before = learnt = None
         if self.steps is not None:
             # k / T and (k - 1) / T from whole numbers. A difference of times would lose digits, and the
@@ -270,7 +270,7 @@ class DiffusionLoss(eqx.Module):
         if part is not None and part.extra_steps is not None:
             same = self.steps == part.extra_steps
             learnt = before if same else schedule(jnp.maximum(t - 1 / part.extra_steps, 0.0))
-        return _Levels(logsnr, slope, before, learnt)
+        return _Visit(logsnr, slope, before, learnt)
 
     def _losses(
         self,
@@ -281,25 +281,25 @@ class DiffusionLoss(eqx.Module):
         keys: Key[Array, " batch"] | None,
         importance: BatchScalar | None,
         denoiser: AbstractDenoiser,
-        levels: _Levels,
+        visits: _Visit,
     ) -> BatchScalar:
-        def one(x, eps, levels, condition, key):
-            logsnr = levels.logsnr
+        def one(x, eps, visit, condition, key):
+            logsnr = visit.logsnr
             z = denoiser.process.perturb(x, eps, denoiser.process.at(logsnr))
             prediction = denoiser(z, logsnr, condition, key=key)
             squares = jnp.square(eps - prediction.eps)
             if self.steps is None or not isinstance(self.weighting, ELBO):
-                loss = -0.5 * self.weighting(logsnr) * levels.slope * jnp.sum(squares)
+                loss = -0.5 * self.weighting(logsnr) * visit.slope * jnp.sum(squares)
             else:
                 spread = prediction.spread if part is None else None
-                loss = self.steps * step_divergence(squares, logsnr, levels.before, spread)
+                loss = self.steps * step_divergence(squares, logsnr, visit.before, spread)
             if part is None:
                 return loss
             assert prediction.spread is not None
             squares = jax.lax.stop_gradient(squares)
-            return loss + part.extra_loss(squares, prediction.spread, logsnr, levels.learnt)
+            return loss + part.extra_loss(squares, prediction.spread, logsnr, visit.learnt)
 
-        losses = jax.vmap(one)(x, eps, levels, condition, keys)
+        losses = jax.vmap(one)(x, eps, visits, condition, keys)
         return losses if importance is None else importance * losses
 
 
@@ -387,9 +387,9 @@ def proposed_diffusion(
     factor = 0.5 if steps is None else 0.5 * jnp.expm1(before - logsnr)
     scale = importance if steps is None else importance / steps
     # With respect to logsnr itself: the slope is -1.
-    levels = _Levels(logsnr, -jnp.ones_like(logsnr), before, None)
+    visits = _Visit(logsnr, -jnp.ones_like(logsnr), before, None)
     loss = DiffusionLoss(steps=steps, extra=False)
-    values = loss._losses(None, x, eps, condition, keys, scale, model.denoiser, levels)
+    values = loss._losses(None, x, eps, condition, keys, scale, model.denoiser, visits)
     return values, logsnr, importance, values / (importance * factor)
 
 

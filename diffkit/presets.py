@@ -36,6 +36,8 @@ from diffkit.time_samplers import AbstractTimeSampler
 from diffkit.typing import PRNGKey, Scalar, ScalarLike
 from diffkit.weightings import AbstractWeighting
 
+_IN_A_DENOISER: Final = ("parameterization", "data_std")
+
 MODEL_KINDS: Final = ("schedule", "process", "parameterization", "decoder", "network")
 """The kinds that make up a model."""
 
@@ -148,7 +150,7 @@ class Preset:
                 if name in ("shape", "levels", "condition_size", "key"):
                     hint = f" {name} is for the model: preset.model(shape=..., key=...)."
                 raise ValueError(f"a preset has no {name!r}.{hint} It has: {', '.join(known)}.")
-            if name in _BASES:
+            if name in BASES:
                 chosen = resolve(name, value)
                 if not is_constructor(chosen):
                     _checked(name, chosen)
@@ -193,19 +195,10 @@ class Preset:
         **Arguments:** `model`; `choices`: the remaining kinds, as for `Preset`.
         """
         denoiser = underlying(model.denoiser)
-        own: dict[str, Any] = {
-            "schedule": model.schedule,
-            "process": denoiser.process,
-            "decoder": model.decoder,
-            "network": denoiser,
-        }
+        own: dict[str, Any] = {"network": denoiser, "process": denoiser.process}
         if isinstance(denoiser, Denoiser):
-            own |= {
-                "network": denoiser.network,
-                "parameterization": denoiser.parameterization,
-                "data_std": denoiser.data_std,
-            }
-        return cls(**own, **choices)
+            own |= {name: getattr(denoiser, name) for name in ("network", *_IN_A_DENOISER)}
+        return cls(schedule=model.schedule, decoder=model.decoder, **own, **choices)
 
 
 @dataclass(frozen=True)
@@ -264,7 +257,7 @@ def seed_of(key: PRNGKey) -> int:
     return (int(words[0]) << 32) + int(words[1])
 
 
-_BASES: Final[Mapping[str, type]] = {
+BASES: Final[Mapping[str, type]] = {
     "schedule": AbstractSchedule,
     "process": AbstractProcess,
     "parameterization": AbstractParameterization,
@@ -276,14 +269,15 @@ _BASES: Final[Mapping[str, type]] = {
     "grid": AbstractGrid,
     "optimiser": AbstractOptimiser,
 }
+"""The base class of each kind of a preset."""
 
 
 def _checked(kind: str, made: Any) -> Any:
     # Any optax gradient transformation is an optimiser too.
     of_optax = kind == "optimiser" and hasattr(made, "init") and hasattr(made, "update")
-    if not (isinstance(made, _BASES[kind]) or of_optax):
+    if not (isinstance(made, BASES[kind]) or of_optax):
         raise TypeError(
-            f"{kind} must be a diffkit.{_BASES[kind].__name__}, got {type(made).__name__}."
+            f"{kind} must be a diffkit.{BASES[kind].__name__}, got {type(made).__name__}."
         )
     return made
 
@@ -298,13 +292,7 @@ def make_part(kind: str, choice: Any, context: Context) -> Any:
 
 
 def _build(preset: Preset, data: DataSpec, key: PRNGKey) -> DiffusionModel:
-    context = Context(
-        shape=data.shape,
-        levels=data.levels,
-        condition_size=data.condition_size,
-        data_std=preset.data_std,
-        statistics=data.statistics,
-    )
+    context = Context(**vars(data), data_std=preset.data_std)
     made: dict[str, Any] = {}
     for index, kind in enumerate(MODEL_KINDS):
         context = dataclasses.replace(context, key=jax.random.fold_in(key, index))
@@ -393,11 +381,8 @@ def part(kind: str, choice: Any, *, model: DiffusionModel) -> Any:
         logsnr_range=(float(maximum), float(minimum)),
         schedule=model.schedule,
         process=denoiser.process,
+        **{name: getattr(denoiser, name, None) for name in _IN_A_DENOISER},
     )
-    if isinstance(denoiser, Denoiser):
-        context = dataclasses.replace(
-            context, parameterization=denoiser.parameterization, data_std=denoiser.data_std
-        )
     return make_part(kind, choice, context)
 
 

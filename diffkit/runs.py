@@ -31,7 +31,6 @@ from diffkit.configs import (
     differences,
     flat,
     make,
-    model_nodes,
     nodes_of,
     preset_of,
     read_config,
@@ -40,8 +39,10 @@ from diffkit.configs import (
 from diffkit.data import AbstractDataset, encode_condition
 from diffkit.model import DiffusionModel
 from diffkit.presets import (
+    MODEL_KINDS,
     Assembly,
     Context,
+    DataSpec,
     Preset,
     assemble,
     key_of,
@@ -138,11 +139,6 @@ def convert_run(
         raise ValueError("convert needs process=NAME or schedule=NAME, or both; got neither.")
     if out.exists():
         raise ValueError(f"out must be a new directory, there is something at {out}.")
-    if (source / CHECKPOINTS).is_dir() and not (source / CONFIG_FILE).exists():
-        raise ValueError(
-            f"run {source} was started in Python and has no {CONFIG_FILE}: use "
-            "diffkit.equivalence.transport in Python."
-        )
     run = load_run(source)
     known = run.config.get("transport") or {}
     moved = {
@@ -189,8 +185,8 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
     config = read_config(path)
     if not config and like is None:
         raise ValueError(
-            f"run {path} was started in Python by an older version and has no {CONFIG_FILE}: pass like=, "
-            "a model of the same structure."
+            f"run {path} was started in Python by an older version and has no {CONFIG_FILE}: "
+            "dk.load_run(path, like=...), with a model of the same structure."
         )
     checkpoints = Checkpoints(path / CHECKPOINTS)
     try:
@@ -230,7 +226,9 @@ def _like(
         # An object does not record its configuration: only the checkpoint can compare options that were
         # left open, and parts that do not keep their options.
         model, there, now = like, {}, {}
-        for kind, node in model_nodes(like).items():
+        nodes = nodes_of(Preset.of(like), DataSpec(like.shape, like.decoder.levels))
+        for kind in MODEL_KINDS:
+            node = nodes[kind]
             if node.keys() & config[kind].keys() & {"_target_", "_python_"}:
                 kept = flat({kind: config[kind]})
                 there |= {name: value for name, value in kept.items() if value is not None}

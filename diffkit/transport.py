@@ -127,11 +127,11 @@ def transport(
 
 
 def _stacklevel(frame: FrameType) -> int:
-    """The level of the line that called diffkit, past the wrappers that check types."""
-    inside, level = ("diffkit", "jaxtyping", "beartype", "equinox"), 1
+    """How far up the stack the line is that called diffkit, past the wrappers that check types."""
+    inside, depth = ("diffkit", "jaxtyping", "beartype", "equinox"), 1
     while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in inside:
-        frame, level = frame.f_back, level + 1
-    return level
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 def carried(

@@ -89,7 +89,7 @@ def main() -> None:
         print(f"reached {TARGET} after {first['step']} steps, {first['seconds']:.0f} s")
     result = dk.evaluate(fitted.model, data.train, key=key, passes=64, batch_size=8192)
     print(f"entropy of the points: {entropy(data.train):.4f} bits/dim")
-    print("training VLB: {:.3f} +- {:.3f} bits/dim".format(*result.total))
+    print("training VLB: {:.3f} +- {:.3f} bits/dim".format(*result.bits_per_dim))
 
 
 if __name__ == "__main__":

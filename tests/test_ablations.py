@@ -125,7 +125,7 @@ def test_what_is_varied(scripts):
             "adaptive",
         }
         times = {"10", "100", "250", "500", "1000", "null"}
-        assert values("timesteps", "train.timesteps", scale) == times
+        assert values("timesteps", "train.loss_steps", scale) == times
         (evaluated,) = values("timesteps", "evaluate_steps", scale)
         assert set(evaluated.strip("[]").split(",")) == times
         for key in ("parameterization", "weighting"):

@@ -315,7 +315,7 @@ def test_a_model_learns_what_the_conditions_say():
     # Knowing the class is worth about 1 bit per point, half a bit per dimension.
     key = jax.random.key(2)
     given, free = (
-        dk.evaluate(fitted.model, source, key=key, passes=8, batch_size=4096).total[0]
+        dk.evaluate(fitted.model, source, key=key, passes=8, batch_size=4096).bits_per_dim[0]
         for source in (data.train, data.train.source)
     )
     assert 0.3 < free - given < 0.7
@@ -387,7 +387,7 @@ def test_command_line_with_labels(workplace, capfd):
     # The number that was written is the likelihood given the labels.
     stored = json.loads((workplace / "r" / "evaluation.json").read_text())
     found = dk.evaluate(run.model, run.data().test, key=jax.random.key(0), passes=1)
-    assert found.total[0] == pytest.approx(stored["total_bits_per_dim"], rel=1e-5)
+    assert found.bits_per_dim[0] == pytest.approx(stored["total_bits_per_dim"], rel=1e-5)
 
     capfd.readouterr()
     guidance = ["guidance=2.0", "guidance_interval=[-2,3]"]

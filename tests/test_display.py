@@ -1,13 +1,18 @@
 """What models, predictions and values say of themselves; and that a model holds arrays alone."""
 
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import diffkit as dk
 from diffkit.display import describe
+from diffkit.presets import Assembly
+from diffkit.training import init_state
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,27 @@ def test_a_prediction_shows_numbers():
     assert inside == [
         f"Prediction at {unknown}\n  x       float32[8]\n  eps     float32[8]\n  spread  float32[8]"
     ]
+
+
+def test_a_fit_in_a_screen_and_evaluated_as_it_was_trained(toy, toy_model):
+    model = toy_model()
+    preset = dk.Preset.of(model, train={"loss_steps": 3}, optimiser=optax.adam(1e-3))
+    state = init_state(model, dk.TrainConfig())
+    records = [{"step": 1, "loss": 3.25}, {"step": 1, "test_bits_per_dim": 4.0}]
+    fitted = dk.Fit(model, state, records, Assembly.around(preset, model), Path("runs/mine"))
+    first, *lines = repr(fitted).splitlines()
+    assert first == "Fit after 0 steps, last loss 3.25 bits/dim, in runs/mine"
+    assert [line.split()[0] for line in lines] == [
+        *("denoiser", "network", "parameterization", "process", "schedule", "decoder"),
+        *("weighting", "time_sampler", "sampler", "grid", "optimiser"),
+    ]
+    assert lines[-1].split()[1] == "GradientTransformationExtraArgs(...)"
+    assert max(map(len, lines)) <= 100
+
+    options = {"key": jax.random.key(0), "passes": 2}
+    found = [dk.evaluate(fitted, toy.test, **options), fitted.evaluate(toy.test, **options)]
+    assert [each.steps for each in found] == [3, 3]
+    assert found[0].total == found[1].total
 
 
 @pytest.mark.parametrize("name", dk.available("preset"))

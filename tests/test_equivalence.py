@@ -499,7 +499,7 @@ V_COSINE = dk.Preset(
 
 
 def steps(number, schedule="linear_logsnr"):
-    return dk.Preset(schedule=(schedule, SCHEDULE), train={"timesteps": number})
+    return dk.Preset(schedule=(schedule, SCHEDULE), train={"loss_steps": number})
 
 
 def differing(comparison):
@@ -553,6 +553,7 @@ def differing(comparison):
         ),
         # Another reading of the last latent.
         (V_COSINE, dataclasses.replace(V_COSINE, decoder="gaussian"), DIFFERENT, SAME, {"decoder"}),
+        (V_COSINE, dataclasses.replace(V_COSINE, optimiser="lion"), SAME, SAME, {"optimiser"}),
         # The network sees the latent in another scale.
         (
             V_COSINE,
@@ -681,7 +682,7 @@ def test_labels_have_the_options_that_are_not_defaults():
     [
         ("vdn", LookupError, "there is no preset 'vdn'. Did you mean 'vdm'.*flow_matching"),
         (3, TypeError, "what is compared must be the name of a preset, .* got int"),
-        ({"data": {}}, ValueError, "configuration must be that of a run.*no schedule"),
+        ({"data": {}}, ValueError, "a configuration must be that of a run.*no schedule"),
     ],
 )
 def test_what_cannot_be_compared(a, error, message):

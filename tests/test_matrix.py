@@ -146,7 +146,7 @@ def composed(overrides):
 def step(model, parts, config):
     """The model after one training step, its loss and gradient norm."""
     state = init_state(model, config, parts["time_sampler"])
-    objective = Objective(parts["weighting"], config.timesteps)
+    objective = Objective(parts["weighting"], config.loss_steps)
 
     @eqx.filter_jit
     def run(state):

@@ -391,7 +391,7 @@ class TestNetworks:
         ),
         (UNet, {"shape": (1, 6, 8)}, "divisible by 4, since multipliers has 3 entries"),
         (UNet, {"multipliers": ()}, "multipliers must be"),
-        (UNet, {"attention": (3,)}, r"attention must name levels from 0 to 2; got \(3,\)"),
+        (UNet, {"attention": (3,)}, r"attention must name resolutions from 0 to 2; got \(3,\)"),
     ],
 )
 def test_bad_arguments_are_named(network, options, message):

@@ -39,10 +39,7 @@ def test_first_endpoint_follows_the_levels(toy_model):
 
 def test_a_decoder_gets_the_statistics_of_the_data():
     data = dk.data.ArrayData(np.arange(400.0).reshape(200, 2))
-    # The configuration of a run from before they were used has no option `std`.
-    node = {"_target_": "diffkit.decoders.GaussianDecoder"}
-    assert spec_of({"data": {}, "decoder": node}, data).statistics is None
-    found = spec_of({"data": {}, "decoder": {**node, "mean": None, "std": None}}, data)
+    found = spec_of({"data": {}}, data)
     preset = dk.Preset(decoder=dk.GaussianDecoder, network=("mlp", {"width": 4}))
     decoder = preset.model(found, key=jax.random.key(0)).decoder
     train = data.train.gather(np.arange(len(data.train)))

@@ -38,6 +38,7 @@ CONFIG = {
         "multipliers": [1, 2],
     },
     "weighting": {"_target_": "diffkit.weightings.ELBO", "_partial_": True},
+    "optimiser": {"_target_": "diffkit.optimisers.AdamW", "_partial_": True},
     "data": {"_target_": "diffkit.data.swirl.Swirl", "_partial_": False, "points": 64, "seed": 0},
     "data_std": 1.0,
     "passes": 1,
@@ -47,7 +48,7 @@ CONFIG = {
         "steps": 30,
         "batch_size": 8,
         "learning_rate": 0.001,
-        "timesteps": None,
+        "loss_steps": None,
         "seed": 0,
     },
 }
@@ -301,8 +302,8 @@ def test_a_number_that_is_none_is_a_dash(add, workplace):
             ["network.multipliers=[1,2]", "network.multipliers=[1]"],
         ),
         (
-            [{"train__timesteps": 10, "data__points": 5}, {}],
-            ["data.points=5, train.timesteps=10", "data.points=64, train.timesteps=null"],
+            [{"train__loss_steps": 10, "data__points": 5}, {}],
+            ["data.points=5, train.loss_steps=10", "data.points=64, train.loss_steps=null"],
         ),
         # What only one of two parts has is said if it is not its default.
         (
@@ -470,7 +471,7 @@ def test_samples_are_shown_side_by_side(workplace):
     from PIL import Image
 
     black, white = np.zeros((4, 1, 5, 5), np.uint8), np.full((4, 1, 5, 5), 16, np.uint8)
-    save_samples(np.concatenate([black, white]), workplace / "one.png", levels=17)
+    save_samples(np.concatenate([black, white]), "one.png", levels=17)
     one = np.asarray(Image.open(workplace / "one.png"))
     # Three a row: 5 pixels each, one between and around them, enlarged 640 // 19 times.
     assert one.shape == (33 * 19, 33 * 19)

@@ -42,7 +42,9 @@ def test_training_lowers_the_bound(toy, toy_model):
     model = toy_model()
     fitted = dk.fit(model, toy, config, progress=False)
     key = jax.random.key(0)
-    before, after = (dk.evaluate(m, toy.test, key=key).total[0] for m in (model, fitted.model))
+    before, after = (
+        dk.evaluate(m, toy.test, key=key).bits_per_dim[0] for m in (model, fitted.model)
+    )
     # Two columns of which the second is known from the first: 1.5 bits per dimension at best.
     assert 1.4 < after < 0.8 * before
 
@@ -253,7 +255,7 @@ def test_data_that_do_not_fit_are_refused(toy, toy_model):
             {"decay": "step"},
             "train.decay must be one of constant, cosine, linear, rsqrt, got 'step'",
         ),
-        ({"timesteps": 0}, "train.timesteps must be at least 1 or None"),
+        ({"loss_steps": 0}, "train.loss_steps must be at least 1 or None"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, message):

@@ -111,7 +111,7 @@ def train_command(config: Mapping[str, Any]) -> None:
     def at(steps: int | None) -> dict[str, Any]:
         return fitted.evaluate(data.test, key=key, steps=steps, passes=config["passes"]).as_dict()
 
-    result = at(settings.timesteps)
+    result = at(settings.loss_steps)
     if config["evaluate_steps"]:
         result["at_steps"] = [at(steps) for steps in config["evaluate_steps"]]
     replace_text(path / EVALUATION_FILE, as_json(result, indent=1) + "\n")
@@ -152,7 +152,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
     _show(result.as_dict(), {}, title=f"{config['split']}, {result.examples} examples, {time}")
     _print_total(config["split"], result.as_dict(), digits=4)
     trained = run.config["train"]
-    own = config["split"] == "test" and not schedule and config["steps"] == trained["timesteps"]
+    own = config["split"] == "test" and not schedule and config["steps"] == trained["loss_steps"]
     record = run.path / EVALUATION_FILE
     if own and run.step >= trained["steps"] and not record.exists():
         # Of a run from Python, which is complete with it.
@@ -194,7 +194,7 @@ def _measure_variance(
         key=key,
         weighting=weighting,
         time_sampler=time_sampler,
-        steps=settings.timesteps,
+        steps=settings.loss_steps,
         batch_size=settings.batch_size,
     )
     _show_statistics(statistics)
@@ -203,7 +203,7 @@ def _measure_variance(
         "schedule": name_of("schedule", model.schedule),
         "time_sampler": name_of("time_sampler", time_sampler),
         "weighting": name_of("weighting", weighting),
-        "steps": settings.timesteps,
+        "steps": settings.loss_steps,
     }
     replace_text(file, as_json(record, indent=1) + "\n")
     print(save_statistics(statistics, file.with_suffix(".png")), flush=True)

@@ -42,7 +42,7 @@ from diffkit.cli.settings import (
     RUN_CHOICES,
     SETTINGS,
 )
-from diffkit.configs import MAY_CHANGE, node_of, unregistered
+from diffkit.configs import MAY_CHANGE, RENAMED, node_of, unregistered
 from diffkit.presets import CONTEXT, MODEL_KINDS, TRAINING_KINDS, Preset
 from diffkit.training import TrainConfig
 
@@ -303,7 +303,7 @@ def _unknown_option(command: str, option: str, overrides: Sequence[str]) -> str:
     names = [str(name) for name in node if not str(name).startswith("_")]
     if not place:
         names += [kind for kind in kinds if kind not in names]
-    near = difflib.get_close_matches(word, names, n=1)
+    near = difflib.get_close_matches(RENAMED.get(word, word), names, n=1)
     hint = f" Did you mean '{place}{near[0]}'?" if near else ""
     options = ", ".join(f"{place}{name}" for name in names) or "none"
     return f"there is no option {option!r}.{hint} There are: {options}."

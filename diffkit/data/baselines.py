@@ -10,11 +10,11 @@ from diffkit.data.base import AbstractDataset, AbstractSource, chunks
 
 
 def _counts(source: AbstractSource, levels: int) -> Int[np.ndarray, "dims levels"]:
-    """How often each dimension has each level."""
+    """How often each dimension has each value."""
     dims = math.prod(source.shape)
     counts = np.zeros(dims * levels, dtype=np.int64)
     for x in chunks(source):
-        # One code for the pair of dimension and level, for a single bincount.
+        # One code for the pair of dimension and value, for a single bincount.
         codes = x.reshape(len(x), dims).astype(np.int64) + levels * np.arange(dims)
         counts += np.bincount(codes.ravel(), minlength=dims * levels)
     return counts.reshape(dims, levels)
@@ -25,7 +25,7 @@ def baselines(dataset: AbstractDataset) -> dict[str, float]:
 
     **Arguments:** `dataset`: discrete data.
 
-    **Returns:** `"uniform"`: every level equally likely; `"independent"`: each dimension by itself,
+    **Returns:** `"uniform"`: every value equally likely; `"independent"`: each dimension by itself,
     with the frequencies of the training data, one half added to each count; `"lzma"`: LZMA over the
     bytes of all test data.
 

@@ -47,11 +47,11 @@ class Composition:
 
     - `name`: of the preset, or the path of the run.
     - `model`: schedule, process and decoder. Its network is the run's, or a stand-in for a preset.
-    - `parameterization`, `weighting`, `time_sampler`, `sampler`, `grid`: the parts.
+    - `parameterization`, `weighting`, `time_sampler`, `sampler`, `grid`, `optimiser`: the parts.
     - `data`: the shape of an example and the length of a condition, 0 for none; `None` for a preset, which
       fits any.
     - `data_std`: the standard deviation of the data, for scaling the network's input.
-    - `timesteps`: T of the loss, `None` for continuous time.
+    - `steps`: T of the loss, `None` for continuous time.
     - `labels`: by kind, the registered name with the options that are not defaults.
     """
 
@@ -62,9 +62,10 @@ class Composition:
     time_sampler: AbstractTimeSampler
     sampler: AbstractSampler
     grid: AbstractGrid
+    optimiser: Any
     data: tuple[tuple[int, ...], int] | None
     data_std: float
-    timesteps: int | None
+    steps: int | None
     labels: Mapping[str, str]
 
     @property
@@ -119,9 +120,10 @@ def _composed(name: str, preset: Preset, data: DataSpec | None, levels: int | No
         made.time_sampler,
         made.sampler,
         made.grid,
+        made.optimiser,
         data=(data.shape, data.condition_size) if data else None,
         data_std=preset.data_std,
-        timesteps=preset.train.get("timesteps"),
+        steps=preset.train.get("loss_steps"),
         labels={kind: _label(kind, resolve(kind, getattr(preset, kind))) for kind in kinds},
     )
 
@@ -179,10 +181,11 @@ def _from_preset(name: str, preset: Preset, levels: int) -> Composition:
 
 
 def _from_config(name: str, config: Any) -> Composition:
-    from diffkit.configs import make, preset_of, spec_of
+    from diffkit.configs import make, preset_of, spec_of, upgraded
     from diffkit.runs import transported
 
     try:
+        config = upgraded(config)
         preset, data = preset_of(config), spec_of(config)
     except (TypeError, KeyError) as error:
         raise ValueError(f"{name} must be the configuration of a run, got {error}.") from None
@@ -446,6 +449,9 @@ def _rows(
             equal(lambda made: made.time_sampler),
             "the variance of the estimate alone",
         ),
+        chosen(
+            "optimiser", equal(lambda made: made.optimiser), "how training finds the weights alone"
+        ),
         chosen("sampler", equal(lambda made: made.sampler), "the path of samples, not the model"),
         chosen("grid", equal(lambda made: made.grid), "where the sampler places its steps"),
     )
@@ -468,7 +474,7 @@ def _show_variances(made: Composition) -> str:
 
 
 def _show_time(made: Composition) -> str:
-    return "continuous" if made.timesteps is None else f"T = {made.timesteps}"
+    return "continuous" if made.steps is None else f"T = {made.steps}"
 
 
 def _agreement(within: bool, same_range: bool) -> Agreement:
@@ -497,9 +503,9 @@ def _same_curve(a: Composition, b: Composition) -> bool:
 
 def _same_time(a: Composition, b: Composition) -> bool:
     """Whether the losses use the same times; in discrete time their noise levels are part of them."""
-    if a.timesteps is None or b.timesteps is None:
-        return a.timesteps is b.timesteps
-    return a.timesteps == b.timesteps and _same_curve(a, b)
+    if a.steps is None or b.steps is None:
+        return a.steps is b.steps
+    return a.steps == b.steps and _same_curve(a, b)
 
 
 def _same_process(a: Composition, b: Composition, logsnr: Float[Array, " points"]) -> bool:

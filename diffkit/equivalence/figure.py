@@ -18,7 +18,7 @@ _PATHS = 12
 _STEPS = 400
 
 
-def save_comparison(comparison: Comparison, path: Path) -> None:
+def save_comparison(comparison: Comparison, path: str | Path) -> None:
     r"""Write a comparison as a figure.
 
     Four plots: $\alpha$ and $\sigma$ over t; `logsnr` over t; w over `logsnr`, each divided by its
@@ -49,7 +49,7 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
     for axes in (factors, noise, weights, paths):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 

@@ -30,13 +30,13 @@ from diffkit.registry import register
 from diffkit.typing import PRNGKey, Scalar
 
 
-class _Level(eqx.Module):
+class _Resolution(eqx.Module):
     """The blocks at one resolution: on the way down, and, mirrored, on the way up."""
 
-    enter: Conv  # from the channels of the level above (or of the input) to this level's
+    enter: Conv  # from the channels of the resolution above (or of the input) to this one's
     down: Stage
     up: Stage
-    leave: Conv | None  # to the channels of the level above
+    leave: Conv | None  # to the channels of the resolution above
 
 
 def _halve(x: Float[Array, "height width channels"]) -> Float[Array, "half_h half_w channels"]:
@@ -68,7 +68,7 @@ class UNet(AbstractNetwork):
 
     embed1: Dense
     embed2: Dense
-    resolutions: tuple[_Level, ...]
+    resolutions: tuple[_Resolution, ...]
     middle1: ResidualBlock
     middle_attention: SelfAttention
     middle2: ResidualBlock
@@ -110,7 +110,7 @@ class UNet(AbstractNetwork):
         - `depth`: residual blocks at each resolution, on each way.
         - `multipliers`: channels in units of `width`, one entry for each resolution, the image's
           own first.
-        - `attention`: the levels (0 is the image's own resolution) with attention after each block.
+        - `attention`: the resolutions (0 is the image's own) with attention after each block.
           The middle always has it.
         - `dropout`: rate within the blocks.
         - `fourier`: exponents n of the input's `fourier_features`; empty for none.
@@ -140,9 +140,9 @@ class UNet(AbstractNetwork):
                 "multipliers must be one or more positive integers, such as (1, 2); "
                 f"got {multipliers}."
             )
-        if any(level not in range(len(multipliers)) for level in attention):
+        if any(index not in range(len(multipliers)) for index in attention):
             raise ValueError(
-                f"attention must name levels from 0 to {len(multipliers) - 1}; got {attention}."
+                f"attention must name resolutions from 0 to {len(multipliers) - 1}; got {attention}."
             )
         divisor = 2 ** (len(multipliers) - 1)
         if height % divisor or columns % divisor:
@@ -159,26 +159,26 @@ class UNet(AbstractNetwork):
         # Four channels or more to a group: normalising a channel alone would take away what the
         # noise level adds to it.
         groups = max(1, min(32, width // 4))
-        *level_keys, k1, k2, k3, k4, k5, k6 = jax.random.split(key, len(multipliers) + 6)
+        *resolution_keys, k1, k2, k3, k4, k5, k6 = jax.random.split(key, len(multipliers) + 6)
 
-        def make_level(level: int, inputs: int, key: PRNGKey) -> _Level:
-            own = width * multipliers[level]
+        def make_resolution(index: int, inputs: int, key: PRNGKey) -> _Resolution:
+            own = width * multipliers[index]
 
             def stage(channels: int, key: PRNGKey) -> Stage:
                 key, attention_key = jax.random.split(key)
                 return Stage(
                     ResidualBlock(channels, own, size, dropout=dropout, groups=groups, key=key),
                     SelfAttention(own, groups=groups, key=attention_key)
-                    if level in attention
+                    if index in attention
                     else None,
                 )
 
             keys = jax.random.split(key, 4)
-            return _Level(
+            return _Resolution(
                 enter=Conv(inputs, own, key=keys[0]),
                 down=stack(lambda key: stage(own, key), depth, key=keys[1]),
                 up=stack(lambda key: stage(2 * own, key), depth, key=keys[2]),
-                leave=None if level == 0 else Conv(own, inputs, key=keys[3]),
+                leave=None if index == 0 else Conv(own, inputs, key=keys[3]),
             )
 
         inputs = (
@@ -186,7 +186,8 @@ class UNet(AbstractNetwork):
             *(width * multiplier for multiplier in multipliers[:-1]),
         )
         self.resolutions = tuple(
-            make_level(level, inputs[level], level_keys[level]) for level in range(len(multipliers))
+            make_resolution(*each)
+            for each in zip(range(len(inputs)), inputs, resolution_keys, strict=True)
         )
         coarsest = width * multipliers[-1]
         self.embed1 = Dense(width + condition_size, size, key=k1)
@@ -238,19 +239,21 @@ class UNet(AbstractNetwork):
             return stage(h, embedding, skip=skip, key=key), None
 
         skips = []
-        for level, keys in zip(self.resolutions, down_keys, strict=True):
-            h = level.enter(_halve(h) if skips else h)
-            h, outputs = scan_blocks(go_down, level.down, h, keys, remat=self.remat)
+        for resolution, keys in zip(self.resolutions, down_keys, strict=True):
+            h = resolution.enter(_halve(h) if skips else h)
+            h, outputs = scan_blocks(go_down, resolution.down, h, keys, remat=self.remat)
             skips.append(outputs[::-1])
 
         h = self.middle1(h, embedding, key=middle_key1)
         h = self.middle_attention(h)
         h = self.middle2(h, embedding, key=middle_key2)
 
-        for level, skip, keys in zip(self.resolutions[::-1], skips[::-1], up_keys, strict=True):
-            h, _ = scan_blocks(go_up, level.up, h, (skip, keys), remat=self.remat)
-            if level.leave is not None:
-                h = _double(level.leave(h))
+        for resolution, skip, keys in zip(
+            self.resolutions[::-1], skips[::-1], up_keys, strict=True
+        ):
+            h, _ = scan_blocks(go_up, resolution.up, h, (skip, keys), remat=self.remat)
+            if resolution.leave is not None:
+                h = _double(resolution.leave(h))
 
         h = self.conv_out(jax.nn.silu(self.norm_out(h)))
         return add_latent(z, jnp.transpose(h, (2, 0, 1)))

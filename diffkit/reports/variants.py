@@ -42,7 +42,7 @@ class RunFiles:
     metrics: Sequence[Mapping[str, float]]
 
     @property
-    def total(self) -> float:
+    def bits_per_dim(self) -> float:
         """Test bits per dimension of a finished run."""
         assert self.evaluation is not None
         return float(self.evaluation["total_bits_per_dim"])
@@ -246,11 +246,11 @@ def make_variants(
     **Returns:** the variants, and the settings common to all.
     """
     naming = Naming([same[0].settings for same in groups])
-    before = {run.seed: run.total for run in groups[0]}
+    before = {run.seed: run.bits_per_dim for run in groups[0]}
     made = []
     for index, same in enumerate(groups):
-        total = estimate(np.array([run.total for run in same]))
-        less = difference({run.seed: run.total for run in same}, before)
+        total = estimate(np.array([run.bits_per_dim for run in same]))
+        less = difference({run.seed: run.bits_per_dim for run in same}, before)
         evaluations = [run.evaluation for run in same if run.evaluation is not None]
         measured = [run.variance for run in same if run.variance is not None]
         made.append(
@@ -264,7 +264,7 @@ def make_variants(
                     term: float(np.mean([e[f"{term}_bits_per_dim"] for e in evaluations]))
                     for term in TERMS
                 },
-                totals=tuple(run.total for run in same),
+                totals=tuple(run.bits_per_dim for run in same),
                 test_errors=tuple(e["total_standard_error"] for e in evaluations),
                 examples=evaluations[0]["examples"],
                 steps=evaluations[0]["steps"],

@@ -64,14 +64,14 @@ def inverse_inverts(subject: Subject) -> None:
         should="t",
     )
     maximum, minimum = logsnr[0], float(schedule(jnp.asarray(1.0)))
-    levels = np.linspace(maximum, minimum, 201, dtype=np.float32)
-    t = mapped(schedule.inverse, levels)
+    logsnr = np.linspace(maximum, minimum, 201, dtype=np.float32)
+    t = mapped(schedule.inverse, logsnr)
     there, slope = _slopes(schedule, t)
     require_close(
         there,
-        levels,
-        1e-3 + 32 * _EPS * (1 + np.abs(levels) + np.abs(slope)),
-        given={"logsnr": levels, "inverse(logsnr)": t},
+        logsnr,
+        1e-3 + 32 * _EPS * (1 + np.abs(logsnr) + np.abs(slope)),
+        given={"logsnr": logsnr, "inverse(logsnr)": t},
         what="logsnr(inverse(logsnr))",
         should="logsnr",
     )

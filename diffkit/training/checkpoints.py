@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+_ADVICE = " If the composition is the same, another version wrote it: use that one, or train anew."
+
 
 class CheckpointError(ValueError):
     """A checkpoint does not fit the state that it should be restored into."""
@@ -83,13 +85,13 @@ class Checkpoints:
             apart = all(name.startswith("optimiser.") for name in missing | extra)
             raise CheckpointError(
                 f"the checkpoint of step {step} holds another {'optimiser' if apart else 'model'}: "
-                f"missing {sorted(missing)[:3]}, not expected {sorted(extra)[:3]}."
+                f"missing {sorted(missing)[:3]}, not expected {sorted(extra)[:3]}.{_ADVICE}"
             )
         for name, leaf in wanted.items():
             if found[name].shape != leaf.shape:
                 raise CheckpointError(
                     f"the checkpoint of step {step} holds another model: {name} has shape "
-                    f"{found[name].shape}, expected {leaf.shape}."
+                    f"{found[name].shape}, expected {leaf.shape}.{_ADVICE}"
                 )
         leaves = [jnp.asarray(found[name], leaf.dtype) for name, leaf in wanted.items()]
         dynamic, static = eqx.partition(like, eqx.is_array)

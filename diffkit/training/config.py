@@ -34,7 +34,7 @@ class TrainConfig:
     - `condition_dropout`: the probability of replacing an example's condition by zeros, so the model also
       learns the distribution without it, as guidance needs (`diffkit.Guided`; Ho and Salimans 2022, arXiv
       2207.12598, algorithm 1). No effect on data without conditions.
-    - `timesteps`: T of the discrete-time loss; `None` trains in continuous time.
+    - `loss_steps`: T, the `steps` of `diffkit.DiffusionLoss`; `None` trains in continuous time.
     - `seed`: of the order of the data, the noise and the times.
     - `steps_per_dispatch`: steps in one call of the compiled function; metrics are recorded after each.
     - `checkpoint_every`: steps between checkpoints; 0 writes only the last one.
@@ -59,7 +59,7 @@ class TrainConfig:
     ema: float = 0.999
     ema_warmup: bool = True
     condition_dropout: float = 0.1
-    timesteps: int | None = None
+    loss_steps: int | None = None
     seed: int = 0
     steps_per_dispatch: int = 10
     checkpoint_every: int = 500
@@ -91,8 +91,8 @@ class TrainConfig:
         for name in ("learning_rate", "interior_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}.")
-        if self.timesteps is not None and self.timesteps < 1:
-            raise ValueError(f"train.timesteps must be at least 1 or None, got {self.timesteps}.")
+        if self.loss_steps is not None and self.loss_steps < 1:
+            raise ValueError(f"train.loss_steps must be at least 1 or None, got {self.loss_steps}.")
         if not 0 <= self.condition_dropout <= 1:
             raise ValueError(
                 f"train.condition_dropout must be in [0, 1], got {self.condition_dropout}."

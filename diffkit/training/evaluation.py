@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Real
 from diffkit.data import AbstractSource, batches
 from diffkit.model import DiffusionModel, check_levels
 from diffkit.objectives import expected_reconstruction, prior_term, proposed_diffusion, vlb
+from diffkit.presets import Assembly
 from diffkit.proposals import Proposal, measured, propose
 from diffkit.schedules import AbstractSchedule, minimises_variance, ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler
@@ -24,12 +26,12 @@ _BATCHES_FOR_A_PILOT = 8
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The VLB of a source in bits per dimension: means over examples, with standard errors.
+    """The VLB of a source in nats per example, as in `diffkit.VLB`, with standard errors.
 
-    **Attributes:** `prior`, `reconstruction`, `diffusion`, `total`: pairs (mean, standard error);
-    `examples`: their number; `passes`: draws per example; `steps`: T, or `None` for continuous time;
-    `draws`: how the noise levels of the diffusion term were drawn; `per_example`: the total of each
-    example, in the order of the source.
+    **Attributes:** `prior`, `reconstruction`, `diffusion`, `total`: pairs (mean over examples, standard
+    error); `examples`: their number; `passes`: draws per example; `steps`: T, or `None` for continuous
+    time; `draws`: how the noise levels of the diffusion term were drawn; `per_example`: the total of each
+    example, in the order of the source; `dimensions`: of an example.
 
     `draws` is `"pilot"` if a pilot measured the errors of the model first, `"uniform_logsnr"` for draws
     uniform in `logsnr`, `"schedule"` for those of a schedule that minimises the variance, or the class of
@@ -49,12 +51,22 @@ class Evaluation:
     steps: int | None
     draws: str
     per_example: Float[np.ndarray, " examples"]
+    dimensions: int
+
+    @property
+    def bits_per_dim(self) -> tuple[float, float]:
+        """The total and its standard error in bits per dimension."""
+        return self._bits(self.total)
+
+    def _bits(self, nats: tuple[float, float]) -> tuple[float, float]:
+        scale = 1 / (self.dimensions * math.log(2))
+        return scale * nats[0], scale * nats[1]
 
     def as_dict(self) -> dict[str, float | int | str | None]:
-        """Plain values, for a JSON file: `None` for an unknown standard error."""
+        """Plain values in bits per dimension, for a JSON file: `None` for an unknown standard error."""
         record: dict[str, float | int | str | None] = {}
         for name in ("prior", "reconstruction", "diffusion", "total"):
-            mean, error = getattr(self, name)
+            mean, error = self._bits(getattr(self, name))
             record[f"{name}_bits_per_dim"] = mean
             record[f"{name}_standard_error"] = error if math.isfinite(error) else None
         return record | {
@@ -63,6 +75,16 @@ class Evaluation:
             "steps": self.steps,
             "draws": self.draws,
         }
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """What `diffkit.fit` returns, a `diffkit.Fit`."""
+
+    @property
+    def model(self) -> DiffusionModel: ...
+    @property
+    def assembly(self) -> Assembly: ...
 
 
 @eqx.filter_jit
@@ -110,7 +132,7 @@ def _diffusion(
 
 
 def evaluate(
-    model: DiffusionModel,
+    model: DiffusionModel | Trained,
     source: AbstractSource,
     *,
     key: PRNGKey,
@@ -129,11 +151,12 @@ def evaluate(
 
     **Arguments:**
 
-    - `model`: the model.
+    - `model`: a model, or what `fit` returned.
     - `source`: the examples, such as `dataset.test`. If it has conditions, the bound is on the
       likelihood given them.
     - `key`: from `jax.random.key`.
-    - `steps`: the number T of steps of the discrete-time model; `None` for continuous time.
+    - `steps`: the number T of steps of the discrete-time model; `None` for continuous time, or for the T
+      of the training if `model` is a `diffkit.Fit`.
     - `passes`: draws of time and noise per example.
     - `batch_size`: about how many latents to pass to the network in one call.
     - `time_sampler`: draws times instead.
@@ -146,6 +169,9 @@ def evaluate(
 
     **Warns:** `TransportWarning` if the range of `schedule` is not the model's.
     """
+    if not isinstance(model, DiffusionModel):
+        steps = steps or model.assembly.preset.train.get("loss_steps")
+        model = model.model
     if schedule is not None:
         model = transport(model, schedule=schedule)
     for name, value in (("passes", passes), ("batch_size", batch_size), ("steps", steps)):
@@ -177,8 +203,7 @@ def evaluate(
         )
         terms = jnp.concatenate([ends, diffusion[None]])
         collected.append(terms[:, : len(jax.tree.leaves(batch)[0])])
-    scale = 1 / (math.prod(model.shape) * math.log(2))
-    terms = scale * np.concatenate([np.asarray(part, np.float64) for part in collected], axis=1)
+    terms = np.concatenate([np.asarray(part, np.float64) for part in collected], axis=1)
     total = terms.sum(axis=0)
     count = total.size
 
@@ -196,6 +221,7 @@ def evaluate(
         steps=steps,
         draws=draws,
         per_example=total,
+        dimensions=math.prod(model.shape),
     )
 
 

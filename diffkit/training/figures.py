@@ -56,7 +56,7 @@ def _scatter(axes: Any, points: Real[np.ndarray, "count n"], low: float, high: f
 
 
 def save_samples(
-    samples: Real[Array | np.ndarray, "count *shape"], path: Path, *, levels: int | None
+    samples: Real[Array | np.ndarray, "count *shape"], path: str | Path, *, levels: int | None
 ) -> None:
     """Write samples: images as a grid, points in the plane as a scatter plot.
 
@@ -109,7 +109,7 @@ def save_variant_samples(
         axes.set_axis_off()
     for axes, (name, values) in zip(places, samples.items(), strict=False):
         axes.set_title(_plain(name), fontsize="small")
-        # Levels begin at 0. Their number is unknown here: the largest one drawn stands for it.
+        # Integers begin at 0. Their number is unknown here: the largest one drawn stands for it.
         alike = [
             s
             for s in samples.values()
@@ -197,7 +197,7 @@ def save_variant_curves(
     figure.savefig(path)
 
 
-def save_curves(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
+def save_curves(metrics: Sequence[Mapping[str, float]], path: str | Path) -> None:
     """Write the training curve: total and its terms over steps, in bits per dimension."""
     figure = _figure(7, 4.5)
     axes = figure.subplots()
@@ -213,7 +213,7 @@ def save_curves(metrics: Sequence[Mapping[str, float]], path: Path) -> None:
     figure.savefig(path)
 
 
-def save_schedule(model: DiffusionModel, path: Path) -> None:
+def save_schedule(model: DiffusionModel, path: str | Path) -> None:
     """Write the schedule: logsnr over time, and the alpha and sigma of the model's process."""
     t = jnp.linspace(0.0, 1.0, 501)
     levels = jax.vmap(model.level)(t)
@@ -232,7 +232,7 @@ def save_schedule(model: DiffusionModel, path: Path) -> None:
     figure.savefig(path)
 
 
-def save_statistics(statistics: EstimatorStatistics, path: Path) -> Path:
+def save_statistics(statistics: EstimatorStatistics, path: str | Path) -> Path:
     """Write the profile of a loss over time and logsnr: its mean and the root of its second moment.
 
     Under the schedule of least variance, the loss of a draw is flat over time.
@@ -256,4 +256,4 @@ def save_statistics(statistics: EstimatorStatistics, path: Path) -> Path:
         fontsize="medium",
     )
     figure.savefig(path)
-    return path
+    return Path(path)

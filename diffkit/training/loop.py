@@ -13,13 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffkit.configs import CHECKPOINTS, METRICS_FILE, config_of, unregistered, write_config
+from diffkit.configs import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    RENAMED,
+    config_of,
+    unregistered,
+    write_config,
+)
 from diffkit.data import AbstractDataset, AbstractSource, batches, condition_size
 from diffkit.denoiser import Denoiser, underlying
+from diffkit.display import outline
 from diffkit.grids import UniformT
 from diffkit.model import DiffusionModel, check_levels
 from diffkit.optimisers import AdamW
-from diffkit.presets import Assembly, Preset, assemble, key_of, seed_of
+from diffkit.presets import TRAINING_KINDS, Assembly, Preset, assemble, key_of, seed_of
 from diffkit.samplers import Ancestral, sample
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
@@ -54,9 +62,18 @@ class Fit:
     assembly: Assembly
     directory: Path | None = None
 
+    def __repr__(self) -> str:
+        losses = [record["loss"] for record in self.metrics if "loss" in record]
+        unit = " bits/dim" if isinstance(self.assembly.weighting, ELBO) else ""
+        head = f"Fit after {int(self.state.step):,} steps"
+        head += f", last loss {losses[-1]:.4g}{unit}" if losses else ""
+        head += f", in {self.directory}" if self.directory else ""
+        parts = {kind: getattr(self.assembly, kind) for kind in TRAINING_KINDS}
+        return "\n".join([head, *outline({**vars(self.model), **parts})])
+
     def evaluate(self, source: AbstractSource, *, key: PRNGKey, **options: Any) -> Evaluation:
         """The likelihood of the trained model: `diffkit.evaluate`, with the T of training by default."""
-        options = {"steps": self.assembly.preset.train.get("timesteps")} | options
+        options = {"steps": self.assembly.preset.train.get("loss_steps")} | options
         return evaluate(self.model, source, key=key, **options)
 
     def sample(self, count: int | tuple[int, ...], *, key: PRNGKey, **options: Any) -> jax.Array:
@@ -104,7 +121,7 @@ def settings_of(preset: Preset) -> TrainConfig:
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     for name in preset.train:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(RENAMED.get(name, name), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"train has no setting {name!r}.{hint} It has: {', '.join(known)}.")
     return TrainConfig(**preset.train)
@@ -243,7 +260,7 @@ def train(
     key = key_of(config.seed)
     # The key has the seed: runs that differ only in it share compiled code.
     settings = dataclasses.replace(config, seed=0)
-    objective = Objective(weighting, config.timesteps)
+    objective = Objective(weighting, config.loss_steps)
     iterator = batches(
         data.train, batch_size=config.batch_size, seed=config.seed, start=step, chunk=chunk
     )
@@ -299,7 +316,7 @@ def train(
                 result = evaluate(
                     state.averaged_model, data.test, key=key, passes=config.evaluate_passes
                 )
-                tell(step, {"test_bits_per_dim": result.total[0]}, state)
+                tell(step, {"test_bits_per_dim": result.bits_per_dim[0]}, state)
             if save and checkpoints is not None:
                 checkpoints.save(step, state, {"seconds": seconds()})
     return Fit(state.averaged_model, state, records, parts, directory)

@@ -184,7 +184,7 @@ class Objective(eqx.Module):
     """
 
     weighting: AbstractWeighting
-    timesteps: int | None
+    steps: int | None
 
     def __call__(
         self,
@@ -203,7 +203,7 @@ class Objective(eqx.Module):
         end_key, diffusion_key = jax.random.split(key)
         encoded = model.encode(x)
         ends = end_terms(model, x, encoded, key=end_key, share=share)
-        loss = DiffusionLoss(self.weighting, time_sampler, self.timesteps)
+        loss = DiffusionLoss(self.weighting, time_sampler, self.steps)
         drawn = loss.draw(model, encoded, key=diffusion_key, condition=condition, share=share)
         scale = 1 / (math.prod(model.shape) * math.log(2))
         terms = scale * jnp.stack([jnp.mean(term) for term in (*ends, drawn.loss)])

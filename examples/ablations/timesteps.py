@@ -16,7 +16,7 @@ ABLATION = Ablation(
     name="timesteps",
     question="How does the bound depend on the number of steps, in training and in evaluation?",
     axes={
-        "train.timesteps": "null,10,100,250,500,1000",
+        "train.loss_steps": "null,10,100,250,500,1000",
         "schedule": "learned_linear",
         "evaluate_steps": "[10,100,250,500,1000,null]",
     },

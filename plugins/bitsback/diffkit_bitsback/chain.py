@@ -426,7 +426,7 @@ class Chain:
         return [slice(first, first + rows) for first in range(0, count, rows)]
 
     def _data_log_prob(self, y: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n levels"]:
-        """log p(x | y_0) of every level, for each dimension separately."""
+        """log p(x | y_0) of every value, for each dimension separately."""
         padded = np.zeros(self._compiled.rows, np.float32)
         padded[: len(y)] = y
         log_prob = self._compiled.data_log_prob(padded, self._logsnrs[0])
@@ -479,7 +479,7 @@ class _Compiled:
     def data_log_prob(
         self, y: Float[np.ndarray, " rows"], logsnr: np.float32
     ) -> Float[Array, "rows levels"]:
-        """log p(x | y_0) for every level of every dimension."""
+        """log p(x | y_0) for every value of every dimension."""
         return self._data(y, logsnr)
 
     @functools.cached_property

@@ -44,7 +44,7 @@ class Rate:
     @property
     def bound(self) -> float:
         """The VLB with T steps in bits per dimension; NaN without an evaluation."""
-        return math.nan if self.evaluation is None else self.evaluation.total[0]
+        return math.nan if self.evaluation is None else self.evaluation.bits_per_dim[0]
 
     @property
     def gap(self) -> tuple[float, float]:
@@ -57,7 +57,7 @@ class Rate:
             return math.nan, math.nan
         statistics = self.statistics
         each = statistics.dimensions / statistics.images
-        differences = statistics.bounds / each - self.evaluation.per_example
+        differences = statistics.bounds / each - self.evaluation.per_example / (each * math.log(2))
         error = math.nan
         if len(differences) > 1:
             error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
@@ -257,7 +257,7 @@ def show(found: Sequence[Rate], codes: Mapping[str, tuple[float, float]]) -> Non
         network = taken.network_seconds / (taken.network_seconds + taken.coding_seconds)
         table.add_row(
             str(rate.steps),
-            _with_error(rate.evaluation.total if rate.evaluation else None),
+            _with_error(rate.evaluation.bits_per_dim if rate.evaluation else None),
             f"{taken.net_bits_per_dim:.4f}",
             _with_error(rate.gap if rate.evaluation else None),
             f"{taken.overhead_bits_per_dim:.5f}",

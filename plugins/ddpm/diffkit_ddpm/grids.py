@@ -39,5 +39,5 @@ class Respaced(dk.AbstractGrid):
                 f"got {steps}. Take fewer steps, or grid=uniform_t."
             )
         # In integers, rounded to the nearest: distinct because the spread is at least one.
-        level = (2 * last * np.arange(steps, -1, -1) + steps) // (2 * steps)
-        return jax.vmap(schedule)(jnp.asarray(level / last, float))
+        index = (2 * last * np.arange(steps, -1, -1) + steps) // (2 * steps)
+        return jax.vmap(schedule)(jnp.asarray(index / last, float))

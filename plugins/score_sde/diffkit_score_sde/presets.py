@@ -20,7 +20,7 @@ _SNR, _STEPS = 0.16, 1000
 _STEP = 2 * math.log(_SIGMA_MAX / _SIGMA_MIN) / _STEPS
 _CORRECTOR = round(-math.log1p(-2 * _SNR**2) / _STEP, 2)
 
-# `nf`, `num_res_blocks`, `ch_mult`, `attn_resolutions` (16 pixels of 32: level 1) and `dropout`, which
+# `nf`, `num_res_blocks`, `ch_mult`, `attn_resolutions` (16 pixels of 32: resolution 1) and `dropout`, which
 # DDPM++ and NCSN++ share (appendix H.2).
 _NETWORK = (
     "unet",
