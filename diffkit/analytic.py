@@ -65,10 +65,7 @@ class _MixtureDenoiser(AbstractDenoiser):
         return Prediction(y - level.rho * eps, eps, level)
 
     def log_density(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Float[Array, " condition"] | None = None
     ) -> Scalar:
         """The log density of the latent z at a noise level, given the condition, in nats."""
         level = self.process.at(as_float(logsnr))

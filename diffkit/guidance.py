@@ -62,10 +62,7 @@ class Guided(AbstractDerivedDenoiser):
 
     # Written out, since static checkers would put the inherited `process` first.
     def __init__(
-        self,
-        denoiser: AbstractDenoiser,
-        scale: float,
-        interval: tuple[float, float] | None = None,
+        self, denoiser: AbstractDenoiser, scale: float, interval: tuple[float, float] | None = None
     ):
         if not math.isfinite(scale):
             raise ValueError(f"scale must be a finite number, such as 2.0, got {scale}.")

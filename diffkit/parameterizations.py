@@ -173,10 +173,7 @@ class AbstractParameterization(eqx.Module):
         return a * x + b * eps
 
     def solve(
-        self: P,
-        prediction: Example | Float[Predicted[P], "*shape"],
-        z: Example,
-        level: NoiseLevel,
+        self: P, prediction: Example | Float[Predicted[P], "*shape"], z: Example, level: NoiseLevel
     ) -> tuple[Float[Predicted["X"], "*shape"], Float[Predicted["Epsilon"], "*shape"]]:
         """`(x, eps)` from a prediction of the target and the latent: the 2x2 solve.
 

@@ -85,8 +85,7 @@ def check_range(
         logsnr_max = 13.3 if levels is None else 13.3 + 2 * math.log(levels / 256)
     if not (math.isfinite(logsnr_max) and math.isfinite(logsnr_min) and logsnr_max > logsnr_min):
         raise ValueError(
-            "logsnr_max must be finite and greater than logsnr_min, "
-            f"got {logsnr_max=}, {logsnr_min=}."
+            f"logsnr_max must be finite and greater than logsnr_min, got {logsnr_max=}, {logsnr_min=}."
         )
     return logsnr_max, logsnr_min
 
@@ -146,11 +145,10 @@ class LinearLogSNR(AbstractSchedule):
 class Cosine(AbstractSchedule):
     r"""The cosine schedule $\lambda(t) = -2 \log \tan(\pi t' / 2)$, with truncated ends.
 
-    Introduced by improved DDPM (Nichol and Dhariwal 2021) as $\alpha = \cos(\pi t' / 2)$ under the
-    variance preserving process. Its log SNR is infinite at both ends, so $t' = t_0 + t (t_1 - t_0)$
-    runs over the part between the two endpoints only (Hoogeboom, Heek and Salimans 2023, simple
-    diffusion, section 2). It spends most of its time at middle noise levels: good for samples, wasteful for
-    likelihoods.
+    Introduced by improved DDPM (Nichol and Dhariwal 2021) as $\alpha = \cos(\pi t' / 2)$ under the variance
+    preserving process. Its log SNR is infinite at both ends, so $t' = t_0 + t (t_1 - t_0)$ runs over the
+    part between the two endpoints only (Hoogeboom, Heek and Salimans 2023, simple diffusion, section 2). It
+    spends most of its time at middle noise levels: good for samples, wasteful for likelihoods.
 
     **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: the number of values
     of a dimension of the data, which sets the default of `logsnr_max` (`check_range`); `shift`: added to
@@ -223,8 +221,7 @@ class Truncated(AbstractSchedule):
         maximum, minimum = (float(end) for end in self.schedule.endpoints)
         if not self.logsnr_max > self.logsnr_min:
             raise ValueError(
-                "logsnr_max must be greater than logsnr_min, "
-                f"got {self.logsnr_max=}, {self.logsnr_min=}."
+                f"logsnr_max must be greater than logsnr_min, got {self.logsnr_max=}, {self.logsnr_min=}."
             )
         # Endpoints are float32: equal numbers may differ in the seventh digit.
         slack = 1e-5 * max(abs(maximum), abs(minimum))

@@ -31,8 +31,7 @@ class ArraySource(AbstractSource):
         """
         if array.ndim < 2 or array.size == 0:
             raise ValueError(
-                "ArraySource: array must have an axis of examples and at least one more, none of "
-                "them "
+                "ArraySource: array must have an axis of examples and at least one more, none of them "
                 f"empty, got the shape {array.shape}."
             )
         if not np.issubdtype(array.dtype, np.integer) and array.dtype != np.float32:
@@ -207,8 +206,7 @@ def _read(given: _Given, name: str, beside: str | None = None) -> tuple[_Arrays,
                     beside_them = {name: archive[name] for name in asked if name in names}
     except Exception as error:  # zip, zlib, header and memory errors, by the kind of damage
         raise ValueError(
-            f"ArrayData: path={str(file)!r} cannot be read as a {file.suffix} file of numbers: "
-            f"{error}"
+            f"ArrayData: path={str(file)!r} cannot be read as a {file.suffix} file of numbers: {error}"
         ) from error
     if not arrays or (len(arrays) == 2 and set(arrays) != {"train", "test"}):
         raise ValueError(

@@ -38,8 +38,7 @@ class AbstractSource(eqx.Module):
     def gather(self, indices: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n *shape"]:
         """The examples at these positions, in this order, as one new array.
 
-        **Arguments:** `indices`: positions from 0 to `len(source) - 1`; one may occur several
-        times.
+        **Arguments:** `indices`: positions from 0 to `len(source) - 1`; one may occur several times.
 
         **Returns:** integers if the data are discrete, else float32.
 
@@ -137,8 +136,7 @@ class AbstractDataset(eqx.Module):
         for part, source in (("train", self.train), ("test", self.test)):
             if source.shape != self.shape:
                 raise ValueError(
-                    f"{name}: the examples of {part} must have the shape {self.shape}, "
-                    f"got {source.shape}."
+                    f"{name}: the examples of {part} must have the shape {self.shape}, got {source.shape}."
                 )
             if len(source) == 0:
                 raise ValueError(f"{name}: {part} must hold at least one example, got none.")
@@ -158,8 +156,7 @@ class AbstractDataset(eqx.Module):
             )
         if self.levels is not None and self.levels < 2:
             raise ValueError(
-                f"{name}: levels must be at least 2, or None for continuous data, got "
-                f"{self.levels}."
+                f"{name}: levels must be at least 2, or None for continuous data, got {self.levels}."
             )
 
     @functools.cached_property

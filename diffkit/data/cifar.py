@@ -80,9 +80,8 @@ def _find(top: Path) -> tuple[Path, str]:
             if any((folder / (name + ending)).is_file() for name in _TRAIN + _TEST):
                 return folder, ending
     raise FileNotFoundError(
-        f"Cifar10: path={str(top)!r} must hold data_batch_1.bin ... test_batch.bin (the binary "
-        "version) "
-        "or data_batch_1 ... test_batch (the python version), got neither."
+        f"Cifar10: path={str(top)!r} must hold data_batch_1.bin ... test_batch.bin (the binary version) or "
+        "data_batch_1 ... test_batch (the python version), got neither."
     )
 
 
@@ -150,8 +149,7 @@ def _read_pickle(file: Path, labels: bool) -> _Labelled:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(
-            f"Cifar10: {str(file)!r} cannot be read as a batch of CIFAR-10's python version: "
-            f"{error}"
+            f"Cifar10: {str(file)!r} cannot be read as a batch of CIFAR-10's python version: {error}"
         ) from error
     data = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
     images = _array(data)

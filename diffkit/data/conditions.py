@@ -4,8 +4,7 @@ A condition is a vector of `condition_size` float32 numbers. Zeros stand for no 
 and no real condition is all zeros:
 
 * a class is a one-hot vector, `one_hot(label, classes)`; `condition_size` is the number of classes;
-* a vector of numbers has a one appended, `with_flag(vector)`; `condition_size` is one more than its
-  length.
+* a vector of numbers has a one appended, `with_flag(vector)`; `condition_size` is one more than its length.
 
 A model trained with some conditions left out (`TrainConfig.condition_dropout`) learns the distribution of
 all examples as well as that of each condition, as guidance needs (`diffkit.Guided`).
@@ -80,8 +79,7 @@ class LabelledSource(AbstractConditionalSource):
         """**Arguments:** `source`: the examples; `labels`: the class of each, from 0 to
         `classes - 1`; `classes`: how many there are.
 
-        **Raises:** `ValueError` if there is not one label for each example, or for a label out of
-        range.
+        **Raises:** `ValueError` if there is not one label for each example, or for a label out of range.
         """
         _check_count(source, len(labels), "LabelledSource: labels")
         _check_labels(labels, classes, "LabelledSource: labels")

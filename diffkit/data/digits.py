@@ -1,8 +1,7 @@
 """The handwritten digits of scikit-learn, without a file.
 
-1,797 images of 8 x 8 pixels with 17 grey levels (Alpaydin and Kaynak, "Optical Recognition of
-Handwritten Digits", UCI Machine Learning Repository, 1998). Small enough to train on in minutes
-without an accelerator.
+1,797 images of 8 x 8 pixels with 17 grey levels (Alpaydin and Kaynak, "Optical Recognition of Handwritten
+Digits", UCI Machine Learning Repository, 1998). Small enough to train on in minutes without an accelerator.
 """
 
 from typing import Any

@@ -61,10 +61,9 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES:
         raise ValueError(
-            f"read_idx: {str(file)!r} is not an IDX file: it must begin with two zero bytes, a "
-            "code "
-            f"for the dtype ({', '.join(f'{code:02x}' for code in _DTYPES)}) and the rank, "
-            f"got the bytes {magic.hex(' ') or 'of an empty file'}."
+            f"read_idx: {str(file)!r} is not an IDX file: it must begin with two zero bytes, a code for "
+            f"the dtype ({', '.join(f'{code:02x}' for code in _DTYPES)}) and the rank, got the bytes "
+            f"{magic.hex(' ') or 'of an empty file'}."
         )
     dtype, rank = np.dtype(_DTYPES[magic[2]]), magic[3]
     if rank > 32:
@@ -81,8 +80,7 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
         content += piece
         if len(content) > expected:
             raise ValueError(
-                f"read_idx: {str(file)!r} holds more than the {expected} bytes of data that its "
-                "header "
+                f"read_idx: {str(file)!r} holds more than the {expected} bytes of data that its header "
                 f"says (shape {shape}, {dtype.name})."
             )
     if len(content) < expected:
@@ -107,8 +105,7 @@ class Idx(AbstractDataset):
         - `path`: the folder with the files under their original names, `train-images-idx3-ubyte`
           and `t10k-images-idx3-ubyte`, plain or with `.gz`.
         - `labels`: whether an image comes with its class, from `train-labels-idx1-ubyte` and
-          `t10k-labels-idx1-ubyte` in the same folder. The largest label determines the number of
-          classes.
+          `t10k-labels-idx1-ubyte` in the same folder. The largest label determines the number of classes.
 
         **Raises:** `FileNotFoundError` if the folder or one of the files is missing; `ValueError`
         for a damaged file, or one without 8-bit images or a label for each of them.

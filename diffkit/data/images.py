@@ -78,9 +78,8 @@ class ImageFolderSource(AbstractSource):
 class ImageFolder(AbstractDataset):
     """The images in a folder and in the folders below it, with 256 levels.
 
-    Takes files that end in `.png`, `.jpg`, `.jpeg`, `.webp`, `.bmp` or `.gif`, in the order of their
-    paths, but no hidden ones. Subfolders `train` and `test` are the split; without them it is random
-    but fixed.
+    Takes files that end in `.png`, `.jpg`, `.jpeg`, `.webp`, `.bmp` or `.gif`, in the order of their paths,
+    but no hidden ones. Subfolders `train` and `test` are the split; without them it is random but fixed.
     """
 
     def __init__(
@@ -117,9 +116,8 @@ class ImageFolder(AbstractDataset):
             if train.shape != test.shape:
                 raise ValueError(
                     f"with size=None all images must have one size: {train.files[0]!r} has "
-                    f"{train.shape[1]} x {train.shape[2]} pixels (height x width), "
-                    f"{test.files[0]!r} has {test.shape[1]} x {test.shape[2]}; give size=... to "
-                    "crop and resize them."
+                    f"{train.shape[1]} x {train.shape[2]} pixels (height x width), {test.files[0]!r} has "
+                    f"{test.shape[1]} x {test.shape[2]}; give size=... to crop and resize them."
                 )
             self.train, self.test = train, test
         else:
@@ -139,8 +137,7 @@ def _files(folder: Path) -> list[str]:
             found.append((inside.as_posix(), str(file)))
     if not found:
         raise ValueError(
-            f"ImageFolder: path={str(folder)!r} must hold image files ({', '.join(_ENDINGS)}), got "
-            "none."
+            f"ImageFolder: path={str(folder)!r} must hold image files ({', '.join(_ENDINGS)}), got none."
         )
     return [file for _, file in sorted(found)]
 
@@ -190,8 +187,7 @@ def _decode(
         pixels = pixels[:, :, None]
     if pixels.shape != (*shape[1:], shape[0]):
         raise ValueError(
-            f"{file!r} has changed since the dataset was made: expected {shape[1]} x {shape[2]} "
-            "pixels, "
+            f"{file!r} has changed since the dataset was made: expected {shape[1]} x {shape[2]} pixels, "
             f"got {pixels.shape[0]} x {pixels.shape[1]}."
         )
     return pixels.transpose(2, 0, 1)

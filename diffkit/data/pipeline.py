@@ -96,9 +96,8 @@ def batches(
     `prefetch` do not change the batches. Its state (`get_state`, `set_state`) counts items from `start`:
     restore it into an iterator made with the same arguments.
 
-    **Raises:** `ValueError` for a number out of range, for `chunk` together with
-    `drop_remainder=False, repeat=False`, or if there are too few examples for one item;
-    `ImportError` without grain.
+    **Raises:** `ValueError` for a number out of range, for `chunk` together with `drop_remainder=False,
+    repeat=False`, or if there are too few examples for one item; `ImportError` without grain.
 
     ```python
     data = dk.data.Digits()

@@ -130,9 +130,7 @@ _define(_conv_weights_p, _native_weights, _matmul_weights)
 
 # y = conv(x, w) and w = weights(x, g): the transposes of either are made of both.
 ad.defbilinear(
-    _conv_p,
-    lambda g, x, w: _conv_p.bind(g, _turned(w)),
-    lambda g, x, w: _conv_weights_p.bind(x, g),
+    _conv_p, lambda g, x, w: _conv_p.bind(g, _turned(w)), lambda g, x, w: _conv_weights_p.bind(x, g)
 )
 ad.defbilinear(
     _conv_weights_p,

@@ -153,11 +153,6 @@ def _lecun_normal(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
     return (draws * (math.prod(shape[:-1]) ** -0.5 / deviation)).reshape(shape)
 
 
-# ---------------------------------------------------------------------------------------------
-# Modules
-# ---------------------------------------------------------------------------------------------
-
-
 class Dense(eqx.Module):
     """A linear map of the last axis, computed in the dtype of its input."""
 

@@ -8,12 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffkit.networks.base import (
-    AbstractNetwork,
-    add_latent,
-    check_at_least,
-    check_common,
-)
+from diffkit.networks.base import AbstractNetwork, add_latent, check_at_least, check_common
 from diffkit.networks.embeddings import fourier_features
 from diffkit.networks.layers import Dense, dropout, embed, group_norm, scan_blocks, stack
 from diffkit.registry import register

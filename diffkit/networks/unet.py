@@ -108,8 +108,7 @@ class UNet(AbstractNetwork):
           2^(len(multipliers) - 1).
         - `width`: channels at multiplier 1; 4 or more.
         - `depth`: residual blocks at each resolution, on each way.
-        - `multipliers`: channels in units of `width`, one entry for each resolution, the image's
-          own first.
+        - `multipliers`: channels in units of `width`, one entry for each resolution, the image's own first.
         - `attention`: the levels (0 is the image's own resolution) with attention after each block.
           The middle always has it.
         - `dropout`: rate within the blocks.
@@ -137,8 +136,7 @@ class UNet(AbstractNetwork):
         check_at_least("depth", depth, 1)
         if len(multipliers) == 0 or any(multiplier < 1 for multiplier in multipliers):
             raise ValueError(
-                "multipliers must be one or more positive integers, such as (1, 2); "
-                f"got {multipliers}."
+                f"multipliers must be one or more positive integers, such as (1, 2); got {multipliers}."
             )
         if any(level not in range(len(multipliers)) for level in attention):
             raise ValueError(
