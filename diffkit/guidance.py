@@ -5,16 +5,15 @@ replaces the conditional prediction by
 
 $$\hat\epsilon = \hat\epsilon(z) + w\,\big(\hat\epsilon(z, c) - \hat\epsilon(z)\big),$$
 
-which is the score of $p(z)\,(p(z \mid c) / p(z))^w$, up to a constant factor of the density: w = 1 is the
-conditional model, w = 0 the unconditional one, and w > 1 trades variety for agreement with the condition.
-The same combination holds for the predicted data and every other target, since all are linear in eps at
-fixed z.
+the score of $p(z)\,(p(z \mid c) / p(z))^w$: w = 1 is the conditional model, w = 0 the unconditional one,
+and w > 1 trades variety for agreement with the condition. The same holds for the predicted data and every
+other target, since all are linear in eps at fixed z.
 
 For w other than 1 no model has these scores at all noise levels at once (the noised guided density is not
 the guided noised density). So there is no likelihood, and the distribution of samples depends somewhat on
 the number of steps. Guidance at high noise reduces variety most; at low noise it costs time and changes
-little. An interval of `logsnr` restricts it to the middle (Kynkäänniemi, Aittala, Karras,
-Laine, Aila and Lehtinen 2024, arXiv 2404.07724).
+little. An interval of `logsnr` restricts it to the middle (Kynkäänniemi, Aittala, Karras, Laine, Aila and
+Lehtinen 2024, arXiv 2404.07724).
 """
 
 import math
@@ -22,28 +21,24 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from diffkit.denoiser import AbstractDenoiser, AbstractDerivedDenoiser, Prediction
 from diffkit.model import DiffusionModel
 from diffkit.processes import AbstractProcess
-from diffkit.typing import Example, PRNGKey, ScalarLike, as_float
+from diffkit.typing import Condition, Example, MaybeKey, ScalarLike, as_float
 
 
 class Guided(AbstractDerivedDenoiser):
     r"""Classifier-free guidance of a denoiser trained with and without conditions.
 
-    The prediction without the condition plus `scale` times the change by the condition (Ho and Salimans
-    2022, arXiv 2207.12598, equation 6, whose w is `scale` - 1), within an interval of noise levels
-    (Kynkäänniemi et al. 2024, arXiv 2404.07724). Choose it for samples of a class or a description, if
-    agreement matters more than variety.
+    The prediction without the condition plus `scale` times the change by the condition, within an interval
+    of noise levels. Choose it for samples of a class or a description, if agreement matters more than
+    variety. A predicted variance (`Prediction.spread`) is that of the conditional prediction.
 
     Call it with a condition like any other denoiser, under every sampler. One batched call of the network
-    gives the conditional and the unconditional prediction; outside the interval, and for a scale of 1, only
-    the conditional one is computed. (A sampler whose `logsnr` differs between the examples of a batch, such
-    as one with adaptive steps, pays for both everywhere.)
-
-    A predicted variance (`Prediction.spread`) is that of the conditional prediction.
+    gives both predictions; outside the interval, and for a scale of 1, only the conditional one is
+    computed. (A sampler whose `logsnr` differs within a batch, such as one with adaptive steps, pays for
+    both everywhere.)
 
     **Arguments:**
 
@@ -70,9 +65,7 @@ class Guided(AbstractDerivedDenoiser):
             raise ValueError(
                 f"interval must be (min, max) of logsnr, such as (-3.0, 4.0), got {interval}."
             )
-        self.denoiser = denoiser
-        self.scale = scale
-        self.interval = interval
+        self.denoiser, self.scale, self.interval = denoiser, scale, interval
 
     @property
     def process(self) -> AbstractProcess:
@@ -80,12 +73,7 @@ class Guided(AbstractDerivedDenoiser):
         return self.denoiser.process
 
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         if condition is None:
             raise ValueError(

@@ -18,13 +18,12 @@ from typing import overload
 
 import equinox as eqx
 from jax.core import Tracer
-from jaxtyping import Array, Float
 
 from diffkit.denoiser import AbstractDenoiser, AbstractDerivedDenoiser, Prediction
 from diffkit.model import DiffusionModel
 from diffkit.processes import AbstractProcess
 from diffkit.schedules import AbstractSchedule
-from diffkit.typing import Example, PRNGKey, ScalarLike, as_float
+from diffkit.typing import Condition, Example, MaybeKey, ScalarLike, as_float
 
 
 class TransportWarning(UserWarning):
@@ -32,9 +31,7 @@ class TransportWarning(UserWarning):
 
 
 class Transported(AbstractDerivedDenoiser):
-    """A denoiser under another process than its own.
-
-    Made by `diffkit.equivalence.transport`.
+    """A denoiser under another process than its own, made by `diffkit.equivalence.transport`.
 
     **Arguments:** `denoiser`: makes the predictions; `process`: the process of the latents.
     """
@@ -44,16 +41,10 @@ class Transported(AbstractDerivedDenoiser):
 
     # Written out because static checkers would put the inherited `process` first.
     def __init__(self, denoiser: AbstractDenoiser, process: AbstractProcess):
-        self.denoiser = denoiser
-        self.process = process
+        self.denoiser, self.process = denoiser, process
 
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         logsnr = as_float(logsnr)
         here, there = self.process.at(logsnr), self.denoiser.process.at(logsnr)
@@ -83,8 +74,7 @@ def transport(
     r"""A denoiser or a model under another process, or a model under another schedule.
 
     Exact (VDM section 5.1): at equal `logsnr` the latents differ by the ratio of the alphas. It works for
-    every target of the network, because a `Prediction` has every form. The result shares the parameters:
-    training it starts from them.
+    every target of the network. The result shares the parameters: training it starts from them.
 
     **Arguments:**
 
@@ -96,8 +86,7 @@ def transport(
 
     **Returns:** a denoiser for a denoiser, a model for a model.
 
-    **Raises:** `ValueError` if neither a process nor a schedule is given, or a schedule for a denoiser,
-    which has none.
+    **Raises:** `ValueError` if neither a process nor a schedule is given, or a schedule for a denoiser.
 
     **Warns:** `TransportWarning`.
 
@@ -169,11 +158,11 @@ def range_losses(trained: tuple[float, float], wanted: tuple[float, float]) -> t
     """
     losses = []
     (data, noise), (new_data, new_noise) = trained, wanted
+    unseen = "Between the two the network is asked for noise levels that it has never seen."
     if new_data > data + _SAME_END:
         losses.append(
             f"data end: the schedule begins at logsnr {new_data:.4g}, but the model was made for "
-            f"{data:.4g} and less. Between the two the network is asked for noise levels that it has "
-            f"never seen. Set logsnr_max to {data:.4g}, or take schedule=truncated."
+            f"{data:.4g} and less. {unseen} Set logsnr_max to {data:.4g}, or take schedule=truncated."
         )
     elif new_data < data - _SAME_END:
         losses.append(
@@ -184,8 +173,7 @@ def range_losses(trained: tuple[float, float], wanted: tuple[float, float]) -> t
     if new_noise < noise - _SAME_END:
         losses.append(
             f"noise end: the schedule ends at logsnr {new_noise:.4g}, but the model was made for "
-            f"{noise:.4g} and more. Between the two the network is asked for noise levels that it has "
-            f"never seen. Set logsnr_min to {noise:.4g}, or take schedule=truncated."
+            f"{noise:.4g} and more. {unseen} Set logsnr_min to {noise:.4g}, or take schedule=truncated."
         )
     elif new_noise > noise + _SAME_END:
         losses.append(
