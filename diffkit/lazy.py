@@ -12,10 +12,8 @@ from typing import Any
 def lazy_imports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The `__getattr__` and `__dir__` of a package that imports its public names lazily (PEP 562).
 
-    The public names are those that the package's source imports `as` themselves, as static type checkers
-    have it. Names under `if TYPE_CHECKING:` and the package's modules are imported on first use.
-
-    **Arguments:** `package`: the package's `__name__`.
+    Its public names are those that its source imports `as` themselves, as static type checkers have it.
+    Names under `if TYPE_CHECKING:` and its modules are imported on first use. `package` is its `__name__`.
 
     ```python
     if TYPE_CHECKING:

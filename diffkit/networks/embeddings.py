@@ -1,7 +1,7 @@
 """Embeddings of numbers for a network: sinusoidal embeddings and Fourier features.
 
-A network learns smooth functions of its inputs easily and rapid ones badly. Both maps here replace a
-number by sines and cosines of its multiples, which turns rapid dependence into a linear one.
+A network learns smooth functions of its inputs easily and rapid ones badly. Sines and cosines of multiples
+of a number turn rapid dependence into a linear one.
 """
 
 import math
@@ -20,13 +20,10 @@ def sinusoidal_embedding(position: Scalar, size: int) -> Float[Array, " size"]:
     $$ (\sin(1000 f_0 p), \dots, \sin(1000 f_{h-1} p), \cos(1000 f_0 p), \dots) $$
 
     and one more zero if `size` is odd. The factor 1000 maps positions in [0, 1] to the 1000 steps for
-    which the embedding was made, as in VDM's reference implementation, which takes the noise level on
-    the unit interval.
+    which the embedding was made, as in VDM's reference implementation.
 
-    **Arguments:**
-
-    - `position`: the number \(p\), usually on the unit interval.
-    - `size`: how many numbers to return, 4 or more.
+    **Arguments:** `position`: the number \(p\), usually on the unit interval; `size`: how many numbers to
+    return, 4 or more.
 
     **Raises:** `ValueError` if `size` is below 4.
     """
@@ -46,15 +43,12 @@ def fourier_features(
     VDM (section 5.2) passes them to the network with `z` to resolve the finest grey levels: with 8-bit
     data on [-1, 1] neighbouring levels differ by \(2^{-7}\), the period of n = 7, and a likelihood
     depends on which of them is closest to `z`. For another number of levels the frequencies are scaled
-    by levels / 256: the period of n = 7 is always the distance of two levels.
+    by levels / 256, so this stays so.
 
     First come all sines, then all cosines; within each, channels are outermost and exponents innermost.
 
-    **Arguments:**
-
-    - `z`: the latent, channels last.
-    - `exponents`: the n; VDM uses (6, 7). Empty for no features.
-    - `levels`: the number of values of a dimension of the data.
+    **Arguments:** `z`: the latent, channels last; `exponents`: the n, such as VDM's (6, 7), empty for no
+    features; `levels`: the number of values of a dimension of the data.
     """
     scale = 2.0 * math.pi * levels / 256
     frequencies = jnp.asarray([2.0**n * scale for n in exponents], jnp.float32)
