@@ -1,4 +1,4 @@
-"""Public names, imported on first use."""
+"""Public names and optional packages, imported on first use."""
 
 import ast
 import importlib
@@ -7,6 +7,14 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from typing import Any
+
+
+def needed(module: str, why: str) -> Any:
+    """A module of the extra `train`, or an `ImportError` that begins with `why` and says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{why}: pip install 'diffkit[train]'") from error
 
 
 def lazy_imports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

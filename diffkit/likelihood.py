@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffkit.lazy import needed
 from diffkit.model import DiffusionModel
 from diffkit.objectives import ConditionBatch, reconstruction_term
 from diffkit.processes import rescaled_prior_std
@@ -159,10 +160,7 @@ def _log_density(
     The trace of a matrix A is computed as the sum of d^T A d over `directions`.
     """
     # Not imported above: it takes a second, and nothing else needs it.
-    try:
-        import diffrax
-    except ImportError as error:
-        raise ImportError("log_likelihood needs diffrax: pip install 'diffkit[train]'") from error
+    diffrax = needed("diffrax", "log_likelihood needs diffrax")
 
     start, end = (value.astype(y_0.dtype) for value in model.schedule.endpoints)
     denoise = rescaled(model.denoiser, condition)
@@ -190,7 +188,6 @@ def _log_density(
         max_steps=max_steps,
         throw=False,
     )
-    assert solution.ys is not None
     e_1, per_dimension = (leaf[0] for leaf in solution.ys)
     # At the noise end y_1 has the prior's standard deviation and is rho_1 times wider than e_1.
     std = rescaled_prior_std(end)

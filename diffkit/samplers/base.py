@@ -1,8 +1,7 @@
 r"""Samplers: from noise to data.
 
-A sampler works in the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$, $\rho = e^{-\lambda/2}$,
-where every process is the variance exploding one: each sampler is written once and runs under every
-process. One step goes from $\lambda_t$ to a less noisy $\lambda_s > \lambda_t$.
+A sampler works in the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$, $\rho = e^{-\lambda/2}$, and
+so under every process. One step goes from $\lambda_t$ to a less noisy $\lambda_s > \lambda_t$.
 """
 
 import abc

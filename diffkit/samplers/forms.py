@@ -13,9 +13,9 @@ $$u = s(\lambda)\, y, \qquad \frac{du}{d\kappa(\lambda)} = q,$$
 | `velocity` | $1/(1+\rho)$ | $\rho/(1+\rho)$ | $\hat\epsilon - \hat x$ |
 
 DDIM, EDM's Heun and DEIS use `eps`; DPM-Solver++ and UniPC `x`; Adams-Bashforth in v `v`; the solvers of
-rectified flow `velocity`. Each form follows from $y = x + \rho\,\epsilon$ and the product rule. A solution
-that bends in one form can be nearly straight in another: with the noise in `eps`, with the data in `x`,
-with both in `v` and `velocity`, where u stays bounded at both ends.
+rectified flow `velocity`. Each follows from $y = x + \rho\,\epsilon$ and the product rule. A solution that
+bends in one form can be nearly straight in another: with the noise in `eps`, with the data in `x`, with
+both in `v` and `velocity`, where u stays bounded at both ends.
 """
 
 import math
@@ -39,9 +39,9 @@ class Form:
     """One semilinear form: u = scale y obeys du / dkappa = quantity.
 
     **Attributes:** functions of `logsnr`: `scale`; `kappa`, the variable of integration; `logsnr`, the
-    inverse of `kappa`; `slope`, the derivative of `kappa` by `logsnr`; `offset`, of `logsnr` and an origin:
-    the difference of their kappas, without cancellation of near numbers; and `quantity`, the right-hand
-    side as a function of a `Prediction`.
+    inverse of `kappa`; `slope`, the derivative of `kappa`; `offset`, of `logsnr` and an origin: the
+    difference of their kappas, without cancellation; and `quantity`, the right-hand side as a function of a
+    `Prediction`.
     """
 
     scale: Callable[[Scalar], Scalar]
@@ -141,17 +141,14 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
 
 
 def check_form(name: str) -> Form:
-    """The form of this name.
-
-    **Raises:** `ValueError`, listing the known names.
-    """
+    """The form of this name, or a `ValueError` that lists the known ones."""
     if name not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {name!r}.")
     return FORMS[name]
 
 
-# A level has passed rho / (rho + 1/2) of the way from data to noise. The scale 1/2 is in its middle: data
-# of any scale from a tenth to one come out of the noise in the middle, not at the ends.
+# A level has passed rho / (rho + 1/2) of the way from data to noise. Data of any scale from a tenth to one
+# come out of the noise in its middle, not at the ends.
 _SCALE = 0.5
 
 
@@ -178,9 +175,8 @@ def is_long(
     predicted data change much, and not like a polynomial. A step with only one of the two is not long: the
     last one of a grid uniform in time, from $\rho = 0.05$ to 0.001, hardly changes them.
 
-    Both numbers come from experiments on the problems of `benchmarks/samplers.py` and the grids of all
-    schedules: with 1 to 4 steps no error is more than twice that of DDIM, and from ten calls on hardly any
-    grows.
+    Both numbers come from `benchmarks/samplers.py` and the grids of all schedules: with 1 to 4 steps no
+    error is more than twice that of DDIM, and from ten calls on hardly any grows.
     """
     return (logsnr_s - logsnr_t > longest) & (_passed(logsnr_t) - _passed(logsnr_s) > _LONGEST_WAY)
 
@@ -190,8 +186,7 @@ def between(
 ) -> Float[Array, "..."]:
     """The `logsnr` at a share of the way that a step covers, as measured by `is_long`.
 
-    Call the network there again in a long step: the data come out of the noise there, if they do within
-    the step.
+    In a long step call the network there again: the data come out of the noise there, if within the step.
     """
     passed = (1 - share) * _passed(logsnr_t) + share * _passed(logsnr_s)
     place = 2 * (jnp.log1p(-passed) - jnp.log(passed) - math.log(_SCALE))
