@@ -168,13 +168,10 @@ class GaussianDecoder(AbstractDecoder):
     The model diffuses $(x - m) / s$. The bound is on the log density of x in the data's own units: it
     includes $-\log s$ for each dimension and can have either sign.
 
-    **Arguments:**
-
-    - `mean`, `std`: m and s, each a number, or one number for each channel (the first axis). By default
-      those of the training data if their mean is outside [-1, 1] or their standard deviation outside
-      [0.5, 2]; else 0 and 1, which leave data as they are.
-    - `statistics`: mean and standard deviation of the training data. A model made for a dataset fills
-      them in; without them, the defaults are 0 and 1.
+    **Arguments:** `mean`, `std`: m and s, each a number, or one number for each channel (the first axis).
+    By default those of the training data if their mean is outside [-1, 1] or their standard deviation
+    outside [0.5, 2]; else 0 and 1, which leave data as they are. `statistics`: mean and standard deviation
+    of the training data, filled in for a model made for a dataset; without them, the defaults are 0 and 1.
 
     **Raises:** `ValueError` if a number is not finite or a standard deviation is not positive.
     """

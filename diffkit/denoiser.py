@@ -32,13 +32,10 @@ from diffkit.typing import Condition, Example, MaybeKey, Scalar, ScalarLike, as_
 class Prediction(eqx.Module):
     """A denoiser's prediction for one latent, in every form, each with its target (`diffkit.Predicted`).
 
-    **Arguments:**
-
-    - `x`: the expected data; an array, or a prediction of them.
-    - `eps`: the expected noise; an array, or a prediction of it.
-    - `level`: the noise level of the latent.
-    - `spread`: where the log variance of a reverse step lies between the posterior's (0) and the forward
-      step's (1), for each dimension; `None` if not predicted.
+    **Arguments:** `x`: the expected data, an array or a prediction of them; `eps`: the expected noise,
+    likewise; `level`: the noise level of the latent; `spread`: where the log variance of a reverse step
+    lies between the posterior's (0) and the forward step's (1), for each dimension, `None` if not
+    predicted.
 
     **Raises:** `TypeError` if `x` or `eps` is a prediction of something else.
     """
@@ -160,16 +157,13 @@ def underlying(denoiser: AbstractDenoiser) -> AbstractDenoiser:
 class Denoiser(AbstractDenoiser):
     r"""A network with a parameterization, under a process.
 
-    The network sees the latent scaled to unit variance, $z / \sqrt{\alpha^2 s^2 + \sigma^2}$ with $s$
-    the standard deviation of the data. For $s = 1$ that is the variance preserving latent under every
-    process, so one network serves all.
+    The network sees the latent scaled to unit variance, $z / \sqrt{\alpha^2 s^2 + \sigma^2}$ with $s$ the
+    standard deviation of the data. For $s = 1$ that is the variance preserving latent under every process,
+    so one network serves all.
 
-    **Arguments:**
-
-    - `network`: an `AbstractNetwork` for one example, with as many `outputs` as the parameterization.
-    - `parameterization`: what its output means.
-    - `process`: the process of the latents.
-    - `data_std`: the standard deviation of the data, for the scaling.
+    **Arguments:** `network`: for one example, with as many `outputs` as the parameterization;
+    `parameterization`: what its output means; `process`: of the latents; `data_std`: the standard deviation
+    s of the data.
 
     **Raises:** `ValueError` if `data_std` is not positive, or if the `outputs` of network and
     parameterization differ.

@@ -29,7 +29,7 @@ from diffkit.typing import Condition, Example, MaybeKey, ScalarLike, as_float
 
 
 class Guided(AbstractDerivedDenoiser):
-    r"""Classifier-free guidance of a denoiser trained with and without conditions.
+    """Classifier-free guidance of a denoiser trained with and without conditions.
 
     The prediction without the condition plus `scale` times the change by the condition, within an interval
     of noise levels. Choose it for samples of a class or a description, if agreement matters more than
@@ -40,12 +40,10 @@ class Guided(AbstractDerivedDenoiser):
     computed. (A sampler whose `logsnr` differs within a batch, such as one with adaptive steps, pays for
     both everywhere.)
 
-    **Arguments:**
-
-    - `denoiser`: takes a condition, or zeros for none; see `TrainConfig.condition_dropout`.
-    - `scale`: 1 is exactly the conditional denoiser, 0 the unconditional one.
-    - `interval`: (min, max) of the `logsnr` at which to guide, inclusive; elsewhere the scale is 1.
-      `None` guides everywhere. Noise levels sigma / alpha from a to b are `(-2 * log(b), -2 * log(a))`.
+    **Arguments:** `denoiser`: takes a condition, or zeros for none (`TrainConfig.condition_dropout`);
+    `scale`: 1 is exactly the conditional denoiser, 0 the unconditional one; `interval`: (min, max) of the
+    `logsnr` at which to guide, inclusive, elsewhere the scale is 1; `None` guides everywhere. Noise levels
+    sigma / alpha from a to b are `(-2 * log(b), -2 * log(a))`.
 
     **Raises:** `ValueError` if `scale` is not finite or the interval is in the wrong order, and when called
     without a condition.
@@ -62,9 +60,7 @@ class Guided(AbstractDerivedDenoiser):
         if not math.isfinite(scale):
             raise ValueError(f"scale must be a finite number, such as 2.0, got {scale}.")
         if interval is not None and not interval[0] < interval[1]:
-            raise ValueError(
-                f"interval must be (min, max) of logsnr, such as (-3.0, 4.0), got {interval}."
-            )
+            raise ValueError(f"interval must be (min, max) of logsnr, got {interval}.")
         self.denoiser, self.scale, self.interval = denoiser, scale, interval
 
     @property
@@ -105,12 +101,10 @@ class Guided(AbstractDerivedDenoiser):
 def guide(
     model: DiffusionModel, scale: float, interval: tuple[float, float] | None = None
 ) -> DiffusionModel:
-    """The model with a guided denoiser, to sample from with a condition.
+    """The model with a guided denoiser, to sample from with a condition; it shares the model's parameters.
 
     **Arguments:** `model`: trained with conditions, some of them left out; `scale`, `interval`: as in
     `diffkit.Guided`.
-
-    **Returns:** a model that shares the parameters of the given one.
 
     **Raises:** `ValueError` as `diffkit.Guided`.
 

@@ -65,30 +65,27 @@ def log_likelihood(
     The mean over keys is the lower bound, and (with the exact divergence) the mean of its exponential is
     P(x). Its ends are those of `vlb`. For an exact denoiser its mean over the data equals that of -`vlb` in
     continuous time; for a trained one either may be greater, since ODE and SDE are then different models.
-    Uniform noise over the cell of each level, as for other continuous models, would not work: at
-    `logsnr_max` the density has peaks of standard deviation $\rho_0$, by default a sixth of the distance of
-    two levels, and most draws would fall between them.
-
-    **Arguments:**
-
-    - `model`: a model with any denoiser and process.
-    - `x`: a batch of data as stored, (batch, *shape).
-    - `key`: from `jax.random.key`; draws $z_0$ of discrete data, and the probes. The draws of example i are
-      the same in every batch. Continuous data with the exact divergence do not use it.
-    - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
-    - `divergence`: `exact`, at the cost of one derivative of the denoiser per dimension;
-      `hutchinson`, an unbiased estimate from `probes` derivatives (Grathwohl et al. 2019, FFJORD, arXiv
-      1810.01367); `auto`, exact up to 64 dimensions.
-    - `probes`: the number of Rademacher vectors, fixed along the trajectory, for the estimate.
-    - `rtol`, `atol`: the relative and absolute tolerance of each step of the solver (Tsitouras' method of
-      order 5), in units of the noise and in nats per dimension. In float32 about 1e-6 is the limit.
-    - `max_steps`: the maximum number of solver steps for one example.
+    Uniform noise over the cell of each level would not work: at `logsnr_max` the density has peaks of
+    standard deviation $\rho_0$, by default a sixth of the distance of two levels, and most draws would fall
+    between them.
 
     Each example is solved separately; in a batch all wait for the slowest. The function is differentiable,
     compiles on the first call with given shapes and options, and computes in float64 if JAX enables it.
 
-    **Returns:** one number per example, (batch,). Its negative, divided by log(2) and the number of
-    dimensions, is in bits per dimension.
+    **Arguments:**
+
+    - `model`: with any denoiser and process; `x`: a batch of data as stored, (batch, *shape).
+    - `key`: from `jax.random.key`; draws $z_0$ of discrete data, and the probes, for example i the same in
+      every batch. Continuous data with the exact divergence do not use it.
+    - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
+    - `divergence`: `exact`, at the cost of one derivative of the denoiser per dimension; `hutchinson`, an
+      unbiased estimate from `probes` derivatives (Grathwohl et al. 2019, FFJORD, arXiv 1810.01367) along
+      Rademacher vectors fixed along the trajectory; `auto`, exact up to 64 dimensions.
+    - `rtol`, `atol`: the relative and absolute tolerance of each step of the solver (Tsitouras' method of
+      order 5), in units of the noise and in nats per dimension. In float32 about 1e-6 is the limit.
+    - `max_steps`: the maximum number of solver steps for one example.
+
+    **Returns:** one number per example, (batch,).
 
     **Raises:** `ValueError` if the shape of the examples is not the model's, a tolerance is not positive,
     or `probes` or `max_steps` is below 1; a type error for data of the wrong dtype; `ImportError` without

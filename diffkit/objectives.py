@@ -142,14 +142,11 @@ class DiffusionLoss(eqx.Module):
     instead (VDM appendix I.2), without another pass through the network. The loss of such a model supports
     reverse mode only, with respect to the model's parameters.
 
-    **Arguments:**
-
-    - `weighting`: w(logsnr) relative to the VLB.
-    - `time_sampler`: how to draw times; it does not change the expectation.
-    - `steps`: T for the discrete-time loss, `None` for continuous time. Weightings other than `ELBO` keep
-      their own loss, at the T discrete times: `simple` stays the plain squared error.
-    - `extra`: add the loss that trains a parameterization's further outputs (`extra_loss`), and leave
-      those out of the rest.
+    **Arguments:** `weighting`: w(logsnr) relative to the VLB; `time_sampler`: how to draw times, without
+    effect on the expectation; `steps`: T for the discrete-time loss, `None` for continuous time (weightings
+    other than `ELBO` keep their own loss, at the T discrete times: `simple` stays the plain squared error);
+    `extra`: add the loss that trains a parameterization's further outputs (`extra_loss`), and leave those
+    out of the rest.
 
     **Raises:** `ValueError` if `steps` is below 1.
 
@@ -167,9 +164,7 @@ class DiffusionLoss(eqx.Module):
 
     def __check_init__(self):
         if self.steps is not None and self.steps < 1:
-            raise ValueError(
-                f"steps must be at least 1, or None for continuous time, got {self.steps}."
-            )
+            raise ValueError(f"steps must be at least 1, or None (continuous), got {self.steps}.")
 
     def __call__(
         self,
@@ -406,20 +401,17 @@ def vlb(
     schedule minimises the variance: then they follow it. Times that are uniform in t make most estimates
     too good under schedules that hardly visit the ends of their range.
 
-    **Arguments:**
-
-    - `model`; `x`: a batch of data as stored, (batch, *shape); `key`: from `jax.random.key`.
-    - `steps`: the number T of steps of the discrete-time model; `None` for continuous time.
-    - `time_sampler`: draws times instead of the default; it does not change the expectation. By default
-      the interior of a schedule receives no gradient in continuous time, and never that of the variance:
-      pass a time sampler to train it.
-    - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
-    - `inference`: `False` keeps dropout on, for training.
+    **Arguments:** `model`; `x`: a batch of data as stored, (batch, *shape); `key`: from `jax.random.key`;
+    `steps`: the number T of steps of the discrete-time model, `None` for continuous time; `time_sampler`:
+    draws times instead of the default, without effect on the expectation (by default the interior of a
+    schedule receives no gradient in continuous time, and never that of the variance: pass a time sampler to
+    train it); `condition`: one condition per example (`diffkit.data.conditions`), or `None`; `inference`:
+    `False` keeps dropout on, for training.
 
     **Returns:** a `VLB`. Compile a function that calls this more than once (`eqx.filter_jit`).
 
-    **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type
-    error for data of the wrong dtype.
+    **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type error
+    for data of the wrong dtype.
     """
     loss = DiffusionLoss(time_sampler=time_sampler or LowDiscrepancy(), steps=steps, extra=False)
     end_key, key = jax.random.split(key)

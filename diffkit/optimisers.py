@@ -147,8 +147,8 @@ class Muon(_AbstractChecked):
     2502.16982).
 
     **Arguments:** `momentum`, `rms`: of the matrices; `nesterov`: Nesterov momentum, in Adam too;
-    `weight_decay`: of the matrices, times the learning rate, by default `train.weight_decay`; `b1`, `b2`:
-    of Adam, by default `train.b1` and `train.b2`.
+    `weight_decay`: of the matrices, times the learning rate; `b1`, `b2`: of Adam. The last three are by
+    default those of `TrainConfig`.
 
     **Raises:** `ValueError` for an option out of its range.
     """
@@ -192,9 +192,9 @@ class Adafactor(_AbstractChecked):
 
     **Arguments:** `min_size`: matrices with fewer rows or columns keep the whole second moment;
     `decay_rate`: the exponent c of its decay rate 1 - n^-c in step n; `clip`: the largest root mean square
-    of an update before the learning rate; `relative`: multiply the learning rate by the root mean square
-    of the parameters, as in the paper; `momentum`: of the updates, `0` for none; `weight_decay`: times the
-    learning rate, by default `train.weight_decay`.
+    of an update before the learning rate; `relative`: multiply the learning rate by the root mean square of
+    the parameters, as in the paper; `momentum`: of the updates, `0` for none; `weight_decay`: as for
+    `AdamW`.
 
     **Raises:** `ValueError` for an option out of its range.
     """

@@ -1,16 +1,16 @@
 r"""Parameterizations: what the network predicts.
 
-Every target in the literature is a row $(a, b)$: target $= a\,x + b\,\epsilon$, with $a$ and $b$
-functions of the noise level. Together with $z = \alpha x + \sigma \epsilon$ it is a 2x2 system
+Every target in the literature is a row $(a, b)$: target $= a\,x + b\,\epsilon$, with $a$ and $b$ functions
+of the noise level. Together with $z = \alpha x + \sigma \epsilon$ it is a 2x2 system
 
 $$\begin{pmatrix} \alpha & \sigma \\ a & b \end{pmatrix}
   \begin{pmatrix} x \\ \epsilon \end{pmatrix} =
   \begin{pmatrix} z \\ \text{target} \end{pmatrix},
   \qquad d = \alpha b - \sigma a,$$
 
-so one solve turns any prediction into $x$ and $\epsilon$, and from there into any other. At fixed
-$z$, $\partial\,\text{target} / \partial\,\epsilon = d / \alpha$: its square is the factor between
-the squared errors of the target and of $\epsilon$.
+so one solve turns any prediction into $x$ and $\epsilon$, and from there into any other. At fixed $z$ the
+square of $\partial\,\text{target} / \partial\,\epsilon = d / \alpha$ is the factor between the squared
+errors of the target and of $\epsilon$.
 """
 
 import abc
@@ -144,12 +144,9 @@ NoiseLike = Example | Float[Predicted["Epsilon"], "*shape"]
 class AbstractParameterization(eqx.Module):
     """A target a x + b eps.
 
-    **Attributes:**
-
-    - `outputs`: how many maps of the latent's shape the network returns, stacked along the first axis: 1
-      unless it predicts more than the target.
-    - `extra_steps`: T of the discrete-time bound in `extra_loss`, which trains all outputs but the target;
-      `None` if there are none.
+    **Attributes:** `outputs`: how many maps of the latent's shape the network returns, stacked along the
+    first axis: 1 unless it predicts more than the target; `extra_steps`: T of the discrete-time bound in
+    `extra_loss`, which trains all outputs but the target, `None` if there are none.
     """
 
     outputs: ClassVar[int] = 1

@@ -3,8 +3,7 @@
 A *kind* is one of the words of the library (`schedule`, `process`, `parameterization`, ...); a *part* is
 anything registered under a kind and a name, usually a class. Parts of diffkit are in the modules named
 after their kinds; plugins are other distributions, found through the entry-point group `diffkit.plugins`.
-The first look-up imports both. A plugin that fails to import does not affect the rest: `diffkit plugins`
-shows the failure, and the error for an unknown name mentions it.
+The first look-up imports both. `diffkit plugins` shows a plugin that fails to import; the rest works.
 """
 
 import difflib
@@ -41,17 +40,12 @@ KINDS: Final = (
 class Context:
     """What the constructor of a part may request as a parameter of the same name. `None` means unknown.
 
-    **Attributes:**
-
-    - `shape`: of one example.
-    - `levels`: the number of values of a dimension; unknown for continuous data.
-    - `statistics`: mean and standard deviation of continuous training data.
-    - `outputs`: how many maps of that shape the parameterization needs from the network.
-    - `condition_size`: the length of a condition, 0 for none.
-    - `data_std`: the standard deviation of the encoded data that the model assumes.
-    - `logsnr_range`: the schedule's endpoints (max, min) before training.
-    - `schedule`, `process`, `parameterization`: the model's, before training, for parts made after them.
-    - `key`: the part's own key.
+    **Attributes:** `shape`: of one example; `levels`: the number of values of a dimension, unknown for
+    continuous data; `statistics`: mean and standard deviation of continuous training data; `outputs`: how
+    many maps of that shape the parameterization needs from the network; `condition_size`: the length of a
+    condition, 0 for none; `data_std`: the standard deviation of the encoded data that the model assumes;
+    `logsnr_range`: the schedule's endpoints (max, min) before training; `schedule`, `process`,
+    `parameterization`: the model's, before training, for parts made after them; `key`: the part's own key.
     """
 
     shape: tuple[int, ...] | None = None

@@ -109,12 +109,12 @@ class Adaptive(AbstractAdaptiveTimeSampler):
     variance of the estimate. The times of a batch cover the distribution evenly, like those of
     `LowDiscrepancy`.
 
-    After Kingma and Gao 2023 (arXiv 2303.00848, section 3.3 and appendix F), who average the loss itself
-    over bins of $\lambda$ and so make its mean even. Bins of t do the same for a fixed schedule, and follow
-    a learned one. Choose it for weighted losses that are uneven over time.
+    Kingma and Gao 2023 (arXiv 2303.00848, section 3.3 and appendix F) average the loss itself over bins of
+    $\lambda$ and so make its mean even. Bins of t do the same for a fixed schedule, and follow a learned
+    one. Choose it for weighted losses that are uneven over time.
 
     **Arguments:** `bins`: their number; `decay`: of the average, per time that falls into a bin; `floor`:
-    the share of uniform times, so that no bin is forgotten and no importance exceeds 1 / floor.
+    the share of uniform times, so that no importance exceeds 1 / floor.
 
     **Raises:** `ValueError` for a value out of its range.
     """

@@ -1,13 +1,12 @@
 r"""Transport: carry a model trained under one process and schedule over to others, exactly.
 
-In the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$ every process is the same (VDM section 5.1).
-A denoiser answers a question about $(y, \lambda)$; the latent of another process with the same $\lambda$
-asks the same question in other units,
+In the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$ every process is the same (VDM section 5.1). A
+denoiser answers a question about $(y, \lambda)$; the latent of another process with the same $\lambda$ asks
+the same question in other units,
 
 $$\hat x'(z', \lambda) = \hat x\!\left(\frac{\alpha}{\alpha'}\, z',\ \lambda\right),$$
 
-and the schedule says when. This neither trains nor approximates anything: with the same endpoints, the
-bound, the samples and the likelihood do not change.
+and the schedule says when: with the same endpoints, bound, samples and likelihood do not change.
 """
 
 import math
@@ -71,18 +70,15 @@ def transport(
     to: AbstractProcess | None = None,
     schedule: AbstractSchedule | None = None,
 ) -> AbstractDenoiser | DiffusionModel:
-    r"""A denoiser or a model under another process, or a model under another schedule.
+    """A denoiser or a model under another process, or a model under another schedule.
 
     Exact (VDM section 5.1): at equal `logsnr` the latents differ by the ratio of the alphas. It works for
     every target of the network. The result shares the parameters: training it starts from them.
 
-    **Arguments:**
-
-    - `what`: a denoiser (trained, exact, guided) or a model.
-    - `to`: the process, by default unchanged.
-    - `schedule`: the new schedule of a model, by default unchanged. Other endpoints make it another
-      model; `TransportWarning` says what is lost at which end. `diffkit.Truncated` cuts a wider schedule
-      to the model's range.
+    **Arguments:** `what`: a denoiser (trained, exact, guided) or a model; `to`: the process, by default
+    unchanged; `schedule`: the new schedule of a model, by default unchanged. Other endpoints make it
+    another model; `TransportWarning` says what is lost at which end. `diffkit.Truncated` cuts a wider
+    schedule to the model's range.
 
     **Returns:** a denoiser for a denoiser, a model for a model.
 
@@ -150,9 +146,7 @@ _SAME_END = 1e-3
 
 
 def range_losses(trained: tuple[float, float], wanted: tuple[float, float]) -> tuple[str, ...]:
-    """What a model made for one range of `logsnr` loses over another.
-
-    **Arguments:** `trained`, `wanted`: the endpoints (max, min) of the two schedules.
+    """What a model made for one range (max, min) of `logsnr`, `trained`, loses over another, `wanted`.
 
     **Returns:** a sentence for each end where they differ by more than a thousandth.
     """

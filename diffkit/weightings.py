@@ -8,9 +8,8 @@ $$L = \tfrac12\, \mathbb E_t\!\left[ w(\lambda_t) \left(-\frac{d\lambda}{dt}\rig
 $w = 1$ *is* the diffusion term of the continuous-time VLB (VDM equation 17), in nats.
 
 **Published losses.** A published loss is the squared error of some target, averaged over times of some
-density p(t), with some factor: $\mathbb E_{t \sim p}[f(\lambda)\,
-\lVert \text{target} - \widehat{\text{target}} \rVert^2]$. The target's error is that of eps times a factor
-of the parameterization (`error_factor`), so the loss is the one above with
+density p(t), with some factor $f(\lambda)$. The target's error is that of eps times a factor of the
+parameterization (`error_factor`), so the loss is the one above with
 
 $$w(\lambda) = \frac{2\, p(t)\, f(\lambda)\, \text{error\_factor}(\lambda)}{-d\lambda / dt}
 \quad\text{at } \lambda(t) = \lambda$$
@@ -60,14 +59,12 @@ class ELBO(AbstractWeighting):
 class Verdict:
     r"""What a weighted loss is a bound on.
 
-    **Attributes:**
-
-    - `kind`: `"vlb"` if w is constant: the loss is the variational bound up to a factor; `"monotone"` if w
-      never rises with $\lambda$: the bound on the likelihood of data with added noise, averaged over
-      strengths of the noise (Kingma and Gao 2023, arXiv 2303.00848, section 4); `"neither"` if w rises
-      somewhere: the loss is not a bound.
-    - `scale`: the geometric mean of w where it is not zero; for the VLB, its factor.
-    - `rises`: the pair of `logsnr` between which w rises by the largest factor; `None` if nowhere.
+    **Attributes:** `kind`: `"vlb"` if w is constant: the loss is the variational bound up to a factor;
+    `"monotone"` if w never rises with $\lambda$: the bound on the likelihood of data with added noise,
+    averaged over strengths of the noise (Kingma and Gao 2023, arXiv 2303.00848, section 4); `"neither"` if
+    w rises somewhere: the loss is not a bound; `scale`: the geometric mean of w where it is not zero, for
+    the VLB its factor; `rises`: the pair of `logsnr` between which w rises by the largest factor, `None` if
+    nowhere.
     """
 
     kind: Literal["vlb", "monotone", "neither"]
@@ -193,18 +190,14 @@ def implied_weighting(
 ) -> Implied:
     r"""The weighting of the loss $\mathbb E_{t \sim p}[f(\lambda) \lVert$ target error $\rVert^2]$.
 
-    **Arguments:**
+    **Arguments:** `parameterization`: the target of the squared error; `schedule`: from time to `logsnr`;
+    `process`: of the target, for targets that depend on it; `time_sampler`: has the density p of times;
+    `factor`: f, a function of `logsnr`, 1 by default; `weighting`: instead of a factor, w itself, for a
+    loss stated as a weighted bound. `diffkit.denoising_loss` minimises this bound whatever the target and
+    the times.
 
-    - `parameterization`: the target of the squared error.
-    - `schedule`: from time to `logsnr`.
-    - `process`: the process of the target; it matters only for targets that depend on it.
-    - `time_sampler`: has the density p of times in the loss.
-    - `factor`: f, a function of `logsnr`; 1 by default.
-    - `weighting`: instead of a factor, w itself, for a loss stated as a weighted bound.
-      `diffkit.denoising_loss` minimises this bound whatever the target and the times.
-
-    **Returns:** a weighting, a function of `logsnr` wherever `schedule.inverse` is defined. Its `verdict`
-    says whether the loss is a bound.
+    **Returns:** a function of `logsnr` wherever `schedule.inverse` is defined. Its `verdict` says whether
+    the loss is a bound.
 
     **Raises:** `ValueError` if both a factor and a weighting are given.
 

@@ -26,8 +26,8 @@ class ArraySource(AbstractSource):
     def __init__(self, array: Shaped[np.ndarray, "n *shape"]):
         """**Arguments:** `array`: the examples along the first axis; integers or float32.
 
-        **Raises:** `ValueError` if there are no examples, if an example is a lone number or empty,
-        or for another dtype.
+        **Raises:** `ValueError` if there are no examples, if one is a lone number or empty, or for another
+        dtype.
         """
         if array.ndim < 2 or array.size == 0:
             raise ValueError(
@@ -59,12 +59,10 @@ class ArrayData(AbstractDataset):
     """Examples of your own, in memory or from a `.npy` or `.npz` file.
 
     One array is split at random into training and test examples, unless `test` is given. So is a `.npy`
-    file, and a `.npz` file with one array or with one named `x`; a `.npz` file with the arrays `train`
-    and `test` keeps its own split. Give `levels` for integers and leave it out for floats. Making the
-    dataset checks every value once. Arrays of uint8 (int32 for more than 256 levels) or float32 are not
-    copied; a `.npy` file of these is mapped, not loaded.
-
-    Each example may have a condition (`diffkit.data.conditions`): its class, or a vector of numbers.
+    file, and a `.npz` file with one array or with one named `x`; a `.npz` file with the arrays `train` and
+    `test` keeps its own split. Making the dataset checks every value once. Arrays of uint8 (int32 for more
+    than 256 levels) or float32 are not copied; a `.npy` file of these is mapped, not loaded. Each example
+    may have a condition (`diffkit.data.conditions`): its class, or a vector of numbers.
 
     ```python
     data = dk.data.ArrayData(images, levels=256, channels="last", labels=classes)
@@ -87,27 +85,26 @@ class ArrayData(AbstractDataset):
     ):
         """**Arguments:**
 
-        - `path`: the file, whose name ends in `.npy` or `.npz`; or a NumPy or JAX array, examples along
-          its first axis.
-        - `levels`: the number of values of an entry, `0 ... levels - 1`, such as 256 for bytes; `None`
-          for continuous data, which are floats. It is never guessed.
+        - `path`: the file, whose name ends in `.npy` or `.npz`; or a NumPy or JAX array, examples along its
+          first axis.
+        - `levels`: the number of values of an entry, `0 ... levels - 1`, such as 256 for bytes; `None` for
+          continuous data, which are floats. It is never guessed.
         - `channels_last`: the same as `channels="last"`.
-        - `test_fraction`: the share of test examples, between 0 and 1. Unused if the split is given.
-        - `seed`: of the random split. Unused if the split is given.
+        - `test_fraction`, `seed`: the share of test examples, between 0 and 1, and the seed of the random
+          split. Unused if the split is given.
         - `labels`: the class of each example, integers from 0, as an array or a file; or `True` for the
           array `labels` (`train_labels` and `test_labels`) in the `.npz` file of the examples. The largest
           label determines the number of classes.
-        - `condition`: a vector for each example, given in the same ways; its name in a `.npz` file is
-          `condition` (`train_condition` and `test_condition`). Not both.
+        - `condition`: a vector for each example, given in the same ways, under the name `condition`. Not
+          both.
         - `channels`: the position of the channels: `"first"`; `"last"`, which moves them to the front; or
-          `"add"` for examples without channels, such as grey images (n, height, width), which adds an axis
-          of one channel.
-        - `test`, `test_labels`, `test_condition`: the test examples, and their classes or vectors, for a
-          split of your own.
+          `"add"`, which adds an axis of one channel to examples without, such as grey images (n, height,
+          width).
+        - `test`, `test_labels`, `test_condition`: the same for the test examples of a split of your own.
 
         **Raises:** `FileNotFoundError`; `ValueError` for a file of another format, arrays of the wrong
-        names, rank or dtype, values outside `0 ... levels - 1` or not finite, and arguments that do not
-        go together.
+        names, rank or dtype, values outside `0 ... levels - 1` or not finite, and arguments that do not go
+        together.
         """
         classes = labels is not False or test_labels is not None
         if classes and (condition is not False or test_condition is not None):

@@ -140,9 +140,7 @@ class AbstractDataset(eqx.Module):
                 f"got classes={sorted(map(str, classes))}."
             )
         if self.levels is not None and self.levels < 2:
-            raise ValueError(
-                f"{name}: levels must be at least 2, or None for continuous data, got {self.levels}."
-            )
+            raise ValueError(f"{name}: levels must be at least 2, or None, got {self.levels}.")
 
     @functools.cached_property
     def statistics(self) -> tuple[float, float] | None:

@@ -56,9 +56,7 @@ def with_flag(
     """
     vectors = finite(np.asarray(vectors), "with_flag: vectors")
     if vectors.ndim == 0 or vectors.shape[-1] == 0:
-        raise ValueError(
-            f"with_flag: vectors must have one or more numbers each, got the shape {vectors.shape}."
-        )
+        raise ValueError(f"with_flag: vectors must not be empty, got the shape {vectors.shape}.")
     return np.concatenate([vectors, np.ones_like(vectors[..., :1])], axis=-1)
 
 
@@ -83,8 +81,8 @@ class LabelledSource(_AbstractDescribed):
     labels: Integer[np.ndarray, " n"]
 
     def __init__(self, source: AbstractSource, labels: Integer[np.ndarray, " n"], classes: int):
-        """**Arguments:** `source`: the examples; `labels`: the class of each, from 0 to
-        `classes - 1`; `classes`: how many there are.
+        """**Arguments:** `source`: the examples; `labels`: of each, from 0 to `classes - 1`; `classes`: how
+        many.
 
         **Raises:** `ValueError` if there is not one label for each example, or for a label out of range.
         """

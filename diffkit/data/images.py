@@ -139,9 +139,7 @@ def _header(file: str) -> tuple[int, int]:
     except Exception as error:  # Pillow raises several kinds, by format and damage
         raise ValueError(f"{file!r} is not an image that can be read: {error}") from error
     if mode.startswith("I") or mode == "F":
-        raise ValueError(
-            f"{file!r} must have 8 bits per channel, got an image with more (mode {mode!r})."
-        )
+        raise ValueError(f"{file!r} must have 8 bits per channel, got more (mode {mode!r}).")
     return size
 
 

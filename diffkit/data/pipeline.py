@@ -74,23 +74,21 @@ def batches(
 
     **Arguments:**
 
-    - `source`: the examples, such as `dataset.train`.
-    - `batch_size`: examples per batch.
-    - `seed`: of the order, from 0 to 2^64 - 1.
-    - `shuffle`: a new permutation for every epoch; else the stored order.
+    - `source`: the examples, such as `dataset.train`; `batch_size`: examples per batch.
+    - `seed`: of the order, from 0 to 2^64 - 1; `shuffle`: a new permutation for every epoch, else the
+      stored order.
     - `repeat`: never end. A batch may then hold examples of two epochs, or of more if the source is small.
     - `start`: the number of the first batch: the iterator begins where one without it is after `start`
       batches, for every `chunk`.
     - `drop_remainder`: whether to leave out a smaller last batch. No effect with `repeat`.
-    - `chunk`: return this many batches at a time, stacked along a new first axis, for a training loop
-      with several steps per call. Without `repeat`, batches that do not fill a last chunk are left out.
-    - `threads`: how many threads gather. 0 gathers on demand, in the calling thread.
-    - `prefetch`: how many items (batches, or chunks of them) to keep ready. 0 is like `threads=0`.
+    - `chunk`: return this many batches at a time, stacked along a new first axis, for a training loop with
+      several steps per call. Without `repeat`, batches that do not fill a last chunk are left out.
+    - `threads`: how many gather; `prefetch`: how many items (batches, or chunks of them) to keep ready. 0
+      of either gathers on demand, in the calling thread. They do not change the batches.
 
     **Returns:** an iterator over arrays `(batch_size, *shape)`, or `(chunk, batch_size, *shape)`; for a
     source with conditions over pairs of such an array and the conditions, with `condition_size` in place of
-    `*shape`. `threads` and `prefetch` do not change the batches. Its state counts items from `start`:
-    restore it into an iterator made with the same arguments.
+    `*shape`. Its state counts items from `start`: restore it into an iterator made with the same arguments.
 
     **Raises:** `ValueError` for a number out of range, for `chunk` together with `drop_remainder=False,
     repeat=False`, or if there are too few examples for one item; `ImportError` without grain.

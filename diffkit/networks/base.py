@@ -22,15 +22,12 @@ class AbstractNetwork(eqx.Module):
     """The interface of all networks.
 
     By convention the constructor is `Network(shape, *, ..., outputs=1, condition_size=0,
-    logsnr_range=(13.3, -5.0), dtype="float32", key)`. Every option is a number, a string or a tuple, so
-    a config can hold it.
+    logsnr_range=(13.3, -5.0), dtype="float32", key)`. Every option is a number, a string or a tuple, so a
+    config can hold it.
 
-    **Attributes:** checked by diffkit before work begins. A network sets those that differ from the
-    defaults.
-
-    - `shape`: of its latents; `None` for any.
-    - `condition_size`: the length of its condition; 0 for none.
-    - `outputs`: how many maps of the latent's shape it returns (`AbstractParameterization.outputs`).
+    **Attributes:** checked by diffkit before work begins; a network sets those that differ from the
+    defaults. `shape`: of its latents, `None` for any; `condition_size`: the length of its condition, 0 for
+    none; `outputs`: how many maps of the latent's shape it returns (`AbstractParameterization.outputs`).
     """
 
     rank: ClassVar[int | None] = None
@@ -97,9 +94,7 @@ def check_common(
 ) -> None:
     """Check the options of every network; a `ValueError` names the argument, its value and what to give."""
     if not shape or min(shape) < 1:
-        raise ValueError(
-            f"shape must be one or more positive sizes, such as (3, 32, 32); got {shape}."
-        )
+        raise ValueError(f"shape must be one or more positive sizes, as (3, 32, 32); got {shape}.")
     check_at_least("outputs", outputs, 1)
     check_at_least("condition_size", condition_size, 0)
     if not logsnr_range[0] > logsnr_range[1]:

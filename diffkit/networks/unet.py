@@ -59,10 +59,9 @@ class UNet(AbstractNetwork):
 
     Between resolutions it averages 2x2 squares on the way down and repeats pixels on the way up, each
     followed or preceded by a convolution that changes the number of channels. In the middle, at the
-    coarsest resolution, are a block, attention, and a block. The blocks at one resolution are alike and
-    scanned: compile time grows with the number of resolutions, not with `depth`.
-
-    It starts as the identity: the last convolution starts at zero, and `z` is added to it.
+    coarsest resolution, are a block, attention, and a block. The blocks at one resolution are scanned:
+    compile time grows with the number of resolutions, not with `depth`. It starts as the identity: the last
+    convolution starts at zero, and `z` is added to it.
     """
 
     rank: ClassVar[int | None] = 3
@@ -103,7 +102,7 @@ class UNet(AbstractNetwork):
         dtype: str = "float32",
         key: PRNGKey,
     ):
-        """**Arguments:**
+        """**Arguments:** those of `MLP`, with
 
         - `shape`: (channels, height, width) of one image. Height and width must be divisible by
           2^(len(multipliers) - 1).
@@ -112,14 +111,7 @@ class UNet(AbstractNetwork):
         - `multipliers`: channels in units of `width`, one entry for each resolution, the image's own first.
         - `attention`: the resolutions (0 is the image's own) with attention after each block. The middle
           always has it.
-        - `dropout`: rate within the blocks.
-        - `fourier`: exponents n of the input's `fourier_features`; empty for none.
         - `remat`: keep only the blocks' inputs for the backward pass: less memory, more time.
-        - `levels`: the number of values of a dimension of the data; scales the features' frequencies.
-        - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
-        - `condition_size`: length of the condition; 0 for none.
-        - `logsnr_range`: (largest, smallest) logsnr, data end first.
-        - `dtype`: of the blocks' computations, "float32" or "bfloat16"; all else is float32.
 
         **Raises:** `ValueError` for an argument out of range.
         """
@@ -138,11 +130,10 @@ class UNet(AbstractNetwork):
             raise ValueError(
                 f"multipliers must be one or more positive integers, such as (1, 2); got {multipliers}."
             )
-        if not {*attention} <= {*range(len(multipliers))}:
-            raise ValueError(
-                f"attention must name levels from 0 to {len(multipliers) - 1}; got {attention}."
-            )
-        divisor = 2 ** (len(multipliers) - 1)
+        last = len(multipliers) - 1
+        if not {*attention} <= {*range(last + 1)}:
+            raise ValueError(f"attention must name levels from 0 to {last}; got {attention}.")
+        divisor = 2**last
         if height % divisor or columns % divisor:
             raise ValueError(
                 f"shape must have a height and a width divisible by {divisor}, since multipliers "

@@ -1,9 +1,7 @@
 r"""Semilinear forms of the probability-flow ODE.
 
-In the rescaled latent the ODE of every process is $dy / d\rho = \hat\epsilon(y, \rho)$. Multiplying y
-with a factor and changing the variable gives it other right-hand sides:
-
-$$u = s(\lambda)\, y, \qquad \frac{du}{d\kappa(\lambda)} = q,$$
+In the rescaled latent the ODE of every process is $dy / d\rho = \hat\epsilon(y, \rho)$. Multiplying y with
+a factor and changing the variable gives $u = s(\lambda)\, y$ with $du / d\kappa(\lambda) = q$:
 
 | form | $s$ | $\kappa$ | $q$ |
 |---|---|---|---|
@@ -13,9 +11,8 @@ $$u = s(\lambda)\, y, \qquad \frac{du}{d\kappa(\lambda)} = q,$$
 | `velocity` | $1/(1+\rho)$ | $\rho/(1+\rho)$ | $\hat\epsilon - \hat x$ |
 
 DDIM, EDM's Heun and DEIS use `eps`; DPM-Solver++ and UniPC `x`; Adams-Bashforth in v `v`; the solvers of
-rectified flow `velocity`. Each follows from $y = x + \rho\,\epsilon$ and the product rule. A solution that
-bends in one form can be nearly straight in another: with the noise in `eps`, with the data in `x`, with
-both in `v` and `velocity`, where u stays bounded at both ends.
+rectified flow `velocity`. A solution that bends in one form can be nearly straight in another: with the
+noise in `eps`, with the data in `x`, with both in `v` and `velocity`, where u stays bounded at both ends.
 """
 
 import math
