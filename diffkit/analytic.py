@@ -89,7 +89,7 @@ def gaussian(
 ) -> _MixtureDenoiser:
     """The exact denoiser of data with the distribution N(mean, cov).
 
-    **Arguments:** `mean`, (dim,); `cov`, (dim, dim), symmetric and positive semi-definite; `process`.
+    **Arguments:** as for `mixture`, of one component: `mean`, (dim,), and `cov`, (dim, dim).
 
     **Raises:** `ValueError` if `cov` is not symmetric or has a negative eigenvalue.
     """

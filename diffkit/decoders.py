@@ -62,10 +62,9 @@ def _nearest_level(y: Example, levels: int) -> Int[Array, "*shape"]:
 def _moments(y: Example, rho: Scalar, levels: int) -> tuple[Example, Example, Example]:
     """Sums over levels k, all relative to the level nearest to y.
 
-    With u_k = (y - v_k) / rho, n the nearest level and d_k = u_k - u_n, the weights are
-    p_k = exp((u_n^2 - u_k^2) / 2): at most 1, so nothing overflows, and no large squares cancel.
-
-    **Returns:** log sum_k p_k, and the means of d_k and of u_k^2 - u_n^2 under p.
+    With u_k = (y - v_k) / rho, n the nearest level and d_k = u_k - u_n, the weights are p_k = exp((u_n^2 -
+    u_k^2) / 2): at most 1, so nothing overflows, and no large squares cancel. Returns log sum_k p_k, and
+    the means of d_k and of u_k^2 - u_n^2 under p.
     """
     nearest = _nearest_level(y, levels)
     u_nearest = (y - _level_value(nearest, levels)) / rho
@@ -124,8 +123,8 @@ def _level_log_prob_jvp(levels, primals, tangents):
 class DiscretizedDecoder(AbstractDecoder):
     r"""The decoder of VDM (equation 9) for data with a few integer values.
 
-    Level $k$ of $n$ is encoded as $v_k = (2k + 1)/n - 1$, and $p(x = k \mid z_0) \propto
-    \exp(-(y_0 - v_k)^2 / (2 \rho_0^2))$, normalised over the levels.
+    Level $k$ of $n$ is encoded as $v_k = (2k + 1)/n - 1$, and $p(x = k \mid z_0) \propto \exp(-(y_0 -
+    v_k)^2 / (2 \rho_0^2))$, normalised over the levels.
 
     **Arguments:** `levels`: the number of values, 0 ... levels - 1: 256 for 8-bit images.
 

@@ -6,14 +6,13 @@ replaces the conditional prediction by
 $$\hat\epsilon = \hat\epsilon(z) + w\,\big(\hat\epsilon(z, c) - \hat\epsilon(z)\big),$$
 
 the score of $p(z)\,(p(z \mid c) / p(z))^w$: w = 1 is the conditional model, w = 0 the unconditional one,
-and w > 1 trades variety for agreement with the condition. The same holds for the predicted data and every
-other target, since all are linear in eps at fixed z.
+and w > 1 trades variety for agreement with the condition. The same holds for every other target, since all
+are linear in eps at fixed z.
 
-For w other than 1 no model has these scores at all noise levels at once (the noised guided density is not
-the guided noised density). So there is no likelihood, and the distribution of samples depends somewhat on
-the number of steps. Guidance at high noise reduces variety most; at low noise it costs time and changes
-little. An interval of `logsnr` restricts it to the middle (Kynkäänniemi, Aittala, Karras, Laine, Aila and
-Lehtinen 2024, arXiv 2404.07724).
+For w other than 1 no model has these scores at all noise levels at once. So there is no likelihood, and the
+distribution of samples depends somewhat on the number of steps. Guidance at high noise reduces variety
+most; at low noise it costs time and changes little. An interval of `logsnr` restricts it to the middle
+(Kynkäänniemi, Aittala, Karras, Laine, Aila and Lehtinen 2024, arXiv 2404.07724).
 """
 
 import math

@@ -20,8 +20,8 @@ def needed(module: str, why: str) -> Any:
 def lazy_imports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The `__getattr__` and `__dir__` of a package that imports its public names lazily (PEP 562).
 
-    Its public names are those that its source imports `as` themselves, as static type checkers have it.
-    Names under `if TYPE_CHECKING:` and its modules are imported on first use. `package` is its `__name__`.
+    These are its modules, and the names that its source imports `as` themselves, as static type checkers
+    have it. `package` is its `__name__`.
 
     ```python
     if TYPE_CHECKING:

@@ -7,11 +7,11 @@ $$-\log p(x) \le
   + \underbrace{\mathbb E\,[-\log p(x \mid z_0)]}_{\text{reconstruction}}
   + \underbrace{L_T(x)}_{\text{diffusion}}.$$
 
-In discrete time with T steps (VDM equation 13, appendix E)
-$L_T = \tfrac T2\, \mathbb E\,[\mathrm{expm1}(\lambda_s - \lambda_t)\,
-\lVert \epsilon - \hat\epsilon \rVert^2]$ with $t$ uniform on $\{1/T, \dots, 1\}$ and $s = t - 1/T$;
-in continuous time (equation 17) $L_\infty = \tfrac12\, \mathbb E\,[-\lambda'(t)\,
-\lVert \epsilon - \hat\epsilon \rVert^2]$. Everything here is in float32, whatever the network computes in.
+In discrete time with T steps (VDM equation 13, appendix E) $L_T = \tfrac T2\, \mathbb
+E\,[\mathrm{expm1}(\lambda_s - \lambda_t)\, \lVert \epsilon - \hat\epsilon \rVert^2]$ with $t$ uniform on
+$\{1/T, \dots, 1\}$ and $s = t - 1/T$; in continuous time (equation 17) $L_\infty = \tfrac12\, \mathbb
+E\,[-\lambda'(t)\, \lVert \epsilon - \hat\epsilon \rVert^2]$. Everything here is in float32, whatever the
+network computes in.
 """
 
 import functools
@@ -201,7 +201,7 @@ class DiffusionLoss(eqx.Module):
     ) -> Drawn:
         """The same for encoded data, together with the times drawn, for a loss that adapts.
 
-        With a `share`, `x` is that part of a larger batch and takes its draws from those of the batch.
+        With a `share`, `x` is that part of a larger batch, with the draws of the batch.
         """
         t_key, eps, keys = _noise(x, key, inference, share)
         t, importance = _rows(lambda n: self.time_sampler(t_key, n), x.shape[0], share)

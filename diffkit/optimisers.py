@@ -34,12 +34,10 @@ class AbstractOptimiser(eqx.Module):
 
     @abc.abstractmethod
     def transformation(self, learning_rate: Schedule, decays: Mask) -> GradientTransformation:
-        """The optax transformation.
+        """The optax transformation, whose updates are added to the parameters.
 
         **Arguments:** `learning_rate`: a function of the number of earlier steps; `decays`: a mask for
         weight decay, which excludes schedules; called with the parameters, or with some of them masked.
-
-        **Returns:** an `optax.GradientTransformation` whose updates are added to the parameters.
         """
 
 
@@ -125,8 +123,8 @@ class Lion(_AbstractOptax):
     Every parameter moves by the learning rate in every step: use 3 to 10 times less than for `AdamW`, and
     weight decay larger by the same factor.
 
-    **Arguments:** `b1`: the weight of the momentum in the sign; `b2`: the decay rate of the momentum;
-    `weight_decay`: times the learning rate, by default `train.weight_decay`.
+    **Arguments:** `b1`: the weight of the momentum in the sign; `b2`: its decay rate; `weight_decay`: as
+    for `AdamW`.
 
     **Raises:** `ValueError` for an option out of its range.
     """

@@ -80,16 +80,6 @@ class Predicted(eqx.Module, Generic[P]):
     # NumPy's arrays leave operators to this class, as they do to JAX's.
     __array_priority__ = 100
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The array's shape."""
-        return self.value.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The array's dtype."""
-        return self.value.dtype
-
     def __getattr__(self, name: str) -> Any:
         # Nothing private: such a look-up tests whether this is an array, and it is not.
         if name.startswith("_") or name in ("value", "parameterization"):

@@ -32,7 +32,7 @@ small and misses rare large errors: half of the draws do not follow it."""
 
 
 class Proposal(eqx.Module):
-    r"""A distribution over cells of `logsnr`, each with a part of the diffusion term.
+    """A distribution over cells of `logsnr`, each with a part of the diffusion term.
 
     In continuous time a draw is uniform within its cell; in discrete time each cell is a step, and a draw
     visits its noisy end.
@@ -69,13 +69,12 @@ def propose(
     r"""The proposal for a bound, from the errors of eps if they are known.
 
     The variance is least if the density is proportional to the root mean square of the integrand. Unknown
-    errors are assumed equal at every `logsnr`: in continuous time the draws are then uniform in `logsnr`.
-    A schedule that minimises the variance (`diffkit.AbstractVarianceMinimising`) has learnt the best
-    density in its interior, so draws follow it. The density has no gradient, so a mean over draws has the
-    gradient of the term.
+    errors are assumed equal at every `logsnr`: in continuous time the draws are then uniform in `logsnr`,
+    unless the schedule minimises the variance (`diffkit.AbstractVarianceMinimising`): then they follow it.
+    The density has no gradient, so a mean over draws has the gradient of the term.
 
-    **Arguments:** `schedule`; `steps`: T, or `None` for continuous time; beyond about 10^6 steps, float32
-    rounds some probabilities to zero; `errors`: values of `logsnr`, increasing, and the root mean square of
+    **Arguments:** `schedule`; `steps`: T, or `None` for continuous time; beyond about 10^6, float32 rounds
+    some probabilities to zero; `errors`: values of `logsnr`, increasing, and the root mean square of
     $\lVert \epsilon - \hat\epsilon \rVert^2$ there.
     """
     cells = CELLS if steps is None else steps

@@ -91,9 +91,9 @@ class PluginWarning(UserWarning):
 class PluginReport:
     """A report on one plugin.
 
-    **Attributes:** `name`: the entry point's name (`"diffkit"` for the parts of the core); `module`: its
-    module; `distribution`, `version`: of the distribution that declares it; `parts`: the registered names,
-    by kind; `error`: `None` if it imported, else the traceback as text.
+    **Attributes:** `name`: the entry point's (`"diffkit"` for the core); `module`; `distribution`,
+    `version`: what declares it; `parts`: the registered names, by kind; `error`: `None` if it imported,
+    else the traceback as text.
     """
 
     name: str
@@ -306,8 +306,8 @@ def is_constructor(part: Any) -> bool:
 def complete(part: Any, context: Context | Mapping[str, Any] = Context()) -> Any:
     """Make a part: call it with the entries of the context that its signature names.
 
-    **Arguments:** `part`: a class, a function, or a `functools.partial` of one with options; an instance
-    is returned as it is; `context`: what is known, as a `Context` or by name.
+    **Arguments:** `part`: a class, a function, or a `functools.partial` of one with options; an instance is
+    returned as it is; `context`: what is known, as a `Context` or by name.
     """
     if not is_constructor(part):
         return part

@@ -185,7 +185,7 @@ class Cosine(AbstractSchedule):
 
 
 class Truncated(AbstractSchedule):
-    r"""The part of another schedule between two values of `logsnr`, over all of [0, 1].
+    """The part of another schedule between two values of `logsnr`, over all of [0, 1].
 
     Its time is an affine function of the other's, so it has the same curve; the ends are exact. Choose it
     to give schedules of different papers the same range, and so the same bound (VDM section 5.1).

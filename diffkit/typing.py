@@ -128,10 +128,9 @@ def _explained(
                 if other != name and hasattr(entry, "shape")
             ]
             got += f", beside {', '.join(beside)}"
-    return TypeCheckError(
-        f"{where}: wrong {f'parameter {name!r}' if name else 'result'}.\n  got       {got}\n  expected  "
-        f"{type_name(hint)}"
-    )
+    what = f"parameter {name!r}" if name else "result"
+    lines = f"{where}: wrong {what}.", f"  got       {got}", f"  expected  {type_name(hint)}"
+    return TypeCheckError("\n".join(lines))
 
 
 def check_types(package: str) -> None:

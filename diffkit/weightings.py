@@ -119,8 +119,7 @@ def classify(
     **Arguments:** `weighting`; `logsnr_range`: (max, min), such as a schedule's endpoints; `points`: the
     number of evenly spaced values at which to compare w, to a thousandth of itself.
 
-    **Raises:** `ValueError` for a range in the wrong order, fewer than two points, or a weighting that is
-    zero everywhere.
+    **Raises:** `ValueError` for a range in the wrong order, below two points, or a weighting that is zero.
 
     ```python
     assert dk.weightings.classify(dk.ELBO(), (13.3, -5.0)).kind == "vlb"
@@ -285,9 +284,8 @@ def min_snr(gamma: float = 5.0, *, schedule: AbstractSchedule) -> Implied:
     r"""Min-SNR-$\gamma$: L_simple with the factor $\min(1, \gamma / \mathrm{SNR})$ on the error of eps.
 
     Hang et al. 2023 (arXiv 2303.09556) write it as $\min(\mathrm{SNR}, \gamma)$ times the error of x.
-    Choose it to train faster than with L_simple, at the same quality.
-
-    **Arguments:** `gamma`, positive. diffkit fills in the model's schedule.
+    Choose it to train faster than with L_simple, at the same quality. diffkit fills in the model's
+    schedule.
 
     **Raises:** `ValueError` if `gamma` is not positive.
     """
@@ -299,11 +297,10 @@ def min_snr(gamma: float = 5.0, *, schedule: AbstractSchedule) -> Implied:
 def p2(k: float = 1.0, gamma: float = 1.0, *, schedule: AbstractSchedule) -> Implied:
     r"""P2: L_simple with the factor $(k + \mathrm{SNR})^{-\gamma}$ on the error of eps.
 
-    Choi et al. 2022 (arXiv 2204.00227, equation 8): less weight on cleaning up nearly clean data.
+    Choi et al. 2022 (arXiv 2204.00227, equation 8): less weight on cleaning up nearly clean data. A `gamma`
+    of 0 is L_simple. diffkit fills in the model's schedule.
 
-    **Arguments:** `k`, positive; `gamma`, 0 or more: 0 is L_simple. diffkit fills in the model's schedule.
-
-    **Raises:** `ValueError` for a value out of its range.
+    **Raises:** `ValueError` unless `k` is positive and `gamma` at least 0.
     """
     check_positive("k", k)
     if not (math.isfinite(gamma) and gamma >= 0):
@@ -349,10 +346,9 @@ def monotone(
     logsnr_range: tuple[float, float],
     data_std: float = 1.0,
 ) -> Monotone:
-    """Another weighting, made monotone (`Monotone`).
+    """Another weighting, made monotone (`Monotone`): `base` is its registered name, used with its defaults.
 
-    **Arguments:** `base`: its registered name, used with its defaults. diffkit fills in the parts of the
-    model.
+    diffkit fills in the parts of the model.
 
     **Raises:** `diffkit.registry.UnknownPartError` if no weighting has this name.
     """

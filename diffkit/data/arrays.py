@@ -15,10 +15,7 @@ from diffkit.registry import register
 
 
 class ArraySource(AbstractSource):
-    """The rows of one array.
-
-    An array larger than memory may be memory-mapped (`np.load(..., mmap_mode="r")`).
-    """
+    """The rows of one array, which may be memory-mapped (`np.load(..., mmap_mode="r")`)."""
 
     array: Shaped[np.ndarray, "n *shape"]
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -31,16 +28,15 @@ class ArraySource(AbstractSource):
         """
         if array.ndim < 2 or array.size == 0:
             raise ValueError(
-                "ArraySource: array must have an axis of examples and at least one more, none of them "
-                f"empty, got the shape {array.shape}."
+                "ArraySource: array must have an axis of examples and at least one more, none empty, got "
+                f"the shape {array.shape}."
             )
         if not np.issubdtype(array.dtype, np.integer) and array.dtype != np.float32:
             raise ValueError(
                 f"ArraySource: array must hold integers or float32, got {array.dtype}; "
                 "convert it with array.astype(...)."
             )
-        self.array = array
-        self.shape = tuple(array.shape[1:])
+        self.array, self.shape = array, tuple(array.shape[1:])
 
     def __len__(self) -> int:
         return self.array.shape[0]
@@ -155,8 +151,7 @@ class ArrayData(AbstractDataset):
         elif given:
             self.train = VectorSource(self.train, given[0])
             self.test = VectorSource(self.test, given[1])
-        self.levels = levels
-        self.shape = self.train.shape
+        self.levels, self.shape = levels, self.train.shape
 
 
 def _one(given: _Given, name: str) -> _Arrays:
@@ -180,22 +175,20 @@ def _read(given: _Given, name: str, beside: str | None = None) -> tuple[_Arrays,
         raise ValueError(f"ArrayData: path must name a .npy or .npz file, got {str(file)!r}.")
     if beside is not None and file.suffix == ".npy":
         raise ValueError(
-            f"ArrayData: {beside}=True needs a .npz file with the arrays 'x' and {beside!r}, got "
-            f"{str(file)!r}."
+            f"ArrayData: {beside}=True needs a .npz file with 'x' and {beside!r}, got {str(file)!r}."
         )
-    arrays, beside_them = {}, {}
+    arrays, beside_them, where = {}, {}, repr(str(file))
     try:
         if file.suffix == ".npy":
             mapped = np.load(file, mmap_mode="r", allow_pickle=False)
-            return [(f"ArrayData: the array in {str(file)!r}", mapped)], []
+            return [(f"ArrayData: the array in {where}", mapped)], []
         # Opened here because NumPy leaves a file open that is not an archive.
         with file.open("rb") as raw, np.load(raw, allow_pickle=False) as archive:
             names = tuple(archive.files)
             if "train" in names and "test" in names:
-                wanted = ("train", "test")
-                asked = [f"{name}_{beside}" for name in wanted]
+                wanted, asked = ["train", "test"], [f"train_{beside}", f"test_{beside}"]
             else:
-                wanted = ("x",) if "x" in names else tuple(n for n in names if n != beside)
+                wanted = ["x"] if "x" in names else [name for name in names if name != beside]
                 asked = [str(beside)]
             if len(wanted) < 3:
                 arrays = {name: archive[name] for name in wanted}
@@ -203,21 +196,21 @@ def _read(given: _Given, name: str, beside: str | None = None) -> tuple[_Arrays,
                     beside_them = {name: archive[name] for name in asked if name in names}
     except Exception as error:  # zip, zlib, header and memory errors, by the kind of damage
         raise ValueError(
-            f"ArrayData: path={str(file)!r} cannot be read as a {file.suffix} file of numbers: {error}"
+            f"ArrayData: path={where} cannot be read as a {file.suffix} file of numbers: {error}"
         ) from error
     if not arrays or (len(arrays) == 2 and set(arrays) != {"train", "test"}):
         raise ValueError(
             "ArrayData: a .npz file must hold the arrays 'train' and 'test', or one array named "
-            f"'x', or only one array; {str(file)!r} holds {', '.join(names) or 'none'}."
+            f"'x', or only one array; {where} holds {', '.join(names) or 'none'}."
         )
     if beside is not None and len(beside_them) < len(asked):
         raise ValueError(
             f"ArrayData: with {beside}=True a .npz file must hold {' and '.join(map(repr, asked))} "
-            f"beside {' and '.join(map(repr, wanted))}; {str(file)!r} holds {', '.join(names)}."
+            f"beside {' and '.join(map(repr, wanted))}; {where} holds {', '.join(names)}."
         )
 
     def named(found: dict[str, Any]) -> _Arrays:
-        return [(f"ArrayData: {name} in {str(file)!r}", array) for name, array in found.items()]
+        return [(f"ArrayData: {name} in {where}", array) for name, array in found.items()]
 
     return named(arrays), named(beside_them)
 
@@ -268,26 +261,17 @@ def _prepare(
         )
     # In pieces: the array may be mapped from a file larger than memory.
     limit = np.finfo(np.float32).max
+    least, most, wanted = -limit, limit, "be finite in float32"
+    if levels is not None:
+        least, most, wanted = 0, levels - 1, f"hold integers from 0 to levels - 1 = {levels - 1}"
     rows = max(1, 2**24 // max(1, array[:1].nbytes))
     for start in range(0, len(array), rows):
         piece = array[start : start + rows]
         low, high = piece.min(), piece.max()
-        if levels is None:
-            # False for NaN as well.
-            if not (-limit <= low and high <= limit):
-                raise ValueError(
-                    f"{owner} must be finite in float32, got values from {low} to {high}."
-                )
-        elif low < 0 or high >= levels:
-            raise ValueError(
-                f"{owner} must hold integers from 0 to levels - 1 = {levels - 1}, "
-                f"got values from {low} to {high}."
-            )
-    if levels is None:
-        target = np.float32
-    else:
-        target = np.uint8 if levels <= 256 else np.int32
-    array = array if array.dtype == target else array.astype(target)
+        if not (least <= low and high <= most):  # true for NaN as well
+            raise ValueError(f"{owner} must {wanted}, got values from {low} to {high}.")
+    whole = np.uint8 if levels is not None and levels <= 256 else np.int32
+    array = array.astype(np.float32 if levels is None else whole, copy=False)
     if channels == "add":
         return array[:, None]
     return np.moveaxis(array, -1, 1) if channels == "last" else array

@@ -1,9 +1,9 @@
-r"""Batches: the order of examples, and an iterator that reads ahead.
+"""Batches: the order of examples, and an iterator that reads ahead.
 
 The examples of all epochs form one endless stream: a permutation of the source, then another, and so on.
 Batch $i$ of size $B$ is the part $[iB, (i + 1)B)$ of the stream: it may span two epochs, and no example is
-left out. The permutation of an epoch is a function of the seed and the epoch's number, and a batch one of
-the seed and its own number: a run that goes on needs only the number of batches taken.
+left out. It is a function of the seed and its number: a run that goes on needs only the number of batches
+taken.
 """
 
 import functools

@@ -1,13 +1,9 @@
-r"""The pieces of networks, made to train and compile fast.
+"""The pieces of networks, made to train and compile fast.
 
 Inside a network images are channels last: (height, width, channels). Parameters are float32; a piece
-computes in the dtype of its input, but normalises, takes softmax and sums in float32.
-
-**Depth.** Blocks of one kind keep their parameters stacked along a new first axis (`stack`) and run
-under `jax.lax.scan` (`scan_blocks`), so only one block is compiled.
-
-**Memory.** A residual block keeps its input, the output of its first convolution and the dropout
-mask for the backward pass, and recomputes the cheap elementwise steps (`jax.checkpoint`).
+computes in the dtype of its input, but normalises, takes softmax and sums in float32. Blocks of one kind
+keep their parameters stacked along a new first axis (`stack`) and run under `jax.lax.scan` (`scan_blocks`),
+so only one block is compiled.
 """
 
 import math
@@ -243,7 +239,9 @@ class ResidualBlock(eqx.Module):
 
     The embedding (of the noise level and the condition) is projected and added after the first. The
     projection and the second convolution start at zero, so the block starts as its shortcut: the identity
-    or, if the number of channels changes, a linear map of each pixel.
+    or, if the number of channels changes, a linear map of each pixel. For the backward pass it keeps its
+    input, the output of the first convolution and the dropout mask, and recomputes the rest
+    (`jax.checkpoint`).
     """
 
     norm1: GroupNorm

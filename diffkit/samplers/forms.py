@@ -167,13 +167,12 @@ def is_long(
 ) -> Bool[Array | np.ndarray, ""]:
     r"""Whether a step is too long for a method of an order above 1.
 
-    A long step is longer than `longest` in `logsnr` (4.25: $\rho$ falls to an eighth) and covers more
-    than 0.3 of the way from data to noise; a level has passed $\rho / (\rho + 1/2)$ of it. There the
-    predicted data change much, and not like a polynomial. A step with only one of the two is not long: the
-    last one of a grid uniform in time, from $\rho = 0.05$ to 0.001, hardly changes them.
-
-    Both numbers come from `benchmarks/samplers.py` and the grids of all schedules: with 1 to 4 steps no
-    error is more than twice that of DDIM, and from ten calls on hardly any grows.
+    A long step is longer than `longest` in `logsnr` (4.25: $\rho$ falls to an eighth) and covers more than
+    0.3 of the way from data to noise, of which a level has passed $\rho / (\rho + 1/2)$. There the
+    predicted data change much, and not like a polynomial; with only one of the two they hardly do, as in
+    the last step of a grid uniform in time, from $\rho = 0.05$ to 0.001. Both numbers come from
+    `benchmarks/samplers.py` and the grids of all schedules: with 1 to 4 steps no error is more than twice
+    that of DDIM, and from ten calls on hardly any grows.
     """
     return (logsnr_s - logsnr_t > longest) & (_passed(logsnr_t) - _passed(logsnr_s) > _LONGEST_WAY)
 

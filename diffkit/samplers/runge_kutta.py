@@ -22,12 +22,11 @@ class RungeKutta2(AbstractOneStepSampler):
     $u_s = u_t + \Delta \left((1 - \tfrac{1}{2c})\, q_t + \tfrac{1}{2c}\, q'\right)$. The node c = 1 is
     Heun's trapezoid (EDM's in form `eps`), c = 1/2 the midpoint rule (rectified flow's in form `velocity`).
 
-    **Long steps.** A long step (`diffkit.samplers.is_long`) becomes two steps of DDIM, with the same two
-    calls of the network. So does a step that amplifies: if the data are a single point, an error $\delta$
-    of the inner $y'$ causes an error $\delta / \rho'$ in $\hat\epsilon$, and the step must turn it into at
-    most $2 \delta$. Heun's method in `eps` exceeds that if $\rho$ falls to less than a fifth; a single step
-    from $\rho = 80$ to 0.002 would multiply by 20000. With few steps the error is about that of DDIM with
-    twice as many.
+    A long step (`diffkit.samplers.is_long`) becomes two steps of DDIM, with the same two calls of the
+    network. So does a step that amplifies: if the data are a single point, an error $\delta$ of the inner
+    $y'$ causes an error $\delta / \rho'$ in $\hat\epsilon$, and the step must turn it into at most $2
+    \delta$. Heun's method in `eps` exceeds that if $\rho$ falls to less than a fifth; a single step from
+    $\rho = 80$ to 0.002 would multiply by 20000.
 
     **Arguments:** `form`: a name in `diffkit.samplers.FORMS`; `node`: c, in (0, 1].
 
