@@ -89,9 +89,8 @@ def ordered_endpoints(schedule: AbstractSchedule) -> tuple[float, float]:
     maximum, minimum = (float(end) for end in schedule.endpoints)
     if not (math.isfinite(maximum) and math.isfinite(minimum) and maximum > minimum):
         raise ValueError(
-            f"schedule must fall from a finite logsnr at t = 0, the data, to a smaller one at t = 1, the "
-            f"noise; got {maximum:g} and {minimum:g} from {type(schedule).__name__}. (VDM's gamma is "
-            "-logsnr.)"
+            "schedule must fall from a finite logsnr at t = 0, the data, to a smaller one at t = 1; got "
+            f"{maximum:g} and {minimum:g} from {type(schedule).__name__}. (VDM's gamma is -logsnr.)"
         )
     return maximum, minimum
 

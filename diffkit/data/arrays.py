@@ -33,8 +33,7 @@ class ArraySource(AbstractSource):
             )
         if not np.issubdtype(array.dtype, np.integer) and array.dtype != np.float32:
             raise ValueError(
-                f"ArraySource: array must hold integers or float32, got {array.dtype}; "
-                "convert it with array.astype(...)."
+                f"ArraySource: array must hold integers or float32, got {array.dtype}; use array.astype."
             )
         self.array, self.shape = array, tuple(array.shape[1:])
 
@@ -111,8 +110,7 @@ class ArrayData(AbstractDataset):
             )
         if channels not in _RANKS or (channels_last and channels == "add"):
             raise ValueError(
-                f"ArrayData: channels must be 'first', 'last' or 'add', got {channels=} and "
-                f"{channels_last=}."
+                f"ArrayData: channels must be 'first', 'last' or 'add', got {channels=}, {channels_last=}."
             )
         channels = "last" if channels_last else channels
         kind, beside, test_beside = (
@@ -256,8 +254,7 @@ def _prepare(
         )
     if not discrete and levels is not None:
         raise ValueError(
-            f"{owner} holds floats ({array.dtype}), got {levels=}; store integers 0 ... "
-            f"{levels - 1}, or leave levels out."
+            f"{owner} holds floats ({array.dtype}), got {levels=}; store integers or leave levels out."
         )
     # In pieces: the array may be mapped from a file larger than memory.
     limit = np.finfo(np.float32).max

@@ -53,8 +53,7 @@ class Cifar10(AbstractDataset):
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"Cifar10: {str(folder)!r} must hold the six files {', '.join(names)}; "
-                f"missing: {', '.join(missing)}."
+                f"Cifar10: {str(folder)!r} must hold {', '.join(names)}; missing: {', '.join(missing)}."
             )
         read = _read_binary if ending else _read_pickle
         images, classes = zip(*(read(folder / name, labels) for name in names), strict=True)
@@ -146,8 +145,7 @@ def _read_pickle(file: Path, labels: bool) -> _Labelled:
     images = _array(data)
     if images is None:
         raise ValueError(
-            f"Cifar10: {str(file)!r} must be a dictionary with a uint8 array (n, {_PIXELS}) under "
-            f"'data', and is not."
+            f"Cifar10: {str(file)!r} must be a dictionary with a uint8 array (n, {_PIXELS}) as 'data'."
         )
     given = batch.get(b"labels", batch.get("labels")) if labels else [0] * len(images)
     if (

@@ -125,8 +125,7 @@ def _file(folder: Path, part: str, what: str, rank: int) -> Path:
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(
-            f"Idx: path={str(folder)!r} must hold the file {names[0]} or {names[1]}, "
-            f"got {_listing(folder)}."
+            f"Idx: {str(folder)!r} must hold the file {names[0]} or {names[1]}, got {_listing(folder)}."
         )
     return file
 

@@ -99,8 +99,7 @@ def check_common(
     check_at_least("condition_size", condition_size, 0)
     if not logsnr_range[0] > logsnr_range[1]:
         raise ValueError(
-            "logsnr_range must be (largest, smallest), data end first, such as (13.3, -5.0); "
-            f"got {logsnr_range}."
+            f"logsnr_range must be (largest, smallest), such as (13.3, -5.0); got {logsnr_range}."
         )
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
