@@ -1,15 +1,14 @@
 r"""Exact denoisers of known distributions.
 
-For data from a known distribution, $\mathbb E[x \mid z]$ is known in closed form. Such a denoiser has the
-interface of a trained one, and serves as the independent answer in tests of the rest of the library: its
-VLB is the entropy plus known terms, and its probability-flow ODE has a known map.
+For data from a known distribution $\mathbb E[x \mid z]$ has a closed form. Such a denoiser is called like a
+trained one and is the independent answer in tests: its VLB is the entropy plus known terms, and its
+probability-flow ODE has a known map. All work in the rescaled latent $y = x + \rho\,\epsilon$ and so run
+under every process.
 
-All are written in the rescaled latent $y = x + \rho\,\epsilon$ and so run under every process.
-
-**Conditions.** The denoiser of a mixture of k components takes a condition of k non-negative numbers, which
-multiply the components' weights. A one-hot vector (`diffkit.data.one_hot`) selects one component, ones at
-several places a class of several, and zeros or `None` keep all: exact class-conditional denoisers to test
-guidance against.
+**Conditions.** The denoiser of k components takes a condition of k non-negative numbers, which multiply the
+components' weights. A one-hot vector (`diffkit.data.one_hot`) selects one component, ones at several places
+a class of several, and zeros or `None` keep all: exact class-conditional denoisers to test guidance
+against.
 """
 
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from diffkit.denoiser import AbstractDenoiser, Prediction
-from diffkit.processes import AbstractProcess, VariancePreserving
-from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
+from diffkit.processes import AbstractProcess, NoiseLevel, VariancePreserving
+from diffkit.typing import Condition, Example, MaybeKey, Scalar, ScalarLike, as_float
 
 
 class _MixtureDenoiser(AbstractDenoiser):
@@ -31,56 +30,44 @@ class _MixtureDenoiser(AbstractDenoiser):
     log_weights: Float[Array, " k"]
     means: Float[Array, "k *shape"]
     variances: Float[Array, "k dim"]
-    # The eigenvectors of the covariances, in columns; None if every covariance is a multiple of the
-    # identity, as for the points of a data set.
+    # Eigenvectors in columns; None if every covariance is a multiple of the identity, as for points.
     bases: Float[Array, "k dim dim"] | None
 
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         del key
         level = self.process.at(as_float(logsnr))
         y = z / level.alpha
-        rho2 = jnp.square(level.rho)
-        # (k, dim): the distance to each mean, in the eigenbasis of its covariance.
-        delta = (y - self.means).reshape(self.variances.shape[0], -1)
-        if self.bases is not None:
-            delta = jnp.einsum("kij,ki->kj", self.bases, delta)
-        total = self.variances + rho2
+        delta, total = self._distances(y, level)
         log_p = self._log_shares(condition) - 0.5 * jnp.sum(
             delta**2 / total + jnp.log(total), axis=-1
         )
         # y - E[x | y, k] = rho^2 (C_k + rho^2)^-1 (y - m_k), computed directly: the difference of y and
         # E[x] would lose the digits of eps at high SNR.
-        residual = rho2 / total * delta
+        residual = jnp.square(level.rho) / total * delta
         if self.bases is not None:
             residual = jnp.einsum("kij,kj->ki", self.bases, residual)
         responsibility = jax.nn.softmax(log_p)
         eps = (responsibility @ residual / level.rho).reshape(y.shape)
         return Prediction(y - level.rho * eps, eps, level)
 
-    def log_density(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-    ) -> Scalar:
+    def log_density(self, z: Example, logsnr: ScalarLike, condition: Condition = None) -> Scalar:
         """The log density of the latent z at a noise level, given the condition, in nats."""
         level = self.process.at(as_float(logsnr))
-        delta = (z / level.alpha - self.means).reshape(self.variances.shape[0], -1)
+        delta, total = self._distances(z / level.alpha, level)
+        log_p = -0.5 * jnp.sum(delta**2 / total + jnp.log(2 * jnp.pi * total), axis=-1)
+        log_p = self._log_shares(condition) + log_p
+        return jax.nn.logsumexp(log_p) - z.size * jnp.log(level.alpha)
+
+    def _distances(self, y: Example, level: NoiseLevel) -> tuple[Array, Array]:
+        """The distance to each mean, in the eigenbasis of its covariance, and the variances there."""
+        delta = (y - self.means).reshape(self.variances.shape[0], -1)
         if self.bases is not None:
             delta = jnp.einsum("kij,ki->kj", self.bases, delta)
-        total = self.variances + jnp.square(level.rho)
-        log_p = -0.5 * jnp.sum(delta**2 / total + jnp.log(2 * jnp.pi * total), axis=-1)
-        shares = self._log_shares(condition)
-        return jax.nn.logsumexp(shares + log_p) - z.size * jnp.log(level.alpha)
+        return delta, self.variances + jnp.square(level.rho)
 
-    def _log_shares(self, condition: Float[Array, " condition"] | None) -> Float[Array, " k"]:
+    def _log_shares(self, condition: Condition) -> Float[Array, " k"]:
         """The log weights of the components given the condition, normalised."""
         if condition is None:
             return self.log_weights
@@ -102,7 +89,7 @@ def gaussian(
 ) -> _MixtureDenoiser:
     """The exact denoiser of data with the distribution N(mean, cov).
 
-    **Arguments:** `mean`, (dim,); `cov`, (dim, dim), symmetric and positive semi-definite; `process`.
+    **Arguments:** as for `mixture`, of one component: `mean`, (dim,), and `cov`, (dim, dim).
 
     **Raises:** `ValueError` if `cov` is not symmetric or has a negative eigenvalue.
     """

@@ -12,21 +12,16 @@ T = TypeVar("T")
 class Buffer(eqx.Module, Generic[T]):
     """Marks the arrays in `value` as state of the model, not parameters.
 
-    `trainable` leaves them out: no optimiser moves them, and no exponential moving average mixes them
-    with older values. Read them through `get`, which also stops gradients.
+    `trainable` leaves them out: no optimiser moves them, and no moving average mixes them with older
+    values.
     """
 
     value: T
 
     def get(self) -> T:
         """The value, without its gradient."""
-        return jax.tree.map(
-            lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, self.value
-        )
-
-
-def _is_buffer(node: object) -> bool:
-    return isinstance(node, Buffer)
+        arrays, rest = eqx.partition(self.value, eqx.is_array)
+        return eqx.combine(jax.lax.stop_gradient(arrays), rest)
 
 
 def trainable(tree: PyTree) -> PyTree[bool]:
@@ -36,8 +31,7 @@ def trainable(tree: PyTree) -> PyTree[bool]:
     """
 
     def mark(node):
-        if _is_buffer(node):
-            return jax.tree.map(lambda _: False, node)
-        return eqx.is_inexact_array(node)
+        inside = isinstance(node, Buffer)
+        return jax.tree.map(lambda _: False, node) if inside else eqx.is_inexact_array(node)
 
-    return jax.tree.map(mark, tree, is_leaf=_is_buffer)
+    return jax.tree.map(mark, tree, is_leaf=lambda node: isinstance(node, Buffer))

@@ -1,8 +1,8 @@
 r"""Decoders: from the last latent to data.
 
-A decoder is $p(x \mid z_0)$ and the fixed map from data as stored (integer levels, or floats) to the
-real values that are diffused. It works in the rescaled latent $y_0 = z_0 / \alpha_0 = x + \rho_0
-\epsilon$, and therefore under every process.
+A decoder is $p(x \mid z_0)$ and the fixed map from data as stored (integer levels, or floats) to the values
+that are diffused. It works in the rescaled latent $y_0 = z_0 / \alpha_0 = x + \rho_0 \epsilon$, and
+therefore under every process.
 """
 
 import abc
@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Integer, Real
 
 from diffkit.processes import NoiseLevel
 from diffkit.registry import register
-from diffkit.typing import Example, PRNGKey, Scalar
+from diffkit.typing import Example, MaybeKey, Scalar, check_at_least
 
 
 class AbstractDecoder(eqx.Module):
@@ -38,14 +38,14 @@ class AbstractDecoder(eqx.Module):
 
     @abc.abstractmethod
     def decode(
-        self, z_0: Example, level_0: NoiseLevel, *, key: PRNGKey | None = None
+        self, z_0: Example, level_0: NoiseLevel, *, key: MaybeKey = None
     ) -> Real[Array, "*shape"]:
         """Data as stored: the most probable x given `z_0`, or a draw from p(x | z_0) if `key` is given."""
 
 
-# Levels on either side of the nearest one that can carry probability when rho is at most this share
-# of their distance: the first one left out then lies 8.5 distances off or more, and its probability is
-# below exp(-(8.5 / 0.7)^2 / 2 + (0.5 / 0.7)^2 / 2) < 1e-31 of the nearest one's.
+# Levels on either side of the nearest one that can carry probability when rho is at most this share of
+# their distance: the others lie 8.5 distances off or more, with less than 1e-31 of the nearest one's
+# probability.
 _WINDOW = 8
 _NARROW = 0.7
 
@@ -62,10 +62,9 @@ def _nearest(y: Example, levels: int) -> Int[Array, "*shape"]:
 def _moments(y: Example, rho: Scalar, levels: int) -> tuple[Example, Example, Example]:
     """Sums over levels k, all relative to the value nearest to y.
 
-    With u_k = (y - v_k) / rho, n the nearest one and d_k = u_k - u_n, the weights are
-    p_k = exp((u_n^2 - u_k^2) / 2): at most 1, so nothing overflows, and no large squares cancel.
-
-    **Returns:** log sum_k p_k, and the means of d_k and of u_k^2 - u_n^2 under p.
+    With u_k = (y - v_k) / rho, n the nearest one and d_k = u_k - u_n, the weights are p_k = exp((u_n^2 -
+    u_k^2) / 2): at most 1, so nothing overflows, and no large squares cancel. Returns log sum_k p_k, and
+    the means of d_k and of u_k^2 - u_n^2 under p.
     """
     nearest = _nearest(y, levels)
     u_nearest = (y - _value(nearest, levels)) / rho
@@ -87,8 +86,7 @@ def _moments(y: Example, rho: Scalar, levels: int) -> tuple[Example, Example, Ex
     everything, window = jnp.arange(1 - levels, levels), jnp.arange(-_WINDOW, _WINDOW + 1)
     if everything.size <= window.size:
         return over(everything)
-    # At the high SNR where a decoder works, only the nearest levels have any probability. A whole
-    # batch shares the scalar condition, so only one side is computed.
+    # At a decoder's high SNR only the nearest levels have probability. A batch shares the scalar condition.
     narrow = rho <= _NARROW * 2 / levels
     return jax.lax.cond(narrow, lambda: over(window), lambda: over(everything))
 
@@ -125,8 +123,8 @@ def _log_prob_of_jvp(levels, primals, tangents):
 class DiscretizedDecoder(AbstractDecoder):
     r"""The decoder of VDM (equation 9) for data with a few integer values.
 
-    The value $k$ of $n$ is encoded as $v_k = (2k + 1)/n - 1$, and $p(x = k \mid z_0) \propto
-    \exp(-(y_0 - v_k)^2 / (2 \rho_0^2))$, normalised over the levels.
+    The value $k$ of $n$ is encoded as $v_k = (2k + 1)/n - 1$, and $p(x = k \mid z_0) \propto \exp(-(y_0 -
+    v_k)^2 / (2 \rho_0^2))$, normalised over the levels.
 
     **Arguments:** `levels`: the number of values, 0 ... levels - 1: 256 for 8-bit images.
 
@@ -136,8 +134,7 @@ class DiscretizedDecoder(AbstractDecoder):
     levels: int = eqx.field(default=256, static=True)
 
     def __check_init__(self):
-        if self.levels < 2:
-            raise ValueError(f"levels must be at least 2, got {self.levels}.")
+        check_at_least("levels", self.levels, 2)
 
     def encode(self, x: Integer[ArrayLike, "*shape"]) -> Example:
         return _value(jnp.asarray(x), self.levels)
@@ -149,7 +146,7 @@ class DiscretizedDecoder(AbstractDecoder):
         return jnp.sum(_log_prob_of(jnp.asarray(x), y, level_0.rho, self.levels))
 
     def decode(
-        self, z_0: Example, level_0: NoiseLevel, *, key: PRNGKey | None = None
+        self, z_0: Example, level_0: NoiseLevel, *, key: MaybeKey = None
     ) -> Int[Array, "*shape"]:
         y = z_0 / level_0.alpha
         if key is None:
@@ -170,13 +167,10 @@ class GaussianDecoder(AbstractDecoder):
     The model diffuses $(x - m) / s$. The bound is on the log density of x in the data's own units: it
     includes $-\log s$ for each dimension and can have either sign.
 
-    **Arguments:**
-
-    - `mean`, `std`: m and s, each a number, or one number for each channel (the first axis). By default
-      those of the training data if their mean is outside [-1, 1] or their standard deviation outside
-      [0.5, 2]; else 0 and 1, which leave data as they are.
-    - `statistics`: mean and standard deviation of the training data. A model made for a dataset fills
-      them in; without them, the defaults are 0 and 1.
+    **Arguments:** `mean`, `std`: m and s, each a number, or one number for each channel (the first axis).
+    By default those of the training data if their mean is outside [-1, 1] or their standard deviation
+    outside [0.5, 2]; else 0 and 1, which leave data as they are. `statistics`: mean and standard deviation
+    of the training data, filled in for a model made for a dataset; without them, the defaults are 0 and 1.
 
     **Raises:** `ValueError` if a number is not finite or a standard deviation is not positive.
     """
@@ -211,12 +205,12 @@ class GaussianDecoder(AbstractDecoder):
     def log_prob(self, x: Float[ArrayLike, "*shape"], z_0: Example, level_0: NoiseLevel) -> Scalar:
         y = z_0 / level_0.alpha
         squared = jnp.sum(jnp.square((self.encode(x) - y) / level_0.rho))
-        log_variance = -level_0.logsnr
+        log_variance = math.log(2 * math.pi) - level_0.logsnr
         scale = y.size * float(np.mean(np.log(self.std)))
-        return -0.5 * (squared + y.size * (log_variance + math.log(2 * math.pi))) - scale
+        return -0.5 * (squared + y.size * log_variance) - scale
 
     def decode(
-        self, z_0: Example, level_0: NoiseLevel, *, key: PRNGKey | None = None
+        self, z_0: Example, level_0: NoiseLevel, *, key: MaybeKey = None
     ) -> Float[Array, "*shape"]:
         y = z_0 / level_0.alpha
         y = y if key is None else y + level_0.rho * jax.random.normal(key, y.shape, y.dtype)

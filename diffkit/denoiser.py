@@ -26,21 +26,16 @@ from diffkit.parameterizations import (
     as_array,
 )
 from diffkit.processes import AbstractProcess, NoiseLevel, log_spread, rescaled_posterior
-from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
+from diffkit.typing import Condition, Example, MaybeKey, Scalar, ScalarLike, as_float
 
 
 class Prediction(eqx.Module):
-    """A denoiser's prediction for one latent, in every form.
+    """A denoiser's prediction for one latent, in every form, each with its target (`diffkit.Predicted`).
 
-    Each form carries its target (`diffkit.Predicted`), so none is mistaken for another.
-
-    **Arguments:**
-
-    - `x`: the expected data; an array, or a prediction of them.
-    - `eps`: the expected noise; an array, or a prediction of it.
-    - `level`: the noise level of the latent.
-    - `spread`: where the log variance of a reverse step lies between the posterior's (0) and the forward
-      step's (1), for each dimension; `None` if not predicted.
+    **Arguments:** `x`: the expected data, an array or a prediction of them; `eps`: the expected noise,
+    likewise; `level`: the noise level of the latent; `spread`: where the log variance of a reverse step
+    lies between the posterior's (0) and the forward step's (1), for each dimension, `None` if not
+    predicted.
 
     **Raises:** `TypeError` if `x` or `eps` is a prediction of something else.
     """
@@ -62,9 +57,7 @@ class Prediction(eqx.Module):
     def of(
         cls, predicted: Float[Predicted[P], "*shape"], z: Example, level: NoiseLevel
     ) -> "Prediction":
-        """Make one from a prediction of any target and the latent, by the 2x2 solve.
-
-        **Arguments:** `predicted` and `z`, of one shape; `level`, the noise level of `z`.
+        """Make one from a prediction of any target and the latent `z` at `level`, by the 2x2 solve.
 
         ```python
         level = dk.VariancePreserving().at(0.0)
@@ -72,13 +65,11 @@ class Prediction(eqx.Module):
         prediction = dk.Prediction.of(dk.Predicted(output, dk.V()), z, level)
         ```
         """
-        x, eps = predicted.parameterization.solve(predicted, z, level)
-        return cls(x, eps, level)
+        return cls(*predicted.parameterization.solve(predicted, z, level), level)
 
     def __repr__(self) -> str:
         spread = "" if self.spread is None else f"\n  spread  {describe(self.spread)}"
-        arrays = (getattr(value, "value", value) for value in (self.x, self.eps))
-        x, eps = map(describe, arrays)
+        x, eps = (describe(getattr(value, "value", value)) for value in (self.x, self.eps))
         return f"Prediction at {self.level}\n  x       {x}\n  eps     {eps}{spread}"
 
     @property
@@ -93,17 +84,15 @@ class Prediction(eqx.Module):
 
     def as_target(self, parameterization: P) -> Predicted[P]:
         """The prediction in any parameterization."""
-        value = parameterization.target(self.x, self.eps, self.level)
-        return Predicted(value, parameterization)
+        return Predicted(parameterization.target(self.x, self.eps, self.level), parameterization)
 
     def reverse(
         self, logsnr_s: ScalarLike, *, spread: ScalarLike = 0.0
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """The reverse step p(y_s | y_t) of the rescaled latent, to a less noisy `logsnr_s`.
 
-        The mean is the posterior's, with the predicted data in place of x.
-
-        **Arguments:** `logsnr_s`; `spread`: used if the prediction has none of its own.
+        The mean is the posterior's, with the predicted data in place of x. `spread` is used if the
+        prediction has none of its own.
 
         **Returns:** mean and standard deviation; the latter is a scalar unless predicted.
         """
@@ -118,13 +107,12 @@ def step_divergence(
 ) -> Scalar:
     """KL(q(y_s | y_t, x) || p(y_s | y_t)) in nats, from the squared errors of eps.
 
-    q is `diffkit.processes.rescaled_posterior`; p is `Prediction.reverse`, which sampling and coding use.
-    Their means differ by the errors of eps, so the divergence has a closed form and loses no digits for
-    short steps. With the posterior's own variance (no spread) it is half of expm1(logsnr_s - logsnr_t)
-    times the sum of the squares (VDM equation 14).
+    q is `diffkit.processes.rescaled_posterior`, p `Prediction.reverse`, which sampling and coding use.
+    Their means differ by the errors of eps, so the closed form loses no digits for short steps. Without a
+    spread it is half of expm1(logsnr_s - logsnr_t) times the sum of the squares (VDM equation 14).
 
-    **Arguments:** `squares`: the squared errors of eps; `logsnr_t` and `logsnr_s`, with
-    `logsnr_t <= logsnr_s`; `spread`: as in a `Prediction`.
+    **Arguments:** `squares`: the squared errors of eps; `logsnr_t <= logsnr_s`; `spread`: as in a
+    `Prediction`.
 
     **Returns:** the divergence summed over dimensions, a scalar.
     """
@@ -143,21 +131,13 @@ class AbstractDenoiser(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         """The prediction for one latent.
 
-        **Arguments:**
-
-        - `z`: the latent alpha x + sigma eps of `process`, one example.
-        - `logsnr`: its noise level, a scalar.
-        - `condition`: what the model is conditioned on, or `None`.
-        - `key`: given while training, for dropout; `None` means inference.
+        **Arguments:** `z`: the latent alpha x + sigma eps of `process`, one example; `logsnr`: its noise
+        level, a scalar; `condition`: what the model is conditioned on, or `None`; `key`: for dropout while
+        training, `None` for inference.
         """
 
 
@@ -177,16 +157,13 @@ def underlying(denoiser: AbstractDenoiser) -> AbstractDenoiser:
 class Denoiser(AbstractDenoiser):
     r"""A network with a parameterization, under a process.
 
-    The network sees the latent scaled to unit variance, $z / \sqrt{\alpha^2 s^2 + \sigma^2}$ with $s$
-    the standard deviation of the data. For $s = 1$ that is the variance preserving latent under every
-    process (and just z under that one), so one network serves all.
+    The network sees the latent scaled to unit variance, $z / \sqrt{\alpha^2 s^2 + \sigma^2}$ with $s$ the
+    standard deviation of the data. For $s = 1$ that is the variance preserving latent under every process,
+    so one network serves all.
 
-    **Arguments:**
-
-    - `network`: an `AbstractNetwork` for one example, with as many `outputs` as the parameterization.
-    - `parameterization`: what its output means.
-    - `process`: the process of the latents.
-    - `data_std`: the standard deviation of the data, for the scaling.
+    **Arguments:** `network`: for one example, with as many `outputs` as the parameterization;
+    `parameterization`: what its output means; `process`: of the latents; `data_std`: the standard deviation
+    s of the data.
 
     **Raises:** `ValueError` if `data_std` is not positive, or if the `outputs` of network and
     parameterization differ.
@@ -211,25 +188,16 @@ class Denoiser(AbstractDenoiser):
         if network.outputs != parameterization.outputs:
             raise ValueError(
                 f"network must have outputs={parameterization.outputs}, as parameterization "
-                f"{type(parameterization).__name__} asks, but {type(network).__name__} has "
-                f"outputs={network.outputs}."
+                f"{type(parameterization).__name__} asks, but it has outputs={network.outputs}."
             )
-        self.network = network
-        self.parameterization = parameterization
-        self.process = process
-        self.data_std = float(data_std)
+        self.network, self.parameterization = network, parameterization
+        self.process, self.data_std = process, float(data_std)
 
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         level = self.process.at(as_float(logsnr))
         scale = 1 / jnp.hypot(level.alpha * self.data_std, level.sigma)
         output = self.network(z * scale, level.logsnr, condition, key=key)
         target, spread = self.parameterization.read(output)
-        x, eps = self.parameterization.solve(target, z, level)
-        return Prediction(x, eps, level, spread)
+        return Prediction(*self.parameterization.solve(target, z, level), level, spread)

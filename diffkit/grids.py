@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from diffkit.registry import register
 from diffkit.schedules import AbstractSchedule
+from diffkit.typing import check_at_least
 
 
 class AbstractGrid(eqx.Module):
@@ -23,17 +24,12 @@ class AbstractGrid(eqx.Module):
         """`steps + 1` increasing values of `logsnr`, including the schedule's endpoints."""
 
 
-def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
-
-
 @register("grid", "uniform_t")
 class UniformT(AbstractGrid):
     """Steps of equal size in the schedule's time. A discrete-time model of T steps needs it."""
 
     def __call__(self, schedule: AbstractSchedule, steps: int) -> Float[Array, " {steps}+1"]:
-        _check_steps(steps)
+        check_at_least("steps", steps, 1)
         return jax.vmap(schedule)(jnp.linspace(1.0, 0.0, steps + 1))
 
 
@@ -42,7 +38,7 @@ class UniformLogSNR(AbstractGrid):
     """Steps of equal size in `logsnr`, whatever the schedule."""
 
     def __call__(self, schedule: AbstractSchedule, steps: int) -> Float[Array, " {steps}+1"]:
-        _check_steps(steps)
+        check_at_least("steps", steps, 1)
         maximum, minimum = schedule.endpoints
         fraction = jnp.linspace(0.0, 1.0, steps + 1)
         return (1 - fraction) * minimum + fraction * maximum

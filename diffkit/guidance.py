@@ -5,16 +5,14 @@ replaces the conditional prediction by
 
 $$\hat\epsilon = \hat\epsilon(z) + w\,\big(\hat\epsilon(z, c) - \hat\epsilon(z)\big),$$
 
-which is the score of $p(z)\,(p(z \mid c) / p(z))^w$, up to a constant factor of the density: w = 1 is the
-conditional model, w = 0 the unconditional one, and w > 1 trades variety for agreement with the condition.
-The same combination holds for the predicted data and every other target, since all are linear in eps at
-fixed z.
+the score of $p(z)\,(p(z \mid c) / p(z))^w$: w = 1 is the conditional model, w = 0 the unconditional one,
+and w > 1 trades variety for agreement with the condition. The same holds for every other target, since all
+are linear in eps at fixed z.
 
-For w other than 1 no model has these scores at all noise levels at once (the noised guided density is not
-the guided noised density). So there is no likelihood, and the distribution of samples depends somewhat on
-the number of steps. Guidance at high noise reduces variety most; at low noise it costs time and changes
-little. An interval of `logsnr` restricts it to the middle (Kynkäänniemi, Aittala, Karras,
-Laine, Aila and Lehtinen 2024, arXiv 2404.07724).
+For w other than 1 no model has these scores at all noise levels at once. So there is no likelihood, and the
+distribution of samples depends somewhat on the number of steps. Guidance at high noise reduces variety
+most; at low noise it costs time and changes little. An interval of `logsnr` restricts it to the middle
+(Kynkäänniemi, Aittala, Karras, Laine, Aila and Lehtinen 2024, arXiv 2404.07724).
 """
 
 import math
@@ -22,35 +20,29 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from diffkit.denoiser import AbstractDenoiser, AbstractDerivedDenoiser, Prediction
 from diffkit.model import DiffusionModel
 from diffkit.processes import AbstractProcess
-from diffkit.typing import Example, PRNGKey, ScalarLike, as_float
+from diffkit.typing import Condition, Example, MaybeKey, ScalarLike, as_float
 
 
 class Guided(AbstractDerivedDenoiser):
-    r"""Classifier-free guidance of a denoiser trained with and without conditions.
+    """Classifier-free guidance of a denoiser trained with and without conditions.
 
-    The prediction without the condition plus `scale` times the change by the condition (Ho and Salimans
-    2022, arXiv 2207.12598, equation 6, whose w is `scale` - 1), within an interval of noise levels
-    (Kynkäänniemi et al. 2024, arXiv 2404.07724). Choose it for samples of a class or a description, if
-    agreement matters more than variety.
+    The prediction without the condition plus `scale` times the change by the condition, within an interval
+    of noise levels. Choose it for samples of a class or a description, if agreement matters more than
+    variety. A predicted variance (`Prediction.spread`) is that of the conditional prediction.
 
     Call it with a condition like any other denoiser, under every sampler. One batched call of the network
-    gives the conditional and the unconditional prediction; outside the interval, and for a scale of 1, only
-    the conditional one is computed. (A sampler whose `logsnr` differs between the examples of a batch, such
-    as one with adaptive steps, pays for both everywhere.)
+    gives both predictions; outside the interval, and for a scale of 1, only the conditional one is
+    computed. (A sampler whose `logsnr` differs within a batch, such as one with adaptive steps, pays for
+    both everywhere.)
 
-    A predicted variance (`Prediction.spread`) is that of the conditional prediction.
-
-    **Arguments:**
-
-    - `denoiser`: takes a condition, or zeros for none; see `TrainConfig.condition_dropout`.
-    - `scale`: 1 is exactly the conditional denoiser, 0 the unconditional one.
-    - `interval`: (min, max) of the `logsnr` at which to guide, inclusive; elsewhere the scale is 1.
-      `None` guides everywhere. Noise levels sigma / alpha from a to b are `(-2 * log(b), -2 * log(a))`.
+    **Arguments:** `denoiser`: takes a condition, or zeros for none (`TrainConfig.condition_dropout`);
+    `scale`: 1 is exactly the conditional denoiser, 0 the unconditional one; `interval`: (min, max) of the
+    `logsnr` at which to guide, inclusive, elsewhere the scale is 1; `None` guides everywhere. Noise levels
+    sigma / alpha from a to b are `(-2 * log(b), -2 * log(a))`.
 
     **Raises:** `ValueError` if `scale` is not finite or the interval is in the wrong order, and when called
     without a condition.
@@ -62,19 +54,13 @@ class Guided(AbstractDerivedDenoiser):
 
     # Written out, since static checkers would put the inherited `process` first.
     def __init__(
-        self,
-        denoiser: AbstractDenoiser,
-        scale: float,
-        interval: tuple[float, float] | None = None,
+        self, denoiser: AbstractDenoiser, scale: float, interval: tuple[float, float] | None = None
     ):
         if not math.isfinite(scale):
             raise ValueError(f"scale must be a finite number, such as 2.0, got {scale}.")
         if interval is not None and not interval[0] < interval[1]:
-            raise ValueError(
-                f"interval must be (min, max) of logsnr, such as (-3.0, 4.0), got {interval}."
-            )
-        self.denoiser = denoiser
-        self.scale = float(scale)
+            raise ValueError(f"interval must be (min, max) of logsnr, got {interval}.")
+        self.denoiser, self.scale = denoiser, float(scale)
         self.interval = interval and (float(interval[0]), float(interval[1]))
 
     @property
@@ -83,12 +69,7 @@ class Guided(AbstractDerivedDenoiser):
         return self.denoiser.process
 
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         if condition is None:
             raise ValueError(
@@ -120,12 +101,10 @@ class Guided(AbstractDerivedDenoiser):
 def guide(
     model: DiffusionModel, scale: float, interval: tuple[float, float] | None = None
 ) -> DiffusionModel:
-    """The model with a guided denoiser, to sample from with a condition.
+    """The model with a guided denoiser, to sample from with a condition; it shares the model's parameters.
 
     **Arguments:** `model`: trained with conditions, some of them left out; `scale`, `interval`: as in
     `diffkit.Guided`.
-
-    **Returns:** a model that shares the parameters of the given one.
 
     **Raises:** `ValueError` as `diffkit.Guided`.
 

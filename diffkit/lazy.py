@@ -1,4 +1,4 @@
-"""Public names, imported on first use."""
+"""Public names and optional packages, imported on first use."""
 
 import ast
 import importlib
@@ -9,13 +9,19 @@ from collections.abc import Callable
 from typing import Any
 
 
+def needed(module: str, why: str) -> Any:
+    """A module of the extra `train`, or an `ImportError` that begins with `why` and says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{why}: pip install 'diffkit[train]'") from error
+
+
 def lazy_imports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The `__getattr__` and `__dir__` of a package that imports its public names lazily (PEP 562).
 
-    The public names are those that the package's source imports `as` themselves, as static type checkers
-    have it. Names under `if TYPE_CHECKING:` and the package's modules are imported on first use.
-
-    **Arguments:** `package`: the package's `__name__`.
+    These are its modules, and the names that its source imports `as` themselves, as static type checkers
+    have it. `package` is its `__name__`.
 
     ```python
     if TYPE_CHECKING:

@@ -9,10 +9,9 @@ from diffkit.typing import Scalar
 
 
 class NoiseLevel(eqx.Module):
-    """One noise level of one process.
+    """One noise level of one process: scalars.
 
-    **Attributes:** `logsnr`; `alpha`, the factor of the data; `sigma`, the standard deviation of the
-    noise. All scalars.
+    **Attributes:** `logsnr`; `alpha`, the factor of the data; `sigma`, the noise's standard deviation.
     """
 
     logsnr: Scalar
@@ -20,8 +19,8 @@ class NoiseLevel(eqx.Module):
     sigma: Scalar
 
     def __repr__(self) -> str:
-        words = f"logsnr={describe(self.logsnr)}, alpha={describe(self.alpha)}"
-        return f"NoiseLevel({words}, sigma={describe(self.sigma)})"
+        numbers = ", ".join(f"{name}={describe(value)}" for name, value in vars(self).items())
+        return f"NoiseLevel({numbers})"
 
     @property
     def rho(self) -> Float[Array, "..."]:

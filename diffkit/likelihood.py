@@ -14,9 +14,8 @@ $\lambda$: with $\rho = e^{-\lambda / 2}$,
 $$\frac{de}{d\lambda} = \tfrac12 \big(e - \hat\epsilon(y_0 + \rho\, e, \lambda)\big), \qquad e = 0
   \text{ at } y_0 .$$
 
-Both e and its slope are of order one at all noise levels. In y itself, or in the variance preserving
-latent, an error that is small compared to the data is large compared to the noise at the data end, and the
-density of data on a grid of levels has peaks just as narrow as that noise.
+Both e and its slope are of order one at all noise levels. In y, an error that is small compared to the data
+is large compared to the noise at the data end, where the density of discrete data has peaks that narrow.
 """
 
 import math
@@ -27,12 +26,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffkit.lazy import needed
 from diffkit.model import DiffusionModel
 from diffkit.objectives import ConditionBatch, reconstruction_term
 from diffkit.processes import rescaled_prior_std
 from diffkit.samplers.forms import FORMS
 from diffkit.samplers.loop import rescaled
-from diffkit.typing import BatchScalar, DataBatch, Example, PRNGKey, Scalar
+from diffkit.typing import BatchScalar, Condition, DataBatch, Example, PRNGKey, Scalar
 
 _EXACT = 64
 """The most dimensions for which `auto` computes the exact divergence."""
@@ -65,31 +65,27 @@ def log_likelihood(
     The mean over keys is the lower bound, and (with the exact divergence) the mean of its exponential is
     P(x). Its ends are those of `vlb`. For an exact denoiser its mean over the data equals that of -`vlb` in
     continuous time; for a trained one either may be greater, since ODE and SDE are then different models.
-    Uniform noise over the cell of each level, as for other continuous models, would not work: at
-    `logsnr_max` the density consists of peaks of standard deviation $\rho_0$, by default a sixth of the
-    distance of two levels, and most draws would fall between them.
+    Uniform noise over the cell of each level would not work: at `logsnr_max` the density has peaks of
+    standard deviation $\rho_0$, by default a sixth of the distance of two levels, and most draws would fall
+    between them.
+
+    Each example is solved separately; in a batch all wait for the slowest. The function is differentiable,
+    compiles on the first call with given shapes and options, and computes in float64 if JAX enables it.
 
     **Arguments:**
 
-    - `model`: a model with any denoiser and process.
-    - `x`: a batch of data as stored, (batch, *shape).
-    - `key`: from `jax.random.key`; draws $z_0$ of discrete data, and the probes. The draws of example i are
-      the same in every batch. For continuous data and the exact divergence the result does not depend on
-      it.
+    - `model`: with any denoiser and process; `x`: a batch of data as stored, (batch, *shape).
+    - `key`: from `jax.random.key`; draws $z_0$ of discrete data, and the probes, for example i the same in
+      every batch. Continuous data with the exact divergence do not use it.
     - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
-    - `divergence`: `exact`, at the cost of one derivative of the denoiser per dimension;
-      `hutchinson`, an unbiased estimate from `probes` derivatives (Grathwohl et al. 2019, FFJORD, arXiv
-      1810.01367); `auto`, exact up to 64 dimensions.
-    - `probes`: the number of Rademacher vectors, fixed along the trajectory, for the estimate.
+    - `divergence`: `exact`, at the cost of one derivative of the denoiser per dimension; `hutchinson`, an
+      unbiased estimate from `probes` derivatives (Grathwohl et al. 2019, FFJORD, arXiv 1810.01367) along
+      Rademacher vectors fixed along the trajectory; `auto`, exact up to 64 dimensions.
     - `rtol`, `atol`: the relative and absolute tolerance of each step of the solver (Tsitouras' method of
       order 5), in units of the noise and in nats per dimension. In float32 about 1e-6 is the limit.
     - `max_steps`: the maximum number of solver steps for one example.
 
-    Each example is solved separately; in a batch all wait for the slowest. The function compiles on the
-    first call with given shapes and options, computes in float64 if JAX enables it, and is differentiable.
-
-    **Returns:** one number per example, (batch,). Its negative, divided by log(2) and the number of
-    dimensions, is in bits per dimension.
+    **Returns:** one number per example, (batch,).
 
     **Raises:** `ValueError` if the shape of the examples is not the model's, a tolerance is not positive,
     or `probes` or `max_steps` is below 1; a type error for data of the wrong dtype; `ImportError` without
@@ -103,7 +99,6 @@ def log_likelihood(
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}.")
     exact = divergence == "exact" or (divergence == "auto" and math.prod(model.shape) <= _EXACT)
-    condition = None if condition is None else jnp.asarray(condition)
     return _compiled(
         model, jnp.asarray(x), key, condition, None if exact else probes, rtol, atol, max_steps
     )
@@ -135,8 +130,8 @@ def _compiled(model, x, key, condition, probes, rtol, atol, max_steps):
             return log_p + 0.5 * dimensions * logsnr_max + jnp.sum(jnp.log(slope)), failed
         eps = jax.random.normal(noise_key, encoded.shape, encoded.dtype)
         log_p, failed = density(encoded + jnp.exp(-logsnr_max / 2) * eps)
-        # In units of the noise log q(z_0 | x) is that of the standard normal at eps. Both densities
-        # of y would be larger by the same dimensions * logsnr_max / 2, which costs digits.
+        # In units of the noise: both densities of y would be larger by dimensions * logsnr_max / 2, which
+        # costs digits.
         return log_p - _log_normal(eps) - reconstruction_term(model, x, encoded, eps), failed
 
     log_p, failed = jax.vmap(one)(x, encoded, condition, jnp.arange(x.shape[0]))
@@ -151,7 +146,7 @@ def _compiled(model, x, key, condition, probes, rtol, atol, max_steps):
 def _log_density(
     model: DiffusionModel,
     y_0: Example,
-    condition: Float[Array, " condition"] | None,
+    condition: Condition,
     directions: Float[Array, "directions *shape"],
     rtol: float,
     atol: float,
@@ -162,10 +157,7 @@ def _log_density(
     The trace of a matrix A is computed as the sum of d^T A d over `directions`.
     """
     # Not imported above: it takes a second, and nothing else needs it.
-    try:
-        import diffrax
-    except ImportError as error:
-        raise ImportError("log_likelihood needs diffrax: pip install 'diffkit[train]'") from error
+    diffrax = needed("diffrax", "log_likelihood needs diffrax")
 
     start, end = (value.astype(y_0.dtype) for value in model.schedule.endpoints)
     denoise = rescaled(model.denoiser, condition)
@@ -193,13 +185,11 @@ def _log_density(
         max_steps=max_steps,
         throw=False,
     )
-    assert solution.ys is not None
     e_1, per_dimension = (leaf[0] for leaf in solution.ys)
     # At the noise end y_1 has the prior's standard deviation and is rho_1 times wider than e_1.
     std = rescaled_prior_std(end)
     prior = _log_normal((y_0 + jnp.exp(-end / 2) * e_1) / std)
-    log_width = jnp.log(std) + end / 2
-    log_p = prior + y_0.size * (per_dimension - log_width)
+    log_p = prior + y_0.size * (per_dimension - (jnp.log(std) + end / 2))
     return log_p, solution.result != diffrax.RESULTS.successful
 
 

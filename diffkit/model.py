@@ -21,12 +21,9 @@ class DiffusionModel(eqx.Module):
     It does not hold how it is trained (weighting, time sampler, optimiser). All options are static, so
     plain `jax.jit` and `jax.grad` take it, as well as Equinox's `filter_jit` and `filter_grad`.
 
-    **Arguments:**
-
-    - `denoiser`: predicts data and noise from a latent; it fixes the process.
-    - `schedule`: maps time to `logsnr`.
-    - `decoder`: p(x | z_0), and the form of stored data.
-    - `shape`: the shape of one example, images as (channels, height, width).
+    **Arguments:** `denoiser`: predicts data and noise from a latent, and fixes the process; `schedule`:
+    maps time to `logsnr`; `decoder`: p(x | z_0), and the form of stored data; `shape`: of one example,
+    images as (channels, height, width).
 
     **Raises:** `ValueError` if `shape` has an entry that is not positive.
     """
@@ -58,8 +55,7 @@ class DiffusionModel(eqx.Module):
         """Map a batch of data as stored to the values that are diffused.
 
         **Raises:** `ValueError` if the examples do not have the model's shape, or hold levels that the
-        decoder does not have (not checked within a compiled function); a type error if their dtype is not
-        the decoder's.
+        decoder does not have (not checked within a compiled function); a type error for the wrong dtype.
         """
         if x.shape[1:] != self.shape:
             raise ValueError(
@@ -73,9 +69,7 @@ class DiffusionModel(eqx.Module):
 
 
 def check_levels(x: np.ndarray, levels: int | None) -> None:
-    """Refuse data that a decoder with this many levels cannot code.
-
-    **Arguments:** `x`: data as stored; `levels`: of the decoder, `None` if it is continuous.
+    """Refuse data `x` as stored that a decoder with this many levels cannot code.
 
     **Raises:** `TypeError` if the data are not integers, `ValueError` for integers out of range.
     """

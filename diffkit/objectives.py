@@ -7,13 +7,14 @@ $$-\log p(x) \le
   + \underbrace{\mathbb E\,[-\log p(x \mid z_0)]}_{\text{reconstruction}}
   + \underbrace{L_T(x)}_{\text{diffusion}}.$$
 
-In discrete time with T steps (VDM equation 13, appendix E)
-$L_T = \tfrac T2\, \mathbb E\,[\mathrm{expm1}(\lambda_s - \lambda_t)\,
-\lVert \epsilon - \hat\epsilon \rVert^2]$ with $t$ uniform on $\{1/T, \dots, 1\}$ and $s = t - 1/T$;
-in continuous time (equation 17) $L_\infty = \tfrac12\, \mathbb E\,[-\lambda'(t)\,
-\lVert \epsilon - \hat\epsilon \rVert^2]$. Everything here is in float32, whatever the network computes in.
+In discrete time with T steps (VDM equation 13, appendix E) $L_T = \tfrac T2\, \mathbb
+E\,[\mathrm{expm1}(\lambda_s - \lambda_t)\, \lVert \epsilon - \hat\epsilon \rVert^2]$ with $t$ uniform on
+$\{1/T, \dots, 1\}$ and $s = t - 1/T$; in continuous time (equation 17) $L_\infty = \tfrac12\, \mathbb
+E\,[-\lambda'(t)\, \lVert \epsilon - \hat\epsilon \rVert^2]$. Everything here is in float32, whatever the
+network computes in.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -42,8 +43,8 @@ ConditionBatch = Float[Array | np.ndarray, "batch condition"]
 class VLB(eqx.Module):
     """The negative variational lower bound, in nats per example: smaller is better.
 
-    **Attributes:** `prior`, `reconstruction`, `diffusion`: one number per example; `dimensions`: the
-    number of dimensions of an example.
+    **Attributes:** `prior`, `reconstruction`, `diffusion`: one number per example; `dimensions`: those of
+    an example.
     """
 
     prior: BatchScalar
@@ -65,8 +66,7 @@ class VLB(eqx.Module):
 def prior_term(model: DiffusionModel, x: Example) -> Scalar:
     """KL(q(z_1 | x) || p(z_1)) for one encoded example, in nats.
 
-    It depends only on `logsnr`: in the rescaled latent it is the divergence of N(x, rho^2) from
-    N(0, 1 + rho^2) under every process.
+    In the rescaled latent it is the divergence of N(x, rho^2) from N(0, 1 + rho^2) under every process.
     """
     _, logsnr = model.schedule.endpoints
     signal = jnp.square(x / rescaled_prior_std(logsnr))
@@ -77,18 +77,13 @@ def prior_term(model: DiffusionModel, x: Example) -> Scalar:
 def reconstruction_term(
     model: DiffusionModel, stored: Float[Array, "*shape"] | Array, x: Example, eps: Example
 ) -> Scalar:
-    """-log p(x | z_0) for one example, in nats.
-
-    **Arguments:** `model`; `stored` and `x`: the example as stored and encoded; `eps`: the noise of z_0.
-    """
+    """-log p(x | z_0) in nats, for one example as stored and encoded, and the noise `eps` of z_0."""
     level = model.level(0.0)
-    z_0 = model.process.perturb(x, eps, level)
-    return -model.decoder.log_prob(stored, z_0, level)
+    return -model.decoder.log_prob(stored, model.process.perturb(x, eps, level), level)
 
 
-# The noises of the lattice below are 1 apart and reach to 7 on either side. At VDM's endpoint, where the
-# decoder errs once in 370 draws, its standard deviation is 3 % of the mean, against 17 times the mean for
-# a single draw.
+# Noises 1 apart, up to 7 on either side. At VDM's endpoint, where the decoder errs once in 370 draws, the
+# standard deviation is 3 % of the mean, against 17 times the mean for a single draw.
 _LATTICE_REACH = 7
 
 
@@ -97,13 +92,10 @@ def expected_reconstruction(
 ) -> Scalar:
     r"""E[-log p(x | z_0)] over the noise, for one example as stored, in nats.
 
-    A decoder is independent over dimensions, so all of them can share one noise, and the expectation is an
-    integral over one standard normal variable. The lattice rule $\sum_j \varphi(j + u)\, f(j + u)$ with a
-    random shift u estimates it without bias. Errors of the decoder are rare and costly: a few plain draws
-    of the noise usually contain none, and understate both the term and its standard error. The lattice
-    always has points where the errors are.
-
-    **Arguments:** `model`; `stored`; `shift`: u, uniform in [0, 1).
+    A decoder is independent over dimensions, so all can share one noise: an integral over one standard
+    normal variable. The lattice rule $\sum_j \varphi(j + u)\, f(j + u)$, with `shift` u uniform in [0, 1),
+    estimates it without bias. Errors of the decoder are rare and costly: plain draws usually miss them and
+    understate the term and its standard error; the lattice always has points there.
     """
     level = model.level(0.0)
     x = model.decoder.encode(stored)
@@ -119,10 +111,9 @@ def expected_reconstruction(
 
 
 class _Visit(eqx.Module):
-    """What the loss of one example needs from the schedule.
+    """The schedule at a time: logsnr, its derivative, and the logsnr one step earlier in discrete time.
 
-    **Attributes:** `logsnr` and its derivative `slope` at the time; `before`: the logsnr one step earlier,
-    in discrete time; `learnt`: the same for the steps of an extra loss.
+    `learnt` is the last for the steps of an extra loss.
     """
 
     logsnr: Float[Array, "..."]
@@ -132,11 +123,7 @@ class _Visit(eqx.Module):
 
 
 class Drawn(eqx.Module):
-    """The losses of a batch, and the draws behind them.
-
-    **Attributes:** `loss`: one number per example, its importance included; `t`: the times; `importance`:
-    the inverse of their density.
-    """
+    """The loss of each example, importance included; its time, and the inverse of the times' density."""
 
     loss: BatchScalar
     t: BatchScalar
@@ -151,18 +138,15 @@ class DiffusionLoss(eqx.Module):
     """A weighted denoising loss, and how to draw its noise levels.
 
     With the weighting `ELBO` it is the diffusion term of the bound. Interior parameters of a schedule that
-    minimises the variance (`diffkit.AbstractVarianceMinimising`) receive the gradient of the second
-    moment, not of the mean (VDM appendix I.2), without another pass through the network. The loss of such
-    a model supports reverse mode only, with respect to the model's parameters.
+    minimises the variance (`diffkit.AbstractVarianceMinimising`) receive the gradient of the second moment
+    instead (VDM appendix I.2), without another pass through the network. The loss of such a model supports
+    reverse mode only, with respect to the model's parameters.
 
-    **Arguments:**
-
-    - `weighting`: w(logsnr) relative to the VLB.
-    - `time_sampler`: how to draw times; it does not change the expectation.
-    - `steps`: T for the discrete-time loss, `None` for continuous time. Weightings other than `ELBO` keep
-      their own loss, at the T discrete times: `simple` stays the plain squared error.
-    - `extra`: add the loss that trains a parameterization's further outputs (`extra_loss`), and leave
-      those out of the rest.
+    **Arguments:** `weighting`: w(logsnr) relative to the VLB; `time_sampler`: how to draw times, without
+    effect on the expectation; `steps`: T for the discrete-time loss, `None` for continuous time (weightings
+    other than `ELBO` keep their own loss, at the T discrete times: `simple` stays the plain squared error);
+    `extra`: add the loss that trains a parameterization's further outputs (`extra_loss`), and leave those
+    out of the rest.
 
     **Raises:** `ValueError` if `steps` is below 1.
 
@@ -180,8 +164,7 @@ class DiffusionLoss(eqx.Module):
 
     def __check_init__(self):
         if self.steps is not None and self.steps < 1:
-            wanted = "at least 1, or None for continuous time"
-            raise ValueError(f"steps must be {wanted}, got {self.steps}.")
+            raise ValueError(f"steps must be at least 1, or None (continuous), got {self.steps}.")
 
     def __call__(
         self,
@@ -194,12 +177,9 @@ class DiffusionLoss(eqx.Module):
     ) -> BatchScalar:
         """An unbiased estimate of the loss of each example, in nats.
 
-        **Arguments:**
-
-        - `model`; `x`: a batch of data as stored, (batch, *shape).
-        - `key`: from `jax.random.key`; times, noises and dropout are drawn from it.
-        - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
-        - `inference`: switches dropout off.
+        **Arguments:** `model`; `x`: a batch of data as stored, (batch, *shape); `key`: from
+        `jax.random.key`, for times, noises and dropout; `condition`: one per example
+        (`diffkit.data.conditions`), or `None`; `inference`: switches dropout off.
 
         **Returns:** one number per example, (batch,).
 
@@ -221,7 +201,7 @@ class DiffusionLoss(eqx.Module):
     ) -> Drawn:
         """The same for encoded data, together with the times drawn, for a loss that adapts.
 
-        With a `share`, `x` is that part of a larger batch and takes its draws from those of the batch.
+        With a `share`, `x` is that part of a larger batch, with the draws of the batch.
         """
         t_key, eps, keys = _noise(x, key, inference, share)
         t, importance = _rows(lambda n: self.time_sampler(t_key, n), x.shape[0], share)
@@ -239,13 +219,11 @@ class DiffusionLoss(eqx.Module):
         condition: ConditionBatch | None = None,
         keys: Key[Array, " batch"] | None = None,
     ) -> BatchScalar:
-        """The losses of encoded data at given times and noises.
+        """The losses of encoded data at given times and noises, one number per example, in nats.
 
         **Arguments:** `model`; `x`: (batch, *shape); `t`: (batch,), with `steps` rounded up to the next
-        multiple of 1 / steps above it; `eps`: (batch, *shape); `importance`: a factor for each, by default
-        1; `condition`: one per example, or `None`; `keys`: for dropout, `None` for none.
-
-        **Returns:** one number per example, in nats.
+        multiple of 1 / steps; `eps`: (batch, *shape); `importance`: a factor for each, by default 1;
+        `condition`: one per example, or `None`; `keys`: for dropout, `None` for none.
         """
         part = extra_parameterization(model) if self.extra else None
 
@@ -262,8 +240,7 @@ class DiffusionLoss(eqx.Module):
     ) -> _Visit:
         before = learnt = None
         if self.steps is not None:
-            # k / T and (k - 1) / T from whole numbers. A difference of times would lose digits, and the
-            # end of a step would not equal the start of the next.
+            # k / T and (k - 1) / T from whole numbers: a difference of times would lose digits.
             k = jnp.floor(t * self.steps) + 1
             t, before = k / self.steps, schedule((k - 1) / self.steps)
         logsnr, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
@@ -353,8 +330,7 @@ def denoising_loss(
 
     **Returns:** one number per example, (batch,), in nats.
 
-    **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type
-    error for data of the wrong dtype.
+    **Raises:** as `diffkit.DiffusionLoss` and its call.
     """
     loss = DiffusionLoss(weighting, time_sampler, steps)
     return loss(model, x, key=key, condition=condition, inference=inference)
@@ -372,14 +348,14 @@ def proposed_diffusion(
 ) -> tuple[BatchScalar, BatchScalar, BatchScalar, BatchScalar]:
     r"""The diffusion term of the bound of a batch, at noise levels drawn by a proposal.
 
-    The draws of a batch cover the proposal evenly, as `diffkit.LowDiscrepancy` covers time.
+    The draws cover the proposal evenly, as `diffkit.LowDiscrepancy` covers time.
 
     **Arguments:** `x`: encoded data, (batch, *shape); `proposal`: made by `diffkit.proposals.propose` for
     these `steps`; the rest as for `vlb`.
 
-    **Returns:** the term of each example, an unbiased estimate in nats; the `logsnr` it was drawn at; the
-    inverse of its density (`Proposal.draw`); and the squared error of eps there. For a model that predicts
-    variances, the last is the error of equal cost.
+    **Returns:** the term of each example, an unbiased estimate in nats; its `logsnr`; the inverse of the
+    density (`Proposal.draw`); and the squared error of eps, or the error of equal cost for a model that
+    predicts variances.
     """
     level_key, eps, keys = _noise(x, key, inference)
     logsnr, before, importance = proposal.draw(LowDiscrepancy()(level_key, x.shape[0])[0])
@@ -403,11 +379,9 @@ def end_terms(
 ) -> tuple[BatchScalar, BatchScalar]:
     """Prior and reconstruction term of a batch of data as stored and encoded, in nats per example."""
     eps = _normal(x, key, share)
-    prior = jax.vmap(lambda x: prior_term(model, x))(x)
-    reconstruction = jax.vmap(lambda *each: reconstruction_term(model, *each))(
-        jnp.asarray(stored), x, eps
-    )
-    return prior, reconstruction
+    prior = jax.vmap(functools.partial(prior_term, model))(x)
+    each = jax.vmap(functools.partial(reconstruction_term, model))
+    return prior, each(jnp.asarray(stored), x, eps)
 
 
 def vlb(
@@ -427,28 +401,19 @@ def vlb(
     schedule minimises the variance: then they follow it. Times that are uniform in t make most estimates
     too good under schedules that hardly visit the ends of their range.
 
-    **Arguments:**
+    **Arguments:** `model`; `x`: a batch of data as stored, (batch, *shape); `key`: from `jax.random.key`;
+    `steps`: the number T of steps of the discrete-time model, `None` for continuous time; `time_sampler`:
+    draws times instead of the default, without effect on the expectation (by default the interior of a
+    schedule receives no gradient in continuous time, and never that of the variance: pass a time sampler to
+    train it); `condition`: one condition per example (`diffkit.data.conditions`), or `None`; `inference`:
+    `False` keeps dropout on, for training.
 
-    - `model`: the model.
-    - `x`: a batch of data as stored, (batch, *shape).
-    - `key`: from `jax.random.key`.
-    - `steps`: the number T of steps of the discrete-time model; `None` for continuous time.
-    - `time_sampler`: draws times instead of the default; it does not change the expectation. By default
-      the interior of a schedule receives no gradient in continuous time, and never that of the variance:
-      pass a time sampler to train it.
-    - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
-    - `inference`: `False` keeps dropout on, for training.
+    **Returns:** a `VLB`. Compile a function that calls this more than once (`eqx.filter_jit`).
 
-    **Returns:** a `VLB`: prior, reconstruction and diffusion term in nats per example; `.total`;
-    `.bits_per_dim`.
-
-    **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type
-    error for data of the wrong dtype.
-
-    To call it more than once, compile the calling function (`eqx.filter_jit`).
+    **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type error
+    for data of the wrong dtype.
     """
-    times = LowDiscrepancy() if time_sampler is None else time_sampler
-    loss = DiffusionLoss(time_sampler=times, steps=steps, extra=False)
+    loss = DiffusionLoss(time_sampler=time_sampler or LowDiscrepancy(), steps=steps, extra=False)
     end_key, key = jax.random.split(key)
     encoded = model.encode(x)
     prior, reconstruction = end_terms(model, x, encoded, key=end_key)

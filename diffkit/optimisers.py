@@ -1,19 +1,20 @@
 """Optimisers: how a gradient becomes a step.
 
 An optimiser is a part with plain options that makes an `optax.GradientTransformation`. The training loop
-handles learning rate, clipping, averaging and a schedule's interior in the same way for all
-(`diffkit.TrainConfig`). Only making a transformation imports optax.
+handles learning rate, clipping, averaging and a schedule's interior alike for all (`diffkit.TrainConfig`).
+Only making a transformation imports optax.
 """
 
 import abc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
 from diffkit.registry import register
+from diffkit.typing import check_at_least
 
 if TYPE_CHECKING:
     from optax import GradientTransformation, Schedule
@@ -33,12 +34,10 @@ class AbstractOptimiser(eqx.Module):
 
     @abc.abstractmethod
     def transformation(self, learning_rate: Schedule, decays: Mask) -> GradientTransformation:
-        """The optax transformation.
+        """The optax transformation, whose updates are added to the parameters.
 
         **Arguments:** `learning_rate`: a function of the number of earlier steps; `decays`: a mask for
         weight decay, which excludes schedules; called with the parameters, or with some of them masked.
-
-        **Returns:** an `optax.GradientTransformation` whose updates are added to the parameters.
         """
 
 
@@ -50,12 +49,24 @@ class _AbstractChecked(AbstractOptimiser):
                 raise ValueError(f"{name} must be in [0, 1), got {value}.")
         for name in ("eps", "weight_decay"):
             value = getattr(self, name, None)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}.")
+            if value is not None:
+                check_at_least(name, value, 0)
+
+
+class _AbstractOptax(_AbstractChecked):
+    """A function of optax with the options of the class; those with weight decay take its mask."""
+
+    function: eqx.AbstractClassVar[str]
+
+    def transformation(self, learning_rate: Schedule, decays: Mask) -> GradientTransformation:
+        import optax
+
+        mask = {"mask": decays} if "weight_decay" in vars(self) else {}
+        return getattr(optax, self.function)(learning_rate, **mask, **vars(self))
 
 
 @register("optimiser", "adamw")
-class AdamW(_AbstractChecked):
+class AdamW(_AbstractOptax):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
 
     **Arguments:** `b1`, `b2`: decay rates of the two moments, by default `train.b1` and `train.b2`; `eps`:
@@ -65,20 +76,16 @@ class AdamW(_AbstractChecked):
     **Raises:** `ValueError` for an option out of its range.
     """
 
+    function: ClassVar[str] = "adamw"
     b1: float | None = None
     b2: float | None = None
     eps: float = 1e-8
     weight_decay: float | None = None
     nesterov: bool = False
 
-    def transformation(self, learning_rate: Schedule, decays: Mask) -> GradientTransformation:
-        import optax
-
-        return optax.adamw(learning_rate, mask=decays, **vars(self))
-
 
 @register("optimiser", "adam")
-class Adam(_AbstractChecked):
+class Adam(_AbstractOptax):
     """Adam, without weight decay (Kingma and Ba 2015, arXiv 1412.6980).
 
     **Arguments:** as for `AdamW`.
@@ -86,19 +93,15 @@ class Adam(_AbstractChecked):
     **Raises:** `ValueError` for an option out of its range.
     """
 
+    function: ClassVar[str] = "adam"
     b1: float | None = None
     b2: float | None = None
     eps: float = 1e-8
     nesterov: bool = False
 
-    def transformation(self, learning_rate: Schedule, decays: Mask) -> GradientTransformation:
-        import optax
-
-        return optax.adam(learning_rate, **vars(self))
-
 
 @register("optimiser", "sgd")
-class SGD(_AbstractChecked):
+class SGD(_AbstractOptax):
     """Stochastic gradient descent with momentum and without weight decay.
 
     Its learning rate has the unit of parameters over gradients and is usually far larger than Adam's.
@@ -108,36 +111,28 @@ class SGD(_AbstractChecked):
     **Raises:** `ValueError` for an option out of its range.
     """
 
+    function: ClassVar[str] = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
 
-    def transformation(self, learning_rate: Schedule, decays: Mask) -> GradientTransformation:
-        import optax
-
-        return optax.sgd(learning_rate, **vars(self))
-
 
 @register("optimiser", "lion")
-class Lion(_AbstractChecked):
+class Lion(_AbstractOptax):
     """Lion: the sign of a momentum (Chen et al. 2023, arXiv 2302.06675).
 
     Every parameter moves by the learning rate in every step: use 3 to 10 times less than for `AdamW`, and
     weight decay larger by the same factor.
 
-    **Arguments:** `b1`: the weight of the momentum in the sign; `b2`: the decay rate of the momentum;
-    `weight_decay`: times the learning rate, by default `train.weight_decay`.
+    **Arguments:** `b1`: the weight of the momentum in the sign; `b2`: its decay rate; `weight_decay`: as
+    for `AdamW`.
 
     **Raises:** `ValueError` for an option out of its range.
     """
 
+    function: ClassVar[str] = "lion"
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float | None = None
-
-    def transformation(self, learning_rate: Schedule, decays: Mask) -> GradientTransformation:
-        import optax
-
-        return optax.lion(learning_rate, mask=decays, **vars(self))
 
 
 @register("optimiser", "muon")
@@ -150,8 +145,8 @@ class Muon(_AbstractChecked):
     2502.16982).
 
     **Arguments:** `momentum`, `rms`: of the matrices; `nesterov`: Nesterov momentum, in Adam too;
-    `weight_decay`: of the matrices, times the learning rate, by default `train.weight_decay`; `b1`, `b2`:
-    of Adam, by default `train.b1` and `train.b2`.
+    `weight_decay`: of the matrices, times the learning rate; `b1`, `b2`: of Adam. The last three are by
+    default those of `TrainConfig`.
 
     **Raises:** `ValueError` for an option out of its range.
     """
@@ -195,9 +190,9 @@ class Adafactor(_AbstractChecked):
 
     **Arguments:** `min_size`: matrices with fewer rows or columns keep the whole second moment;
     `decay_rate`: the exponent c of its decay rate 1 - n^-c in step n; `clip`: the largest root mean square
-    of an update before the learning rate; `relative`: multiply the learning rate by the root mean square
-    of the parameters, as in the paper; `momentum`: of the updates, `0` for none; `weight_decay`: times the
-    learning rate, by default `train.weight_decay`.
+    of an update before the learning rate; `relative`: multiply the learning rate by the root mean square of
+    the parameters, as in the paper; `momentum`: of the updates, `0` for none; `weight_decay`: as for
+    `AdamW`.
 
     **Raises:** `ValueError` for an option out of its range.
     """

@@ -1,16 +1,16 @@
 r"""Parameterizations: what the network predicts.
 
-Every target in the literature is a row $(a, b)$: target $= a\,x + b\,\epsilon$, with $a$ and $b$
-functions of the noise level. Together with $z = \alpha x + \sigma \epsilon$ it is a 2x2 system
+Every target in the literature is a row $(a, b)$: target $= a\,x + b\,\epsilon$, with $a$ and $b$ functions
+of the noise level. Together with $z = \alpha x + \sigma \epsilon$ it is a 2x2 system
 
 $$\begin{pmatrix} \alpha & \sigma \\ a & b \end{pmatrix}
   \begin{pmatrix} x \\ \epsilon \end{pmatrix} =
   \begin{pmatrix} z \\ \text{target} \end{pmatrix},
   \qquad d = \alpha b - \sigma a,$$
 
-so one solve turns any prediction into $x$ and $\epsilon$, and from there into any other. At fixed
-$z$, $\partial\,\text{target} / \partial\,\epsilon = d / \alpha$: its square is the factor between
-the squared errors of the target and of $\epsilon$.
+so one solve turns any prediction into $x$ and $\epsilon$, and from there into any other. At fixed $z$ the
+square of $\partial\,\text{target} / \partial\,\epsilon = d / \alpha$ is the factor between the squared
+errors of the target and of $\epsilon$.
 """
 
 import abc
@@ -60,12 +60,11 @@ class Predicted(eqx.Module, Generic[P]):
     Passing a prediction of the wrong target raises an error that names both targets and the conversion.
     Static type checkers refuse it too: `Predicted[V]` and `Predicted[Epsilon]` are two types.
 
-    Use it as an array: it has an array's attributes and methods, and the functions of NumPy and
-    `jax.numpy` take it. Arithmetic, comparison, indexing and methods return plain arrays, which are
-    accepted as any target, as data are. Mixing predictions of two targets in arithmetic or comparison
-    raises a `TypeError` that names both. `value` is the array itself, for functions that take only arrays.
+    Use it as an array: it has an array's attributes and methods, and the functions of NumPy and `jax.numpy`
+    take it. The results are plain arrays, which are accepted as any target, as data are. Mixing predictions
+    of two targets in arithmetic or comparison raises a `TypeError` that names both.
 
-    **Arguments:** `value`: the array; `parameterization`: its target.
+    **Arguments:** `value`: the array itself; `parameterization`: its target.
 
     ```python
     v = dk.Predicted(jnp.ones(2), dk.V())
@@ -80,16 +79,6 @@ class Predicted(eqx.Module, Generic[P]):
 
     # NumPy's arrays leave operators to this class, as they do to JAX's.
     __array_priority__ = 100
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The array's shape."""
-        return self.value.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The array's dtype."""
-        return self.value.dtype
 
     def __getattr__(self, name: str) -> Any:
         # Nothing private: such a look-up tests whether this is an array, and it is not.
@@ -145,12 +134,9 @@ NoiseLike = Example | Float[Predicted["Epsilon"], "*shape"]
 class AbstractParameterization(eqx.Module):
     """A target a x + b eps.
 
-    **Attributes:**
-
-    - `outputs`: how many maps of the latent's shape the network returns, stacked along the first axis: 1
-      unless it predicts more than the target.
-    - `extra_steps`: T of the discrete-time bound in `extra_loss`, which trains all outputs but the target;
-      `None` if there are none.
+    **Attributes:** `outputs`: how many maps of the latent's shape the network returns, stacked along the
+    first axis: 1 unless it predicts more than the target; `extra_steps`: T of the discrete-time bound in
+    `extra_loss`, which trains all outputs but the target, `None` if there are none.
     """
 
     outputs: ClassVar[int] = 1
@@ -173,14 +159,9 @@ class AbstractParameterization(eqx.Module):
         return a * x + b * eps
 
     def solve(
-        self: P,
-        prediction: Example | Float[Predicted[P], "*shape"],
-        z: Example,
-        level: NoiseLevel,
+        self: P, prediction: Example | Float[Predicted[P], "*shape"], z: Example, level: NoiseLevel
     ) -> tuple[Float[Predicted["X"], "*shape"], Float[Predicted["Epsilon"], "*shape"]]:
-        """`(x, eps)` from a prediction of the target and the latent: the 2x2 solve.
-
-        **Arguments:** `prediction` and `z` of one shape; `level`, the noise level of `z`.
+        """`(x, eps)` from a prediction of the target and the latent `z`, of one shape: the 2x2 solve.
 
         **Raises:** `TypeError` if `prediction` is a prediction of something else.
         """
@@ -200,9 +181,9 @@ class AbstractParameterization(eqx.Module):
     ) -> Scalar:
         """What `diffkit.DiffusionLoss` adds for one example, in nats, if there are `extra_steps`.
 
-        **Arguments:** `squares`: the squared errors of eps, without a gradient; `spread`, as returned by
-        `read`; `logsnr_t` and `logsnr_s`: the ends of the step of length 1 / `extra_steps` that starts at
-        the time drawn, cut short at the data end.
+        **Arguments:** `squares`: the squared errors of eps, without a gradient; `spread`, from `read`;
+        `logsnr_t` and `logsnr_s`: the ends of the step of length 1 / `extra_steps` from the time drawn, cut
+        short at the data end.
         """
         raise NotImplementedError
 
@@ -216,8 +197,8 @@ class AbstractParameterization(eqx.Module):
 class Epsilon(AbstractParameterization):
     """The network predicts the noise (Ho, Jain and Abbeel 2020; VDM).
 
-    Precise in x at high SNR, which decides likelihoods. At low SNR its errors are amplified by
-    sigma / alpha in x, so it cannot start at zero SNR.
+    Precise in x at high SNR, which decides likelihoods. At low SNR its errors are amplified by sigma /
+    alpha in x, so it cannot start at zero SNR.
     """
 
     def coefficients(self, level: NoiseLevel) -> tuple[Scalar, Scalar]:
@@ -226,10 +207,7 @@ class Epsilon(AbstractParameterization):
 
 @register("parameterization", "x")
 class X(AbstractParameterization):
-    """The network predicts the data.
-
-    Bounded at low SNR; at high SNR its errors are amplified by alpha / sigma in eps.
-    """
+    """The network predicts the data. At high SNR its errors are amplified by alpha / sigma in eps."""
 
     def coefficients(self, level: NoiseLevel) -> tuple[Scalar, Scalar]:
         return jnp.ones_like(level.alpha), jnp.zeros_like(level.alpha)
@@ -239,9 +217,9 @@ class X(AbstractParameterization):
 class V(AbstractParameterization):
     r"""The network predicts $v = (\alpha \epsilon - \sigma x) / \sqrt{\alpha^2 + \sigma^2}$.
 
-    Introduced for the variance preserving process, where the root is 1 (Salimans and Ho 2022,
-    progressive distillation, appendix D). The root makes it the same target under every process. Well
-    conditioned at both ends: it is eps at high SNR turned into -x at low SNR.
+    Introduced for the variance preserving process (Salimans and Ho 2022, progressive distillation, appendix
+    D); the root makes it the same target under every process. Well conditioned at both ends: it is eps at
+    high SNR turned into -x at low SNR.
     """
 
     def coefficients(self, level: NoiseLevel) -> tuple[Scalar, Scalar]:
@@ -255,10 +233,10 @@ class Score(AbstractParameterization):
     r"""The network predicts the score of the latent, $\nabla_z \log p(z) = -\epsilon / \sigma$.
 
     Its mean squared error is that of denoising score matching (Vincent 2011), which Song et al. 2021
-    (arXiv 2011.13456, equation 7) minimise with a weight $\lambda(t)$ in front. The score is of the
-    size of $1 / \sigma$, and no network puts out 1 and 1000 equally well. The published code therefore
-    divides the output by $\sigma$ (the option `scaled`), which is the parameterization `epsilon` up to
-    a sign. Choose the score itself if noise levels are bounded from below, or for comparisons.
+    (arXiv 2011.13456, equation 7) minimise with a weight $\lambda(t)$. The score is of the size of
+    $1 / \sigma$, and no network puts out 1 and 1000 equally well: the published code divides the output by
+    $\sigma$ (the option `scaled`), which is `epsilon` up to a sign. Choose the score itself if noise levels
+    are bounded from below, or for comparisons.
 
     **Arguments:** `scaled`: the network predicts $\sigma$ times the score, $-\epsilon$.
     """
@@ -271,11 +249,10 @@ class Score(AbstractParameterization):
 
 
 def as_array(given: Example | Predicted[P], meant: P, argument: str) -> Float[Array, "..."]:
-    """The array of a prediction, checked against the expected target; a plain array is accepted as is.
+    """The array of a prediction, checked against the target `meant`; a plain array is accepted as is.
 
-    **Arguments:** `given`; `meant`: the expected target; `argument`: the caller's name for it.
-
-    **Raises:** `TypeError` if `given` is a prediction of another target, naming both and the conversion.
+    **Raises:** `TypeError` if `given` is a prediction of another target, naming `argument`, both targets
+    and the conversion.
     """
     if not isinstance(given, Predicted):
         return given

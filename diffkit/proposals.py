@@ -8,9 +8,9 @@ $$\tfrac12 \int_{\lambda_{\min}}^{\lambda_{\max}}
   \tfrac12 \sum_k \mathrm{expm1}(\lambda_{k-1} - \lambda_k)\,
     \mathbb E\, \lVert \epsilon - \hat\epsilon \rVert^2.$$
 
-Neither contains time. Uniform times estimate both without bias, but schedules such as `log_normal` hardly
-ever visit the ends of the range: most estimates are then too good, and a few far too bad. A proposal draws
-noise levels in proportion to the integrand and divides by their density.
+Neither contains time. Uniform times estimate both without bias, but under schedules such as `log_normal`,
+which hardly visit the ends of the range, most estimates are too good and a few far too bad. A proposal
+draws noise levels in proportion to the integrand and divides by their density.
 """
 
 import equinox as eqx
@@ -32,9 +32,9 @@ small and misses rare large errors: half of the draws do not follow it."""
 
 
 class Proposal(eqx.Module):
-    r"""A distribution over cells of `logsnr`, each with a part of the diffusion term.
+    """A distribution over cells of `logsnr`, each with a part of the diffusion term.
 
-    In continuous time a draw is uniform within its cell. In discrete time each cell is a step: a draw
+    In continuous time a draw is uniform within its cell; in discrete time each cell is a step, and a draw
     visits its noisy end.
 
     **Attributes:** `logsnr`: the edges of the cells, increasing; `ends`: the probability below each edge,
@@ -46,9 +46,7 @@ class Proposal(eqx.Module):
     discrete: bool = eqx.field(static=True)
 
     def draw(self, u: BatchScalar) -> tuple[BatchScalar, BatchScalar, BatchScalar]:
-        """Noise levels for uniform numbers.
-
-        **Arguments:** `u`: numbers in [0, 1), (batch,).
+        """Noise levels for uniform numbers in [0, 1), (batch,).
 
         **Returns:** the `logsnr` to visit; the less noisy edge of each cell; and the inverse of the
         density, over `logsnr` in continuous time and over steps in discrete time.
@@ -71,16 +69,13 @@ def propose(
     r"""The proposal for a bound, from the errors of eps if they are known.
 
     The variance is least if the density is proportional to the root mean square of the integrand. Unknown
-    errors are assumed equal at every `logsnr`: in continuous time the draws are then uniform in `logsnr`.
-    A schedule that minimises the variance (`diffkit.AbstractVarianceMinimising`) has learnt the best
-    density in its interior, so draws follow it.
+    errors are assumed equal at every `logsnr`: in continuous time the draws are then uniform in `logsnr`,
+    unless the schedule minimises the variance (`diffkit.AbstractVarianceMinimising`): then they follow it.
+    The density has no gradient, so a mean over draws has the gradient of the term.
 
-    **Arguments:** `schedule`; `steps`: T, or `None` for continuous time; beyond about 10^6 steps, float32
-    rounds some probabilities to zero; `errors`: values of `logsnr`, increasing, and the root mean square of
+    **Arguments:** `schedule`; `steps`: T, or `None` for continuous time; beyond about 10^6, float32 rounds
+    some probabilities to zero; `errors`: values of `logsnr`, increasing, and the root mean square of
     $\lVert \epsilon - \hat\epsilon \rVert^2$ there.
-
-    **Returns:** a `Proposal`. The density of the draws has no gradient, so a mean over draws has the
-    gradient of the term.
     """
     cells = CELLS if steps is None else steps
     # k / T rather than differences of times: each edge is the same number for both of its steps.

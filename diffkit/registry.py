@@ -1,12 +1,9 @@
 """The registry of parts, by kind and name.
 
-A *kind* is one of the words of the library (`schedule`, `process`, `parameterization`, ...); a *part*
-is anything registered under a kind and a name, usually a class. Parts that ship with diffkit are in
-the modules named after their kinds; plugins are other distributions, found through the entry-point
-group `diffkit.plugins`. The first look-up imports both.
-
-A plugin that fails to import does not affect the rest: `diffkit plugins` shows the failure, and the
-error for an unknown name mentions it.
+A *kind* is one of the words of the library (`schedule`, `process`, `parameterization`, ...); a *part* is
+anything registered under a kind and a name, usually a class. Parts of diffkit are in the modules named
+after their kinds; plugins are other distributions, found through the entry-point group `diffkit.plugins`.
+The first look-up imports both. `diffkit plugins` shows a plugin that fails to import; the rest works.
 """
 
 import difflib
@@ -17,7 +14,7 @@ import inspect
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, TypeVar
 
@@ -43,17 +40,12 @@ KINDS: Final = (
 class Context:
     """What the constructor of a part may request as a parameter of the same name. `None` means unknown.
 
-    **Attributes:**
-
-    - `shape`: of one example.
-    - `levels`: the number of values of a dimension; unknown for continuous data.
-    - `statistics`: mean and standard deviation of continuous training data.
-    - `outputs`: how many maps of that shape the parameterization needs from the network.
-    - `condition_size`: the length of a condition, 0 for none.
-    - `data_std`: the standard deviation of the encoded data that the model assumes.
-    - `logsnr_range`: the schedule's endpoints (max, min) before training.
-    - `schedule`, `process`, `parameterization`: the model's, before training, for parts made after them.
-    - `key`: the part's own key.
+    **Attributes:** `shape`: of one example; `levels`: the number of values of a dimension, unknown for
+    continuous data; `statistics`: mean and standard deviation of continuous training data; `outputs`: how
+    many maps of that shape the parameterization needs from the network; `condition_size`: the length of a
+    condition, 0 for none; `data_std`: the standard deviation of the encoded data that the model assumes;
+    `logsnr_range`: the schedule's endpoints (max, min) before training; `schedule`, `process`,
+    `parameterization`: the model's, before training, for parts made after them; `key`: the part's own key.
     """
 
     shape: tuple[int, ...] | None = None
@@ -99,13 +91,9 @@ class PluginWarning(UserWarning):
 class PluginReport:
     """A report on one plugin.
 
-    **Attributes:**
-
-    - `name`: the entry point's name (`"diffkit"` for the parts of the core).
-    - `module`: its module.
-    - `distribution`, `version`: the distribution that declares it.
-    - `parts`: the registered names, by kind.
-    - `error`: `None` if it imported, else the traceback as text.
+    **Attributes:** `name`: the entry point's (`"diffkit"` for the core); `module`; `distribution`,
+    `version`: what declares it; `parts`: the registered names, by kind; `error`: `None` if it imported,
+    else the traceback as text.
     """
 
     name: str
@@ -142,12 +130,15 @@ class _State:
 _STATE = _State()
 
 
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnknownKindError(
-            f"there is no kind {kind!r}.{hint} The kinds are: {', '.join(KINDS)}."
+            f"there is no kind {kind!r}.{_nearest(kind, KINDS)} The kinds are: {', '.join(KINDS)}."
         )
 
 
@@ -159,11 +150,10 @@ def _import_core(kind: str) -> None:
 
 def _caller() -> str:
     """The module that called `register`, past this one and the wrappers that check types."""
-    frame = sys._getframe()
-    while (name := frame.f_globals.get("__name__", "")) == __name__ or name.split(".")[0] in (
-        "jaxtyping",
-        "beartype",
-    ):
+    frame, skipped = sys._getframe(), ("jaxtyping", "beartype")
+    while (name := frame.f_globals.get("__name__", "")) == __name__ or name.split(".")[
+        0
+    ] in skipped:
         if frame.f_back is None:
             break
         frame = frame.f_back
@@ -180,12 +170,10 @@ def _origin(part: Any, caller: str) -> str:
 def register(kind: str, name: str) -> Callable[[T], T]:
     """Register a part: a decorator for a class or function, or a call for an instance.
 
-    **Arguments:**
+    **Arguments:** `kind`: one of `diffkit.registry.KINDS`; `name`: the part's name in Python and on the
+    command line, a lower-case Python identifier.
 
-    - `kind`: one of `diffkit.registry.KINDS`.
-    - `name`: the part's name in Python and on the command line, a lower-case Python identifier.
-
-    **Returns:** a decorator that registers its argument and returns it unchanged.
+    **Returns:** a decorator that returns its argument unchanged.
 
     **Raises:** `UnknownKindError`; `ValueError` for a name that is not a lower-case identifier;
     `DuplicatePartError`, naming both, if another part has this kind and name.
@@ -229,14 +217,10 @@ def _discover() -> None:
     failures = []
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)):
         dist = entry.dist
-        distribution = dist.name if dist is not None else "unknown"
-        plugin = _Plugin(
-            # Two distributions may give their plugins one name.
-            name=f"{entry.name} ({distribution})" if entry.name in _STATE.plugins else entry.name,
-            module=entry.value,
-            distribution=distribution,
-            version=dist.version if dist is not None else "unknown",
-        )
+        made_by = (dist.name, dist.version) if dist is not None else ("unknown", "unknown")
+        # Two distributions may give their plugins one name.
+        taken = f" ({made_by[0]})" if entry.name in _STATE.plugins else ""
+        plugin = _Plugin(entry.name + taken, entry.value, *made_by)
         _STATE.plugins[plugin.name] = plugin
         package = entry.value.split(":")[0].split(".")[0]
         try:
@@ -245,14 +229,14 @@ def _discover() -> None:
             plugin.error = traceback.format_exc()
             failures.append((plugin, error))
         # By package, since a plugin may have been imported before: by hand, or by another plugin.
-        for kind, parts in _STATE.parts.items():
-            mine = {name: part for name, part in parts.items() if part.plugin == package}
-            if plugin.error is None:
-                for part in mine.values():
+        for parts in _STATE.parts.values():
+            for name, part in list(parts.items()):
+                if part.plugin != package:
+                    continue
+                if plugin.error is None:
                     part.plugin = plugin.name
-            else:
-                # Remove what it registered before it failed: half a plugin is none.
-                _STATE.parts[kind] = {n: part for n, part in parts.items() if n not in mine}
+                else:
+                    del parts[name]  # what it registered before it failed: half a plugin is none
     # Only now: if warnings are errors, the other plugins are still there.
     for plugin, error in failures:
         warnings.warn(
@@ -264,11 +248,7 @@ def _discover() -> None:
 
 
 def get(kind: str, name: str) -> Any:
-    """The part registered under this kind and name.
-
-    **Arguments:** `kind`, one of `diffkit.registry.KINDS`; `name`, as in `available(kind)`.
-
-    **Returns:** what was registered: usually a class, to call with its options.
+    """The part registered under this kind and name: usually a class, to call with its options.
 
     **Raises:** `UnknownKindError`; `UnknownPartError`, which lists the known names and the nearest
     match, and names the plugins that could not be imported.
@@ -278,21 +258,17 @@ def get(kind: str, name: str) -> Any:
     part = _STATE.parts[kind].get(name)
     if part is None:
         names = available(kind)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         broken = [p.name for p in _STATE.plugins.values() if p.error is not None]
         failed = f" Plugins that failed to import: {', '.join(broken)}." if broken else ""
         raise UnknownPartError(
-            f"there is no {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}.{failed}"
+            f"there is no {kind} {name!r}.{_nearest(name, names)} Available: "
+            f"{', '.join(names) or 'none'}.{failed}"
         )
     return part.value
 
 
 def available(kind: str) -> tuple[str, ...]:
-    """The registered names of a kind, sorted.
-
-    **Raises:** `UnknownKindError`.
-    """
+    """The registered names of a kind, sorted; an `UnknownKindError` if there is no such kind."""
     _check_kind(kind)
     _discover()
     return tuple(sorted(_STATE.parts[kind]))
@@ -306,23 +282,17 @@ def plugins() -> tuple[PluginReport, ...]:
     except importlib.metadata.PackageNotFoundError:  # run from a source tree without installing
         version = "unknown"
     known = {"diffkit": _Plugin("diffkit", "diffkit", "diffkit", version)} | _STATE.plugins
-    # Shows also parts from a script or a notebook, which belong to no distribution.
-    for parts in _STATE.parts.values():
-        for part in parts.values():
-            if part.plugin not in known:
-                known[part.plugin] = _Plugin(part.plugin, part.plugin, "none", "none")
+    # Parts from a script or a notebook belong to no distribution.
+    for part in (part for parts in _STATE.parts.values() for part in parts.values()):
+        known.setdefault(part.plugin, _Plugin(part.plugin, part.plugin, "none", "none"))
     return tuple(
         PluginReport(
-            name=plugin.name,
-            module=plugin.module,
-            distribution=plugin.distribution,
-            version=plugin.version,
+            **vars(plugin),
             parts={
                 kind: names
                 for kind, parts in _STATE.parts.items()
                 if (names := tuple(sorted(n for n, p in parts.items() if p.plugin == plugin.name)))
             },
-            error=plugin.error,
         )
         for plugin in known.values()
     )
@@ -336,14 +306,13 @@ def is_constructor(part: Any) -> bool:
 def complete(part: Any, context: Context | Mapping[str, Any] = Context()) -> Any:
     """Make a part: call it with the entries of the context that its signature names.
 
-    **Arguments:** `part`: a class, a function, or a `functools.partial` of one with options; an instance
-    is returned as it is; `context`: what is known, as a `Context` or by name.
+    **Arguments:** `part`: a class, a function, or a `functools.partial` of one with options; an instance is
+    returned as it is; `context`: what is known, as a `Context` or by name.
     """
     if not is_constructor(part):
         return part
     if isinstance(context, Context):
-        known = {name: getattr(context, name) for name in CONTEXT}
-        context = {name: value for name, value in known.items() if value is not None}
+        context = {name: value for name, value in vars(context).items() if value is not None}
     parameters = inspect.signature(part).parameters
     given = part.keywords if isinstance(part, functools.partial) else {}
     return part(**{k: v for k, v in context.items() if k in parameters and k not in given})

@@ -4,20 +4,20 @@ A schedule maps time $t \in [0, 1]$ to $\lambda(t) = \log \mathrm{SNR}$, strictl
 is data (largest `logsnr`), $t = 1$ is noise (smallest). Variational Diffusion Models (VDM,
 arXiv 2107.00630) writes $\gamma(t) = -\lambda(t)$.
 
-The process, not the schedule, determines $\alpha$ and $\sigma$. By VDM section 5.1 the continuous-time VLB
-depends on a schedule only through its two endpoints; between them it determines the variance of the
+The process, not the schedule, determines $\alpha$ and $\sigma$. The continuous-time VLB depends on a
+schedule only through its two endpoints (VDM section 5.1); between them it determines the variance of the
 estimate, and the steps of a sampler uniform in $t$.
 """
 
 import abc
 import math
-from typing import Any, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffkit.registry import complete, get, register
+from diffkit.registry import Context, complete, get, register
 from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
 
 S = TypeVar("S", bound="AbstractVarianceMinimising")
@@ -44,13 +44,12 @@ class AbstractSchedule(eqx.Module):
 class AbstractVarianceMinimising(AbstractSchedule):
     r"""A schedule whose interior can follow the variance of the estimate instead of its mean.
 
-    In continuous time the bound does not depend on a schedule between its endpoints (VDM section 5.1), so
-    the interior is free to minimise the variance of the Monte Carlo estimate (section 5.3 and appendix
-    I.2). With `minimise_variance` the interior parameters receive the gradient of the second moment of the
-    diffusion loss over draws; its value and all other gradients do not change. In discrete time the bound
-    also depends on the interior, which then no longer follows it.
-
-    Inside `Truncated` such a schedule has ordinary gradients.
+    In continuous time the bound does not depend on the interior (VDM section 5.1), which is free to
+    minimise the variance of the Monte Carlo estimate (section 5.3 and appendix I.2). With
+    `minimise_variance` the interior parameters receive the gradient of the second moment of the diffusion
+    loss over draws; its value and all other gradients do not change. In discrete time the bound depends on
+    the interior too, which then no longer follows it. Inside `Truncated` such a schedule has ordinary
+    gradients.
     """
 
     minimise_variance: eqx.AbstractVar[bool]
@@ -68,40 +67,30 @@ def minimises_variance(schedule: AbstractSchedule) -> TypeGuard[AbstractVariance
 def check_range(
     logsnr_max: float | None, logsnr_min: float, levels: int | None
 ) -> tuple[float, float]:
-    """The endpoints of a schedule; the default of the first follows from the data's levels.
+    """The endpoints `(logsnr_max, logsnr_min)` of a schedule, with a default of the first from the levels.
 
     VDM ends at log SNR 13.3 for 256 levels, where neighbouring levels are six standard deviations of the
-    noise apart. The default gives the same distance for any number of levels: 13.3 + 2 log(levels / 256).
-    Beyond it only the grid of the levels is left to learn.
-
-    **Arguments:** `logsnr_max`, `None` for the default; `logsnr_min`; `levels`, `None` for continuous data,
-    with the default 13.3.
-
-    **Returns:** `(logsnr_max, logsnr_min)`.
+    noise apart. The default gives the same distance for any number: 13.3 + 2 log(levels / 256). Beyond it
+    only the grid of the levels is left to learn. Continuous data (`levels=None`) have 13.3.
 
     **Raises:** `ValueError` unless they are finite and max > min.
     """
     if logsnr_max is None:
-        logsnr_max = 13.3 if levels is None else 13.3 + 2 * math.log(levels / 256)
+        logsnr_max = 13.3 + 2 * math.log((levels or 256) / 256)
     if not (math.isfinite(logsnr_max) and math.isfinite(logsnr_min) and logsnr_max > logsnr_min):
         raise ValueError(
-            "logsnr_max must be finite and greater than logsnr_min, "
-            f"got {logsnr_max=}, {logsnr_min=}."
+            f"logsnr_max must be finite and greater than logsnr_min, got {logsnr_max=}, {logsnr_min=}."
         )
     return float(logsnr_max), float(logsnr_min)
 
 
 def ordered_endpoints(schedule: AbstractSchedule) -> tuple[float, float]:
-    """The endpoints (max, min) as numbers.
-
-    **Raises:** `ValueError` unless they are finite and the larger one is at t = 0.
-    """
+    """The endpoints (max, min) as numbers; a `ValueError` unless finite and the larger one at t = 0."""
     maximum, minimum = (float(end) for end in schedule.endpoints)
     if not (math.isfinite(maximum) and math.isfinite(minimum) and maximum > minimum):
         raise ValueError(
-            f"schedule must fall from a finite logsnr at t = 0, the data, to a smaller one at t = 1, the "
-            f"noise; got {maximum:g} and {minimum:g} from {type(schedule).__name__}. (VDM's gamma is "
-            "-logsnr.)"
+            "schedule must fall from a finite logsnr at t = 0, the data, to a smaller one at t = 1; got "
+            f"{maximum:g} and {minimum:g} from {type(schedule).__name__}. (VDM's gamma is -logsnr.)"
         )
     return maximum, minimum
 
@@ -112,11 +101,10 @@ class LinearLogSNR(AbstractSchedule):
 
     VDM's fixed schedule, and a good default: every octave of noise gets the same share of time.
 
-    **Arguments:**
+    **Arguments:** `logsnr_max`: log SNR at t = 0, by default VDM's for the data's levels (`check_range`);
+    `logsnr_min`: log SNR at t = 1; `levels`: the number of values of a dimension of the data, `None` for
+    continuous data.
 
-    - `logsnr_max`: log SNR at t = 0; by default VDM's for the data's levels (`check_range`).
-    - `logsnr_min`: log SNR at t = 1.
-    - `levels`: the number of values of a dimension of the data, `None` for continuous data.
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
     """
@@ -146,17 +134,15 @@ class LinearLogSNR(AbstractSchedule):
 class Cosine(AbstractSchedule):
     r"""The cosine schedule $\lambda(t) = -2 \log \tan(\pi t' / 2)$, with truncated ends.
 
-    Introduced by improved DDPM (Nichol and Dhariwal 2021) as $\alpha = \cos(\pi t' / 2)$ under the
-    variance preserving process. Its log SNR is infinite at both ends, so $t' = t_0 + t (t_1 - t_0)$
-    runs over the part between the two endpoints only (Hoogeboom, Heek and Salimans 2023, simple
-    diffusion, section 2). It spends most of its time at middle noise levels: good for samples, wasteful for
-    likelihoods.
+    Improved DDPM (Nichol and Dhariwal 2021) has $\alpha = \cos(\pi t' / 2)$ under the variance preserving
+    process. Its log SNR is infinite at both ends, so $t' = t_0 + t (t_1 - t_0)$ runs over the part between
+    the endpoints (Hoogeboom, Heek and Salimans 2023, simple diffusion, section 2). It spends most of its
+    time at middle noise levels: good for samples, wasteful for likelihoods.
 
-    **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: the number of values
-    of a dimension of the data, which sets the default of `logsnr_max` (`check_range`); `shift`: added to
-    the log SNR of the cosine, without moving the endpoints. 2 log(64 / d) makes images of d x d pixels,
-    scaled down to 64 x 64, as noisy as images of that size (simple diffusion, equation 4). That paper also
-    moves the endpoints: add the shift to both.
+    **Arguments:** `logsnr_max`, `logsnr_min`, `levels`: as for `LinearLogSNR`; `shift`: added to the log
+    SNR of the cosine, without moving the endpoints. 2 log(64 / d) makes images of d x d pixels, scaled down
+    to 64 x 64, as noisy as images of that size (simple diffusion, equation 4). That paper also moves the
+    endpoints: add the shift to both.
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or a value is not finite.
     """
@@ -179,11 +165,9 @@ class Cosine(AbstractSchedule):
         self.shift = float(shift)
 
     def _angles(self) -> tuple[float, float, float, float]:
-        # pi t' / 2 at both ends, and its complement to pi / 2, computed separately: at the noise end it is
-        # small, and the difference would lose its digits.
-        start, end = (
-            math.exp((self.shift - logsnr) / 2) for logsnr in (self.logsnr_max, self.logsnr_min)
-        )
+        # pi t' / 2 at both ends, and its complements to pi / 2, where a difference would lose its digits.
+        tangents = [math.exp((self.shift - end) / 2) for end in (self.logsnr_max, self.logsnr_min)]
+        start, end = tangents
         return math.atan(start), math.atan(end), math.atan(1 / start), math.atan(1 / end)
 
     def __call__(self, t: ScalarLike) -> Scalar:
@@ -200,13 +184,12 @@ class Cosine(AbstractSchedule):
 
 
 class Truncated(AbstractSchedule):
-    r"""The part of another schedule between two values of `logsnr`, over all of [0, 1].
+    """The part of another schedule between two values of `logsnr`, over all of [0, 1].
 
     Its time is an affine function of the other's, so it has the same curve; the ends are exact. Choose it
     to give schedules of different papers the same range, and so the same bound (VDM section 5.1).
 
-    **Arguments:** `schedule`: the other schedule; `logsnr_max`, `logsnr_min`: the new endpoints, within
-    those of the other.
+    **Arguments:** `schedule`: the other schedule; `logsnr_max`, `logsnr_min`: the new endpoints.
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or if one is outside the schedule's range.
 
@@ -223,8 +206,7 @@ class Truncated(AbstractSchedule):
         maximum, minimum = (float(end) for end in self.schedule.endpoints)
         if not self.logsnr_max > self.logsnr_min:
             raise ValueError(
-                "logsnr_max must be greater than logsnr_min, "
-                f"got {self.logsnr_max=}, {self.logsnr_min=}."
+                f"logsnr_max must be greater than logsnr_min, got {self.logsnr_max=}, {self.logsnr_min=}."
             )
         # Endpoints are float32: equal numbers may differ in the seventh digit.
         slack = 1e-5 * max(abs(maximum), abs(minimum))
@@ -266,15 +248,12 @@ def truncated(
     Choose it to give a schedule without options for its endpoints, such as `vp_beta` or `log_normal`, the
     range of a model that you carry over to it.
 
-    **Arguments:** `base`: the registered name of the other schedule, used with its defaults; `logsnr_max`,
-    `logsnr_min`: the endpoints; the first defaults to VDM's for the data's levels (`check_range`). diffkit
-    fills in the context of the base.
+    **Arguments:** `base`: the registered name of the other schedule, used with its defaults and its
+    context; `logsnr_max`, `logsnr_min`: the endpoints, as for `LinearLogSNR`.
 
     **Raises:** `diffkit.registry.UnknownPartError` if no schedule has this name; `ValueError` if the
     endpoints are not within those of the base.
     """
     maximum, minimum = check_range(logsnr_max, logsnr_min, levels)
-    context: dict[str, Any] = {"shape": shape, "key": key}
-    if levels is not None:
-        context["levels"] = levels
+    context = Context(shape=shape, levels=levels, key=key)
     return Truncated(complete(get("schedule", base), context), maximum, minimum)

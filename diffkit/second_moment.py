@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
+from diffkit.buffers import Buffer
 from diffkit.schedules import AbstractSchedule, AbstractVarianceMinimising
 from diffkit.typing import BatchScalar
 
@@ -19,8 +20,7 @@ def with_second_moment(
 ) -> BatchScalar:
     """The losses of a batch. Interior parameters receive the gradient of their squares instead.
 
-    The gradient of a squared loss is 2 loss times the gradient of the loss, so one pass through the network
-    gives both.
+    That gradient is 2 loss times the gradient of the loss, so one pass through the network gives both.
 
     **Arguments:** `losses`: a function of a denoiser and the noise levels of a batch, a pytree that holds
     every array it needs; `denoiser`; `schedule`; `visit`: the noise levels of the batch under a schedule.
@@ -28,13 +28,9 @@ def with_second_moment(
     **Returns:** one number per example.
     """
     inner, outer = eqx.partition(schedule, schedule.interior_parameters())
-    by_outer = visit(eqx.combine(outer, _fixed(inner)))
-    by_inner = visit(eqx.combine(_fixed(outer), inner))
+    by_outer = visit(eqx.combine(outer, Buffer(inner).get()))
+    by_inner = visit(eqx.combine(Buffer(outer).get(), inner))
     return _losses((denoiser, by_outer, by_inner), losses)
-
-
-def _fixed(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda v: jax.lax.stop_gradient(v) if eqx.is_array(v) else v, tree)
 
 
 @eqx.filter_custom_vjp

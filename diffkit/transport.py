@@ -1,13 +1,12 @@
 r"""Transport: carry a model trained under one process and schedule over to others, exactly.
 
-In the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$ every process is the same (VDM section 5.1).
-A denoiser answers a question about $(y, \lambda)$; the latent of another process with the same $\lambda$
-asks the same question in other units,
+In the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$ every process is the same (VDM section 5.1). A
+denoiser answers a question about $(y, \lambda)$; the latent of another process with the same $\lambda$ asks
+the same question in other units,
 
 $$\hat x'(z', \lambda) = \hat x\!\left(\frac{\alpha}{\alpha'}\, z',\ \lambda\right),$$
 
-and the schedule says when. This neither trains nor approximates anything: with the same endpoints, the
-bound, the samples and the likelihood do not change.
+and the schedule says when: with the same endpoints, bound, samples and likelihood do not change.
 """
 
 import math
@@ -18,13 +17,12 @@ from typing import overload
 
 import equinox as eqx
 from jax.core import Tracer
-from jaxtyping import Array, Float
 
 from diffkit.denoiser import AbstractDenoiser, AbstractDerivedDenoiser, Prediction
 from diffkit.model import DiffusionModel
 from diffkit.processes import AbstractProcess
 from diffkit.schedules import AbstractSchedule
-from diffkit.typing import Example, PRNGKey, ScalarLike, as_float
+from diffkit.typing import Condition, Example, MaybeKey, ScalarLike, as_float
 
 
 class TransportWarning(UserWarning):
@@ -32,9 +30,7 @@ class TransportWarning(UserWarning):
 
 
 class Transported(AbstractDerivedDenoiser):
-    """A denoiser under another process than its own.
-
-    Made by `diffkit.equivalence.transport`.
+    """A denoiser under another process than its own, made by `diffkit.equivalence.transport`.
 
     **Arguments:** `denoiser`: makes the predictions; `process`: the process of the latents.
     """
@@ -44,16 +40,10 @@ class Transported(AbstractDerivedDenoiser):
 
     # Written out because static checkers would put the inherited `process` first.
     def __init__(self, denoiser: AbstractDenoiser, process: AbstractProcess):
-        self.denoiser = denoiser
-        self.process = process
+        self.denoiser, self.process = denoiser, process
 
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         logsnr = as_float(logsnr)
         here, there = self.process.at(logsnr), self.denoiser.process.at(logsnr)
@@ -80,24 +70,19 @@ def transport(
     to: AbstractProcess | None = None,
     schedule: AbstractSchedule | None = None,
 ) -> AbstractDenoiser | DiffusionModel:
-    r"""A denoiser or a model under another process, or a model under another schedule.
+    """A denoiser or a model under another process, or a model under another schedule.
 
     Exact (VDM section 5.1): at equal `logsnr` the latents differ by the ratio of the alphas. It works for
-    every target of the network, because a `Prediction` has every form. The result shares the parameters:
-    training it starts from them.
+    every target of the network. The result shares the parameters: training it starts from them.
 
-    **Arguments:**
-
-    - `what`: a denoiser (trained, exact, guided) or a model.
-    - `to`: the process, by default unchanged.
-    - `schedule`: the new schedule of a model, by default unchanged. Other endpoints make it another
-      model; `TransportWarning` says what is lost at which end. `diffkit.Truncated` cuts a wider schedule
-      to the model's range.
+    **Arguments:** `what`: a denoiser (trained, exact, guided) or a model; `to`: the process, by default
+    unchanged; `schedule`: the new schedule of a model, by default unchanged. Other endpoints make it
+    another model; `TransportWarning` says what is lost at which end. `diffkit.Truncated` cuts a wider
+    schedule to the model's range.
 
     **Returns:** a denoiser for a denoiser, a model for a model.
 
-    **Raises:** `ValueError` if neither a process nor a schedule is given, or a schedule for a denoiser,
-    which has none.
+    **Raises:** `ValueError` if neither a process nor a schedule is given, or a schedule for a denoiser.
 
     **Warns:** `TransportWarning`.
 
@@ -161,19 +146,17 @@ _SAME_END = 1e-3
 
 
 def range_losses(trained: tuple[float, float], wanted: tuple[float, float]) -> tuple[str, ...]:
-    """What a model made for one range of `logsnr` loses over another.
-
-    **Arguments:** `trained`, `wanted`: the endpoints (max, min) of the two schedules.
+    """What a model made for one range (max, min) of `logsnr`, `trained`, loses over another, `wanted`.
 
     **Returns:** a sentence for each end where they differ by more than a thousandth.
     """
     losses = []
     (data, noise), (new_data, new_noise) = trained, wanted
+    unseen = "Between the two the network is asked for noise levels that it has never seen."
     if new_data > data + _SAME_END:
         losses.append(
             f"data end: the schedule begins at logsnr {new_data:.4g}, but the model was made for "
-            f"{data:.4g} and less. Between the two the network is asked for noise levels that it has "
-            f"never seen. Set logsnr_max to {data:.4g}, or take schedule=truncated."
+            f"{data:.4g} and less. {unseen} Set logsnr_max to {data:.4g}, or take schedule=truncated."
         )
     elif new_data < data - _SAME_END:
         losses.append(
@@ -184,8 +167,7 @@ def range_losses(trained: tuple[float, float], wanted: tuple[float, float]) -> t
     if new_noise < noise - _SAME_END:
         losses.append(
             f"noise end: the schedule ends at logsnr {new_noise:.4g}, but the model was made for "
-            f"{noise:.4g} and more. Between the two the network is asked for noise levels that it has "
-            f"never seen. Set logsnr_min to {noise:.4g}, or take schedule=truncated."
+            f"{noise:.4g} and more. {unseen} Set logsnr_min to {noise:.4g}, or take schedule=truncated."
         )
     elif new_noise > noise + _SAME_END:
         losses.append(

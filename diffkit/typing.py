@@ -1,14 +1,15 @@
 """Shapes and dtypes, and the run-time checks at every boundary.
 
-jaxtyping and beartype check every call of diffkit's functions and classes against the annotations that
-a static type checker reads. Under `jit` a check runs only while tracing, so it costs nothing later. To
-turn the checks off, set the environment variable `JAXTYPING_DISABLE=1` before importing `diffkit`.
+jaxtyping and beartype check every call of diffkit's functions and classes against their annotations; under
+`jit` only while tracing, at no later cost. `JAXTYPING_DISABLE=1` in the environment, before `import
+diffkit`, turns the checks off.
 
-Dimension names mean the same everywhere: `batch` examples, `*shape` the shape of one example,
-`channels height width` an image.
+Dimension names mean the same everywhere: `batch` examples, `*shape` the shape of one, `channels height
+width` an image.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,12 @@ PRNGKey = Key[Array, ""]
 
 Example = Float[Array, "*shape"]
 """One example (or latent, or noise) without a batch axis."""
+
+Condition = Float[Array, " condition"] | None
+"""What describes one example (`diffkit.data.conditions`); `None` for nothing."""
+
+MaybeKey = PRNGKey | None
+"""A key where there may be none: no dropout, or no noise."""
 
 FloatBatch = Float[Array, "batch *shape"]
 """A batch of latents or noises."""
@@ -121,24 +128,33 @@ def _explained(
                 if other != name and hasattr(entry, "shape")
             ]
             got += f", beside {', '.join(beside)}"
-    return TypeCheckError(
-        f"{where}: wrong {f'parameter {name!r}' if name else 'result'}.\n"
-        f"  got       {got}\n"
-        f"  expected  {type_name(hint)}"
-    )
+    what = f"parameter {name!r}" if name else "result"
+    lines = f"{where}: wrong {what}.", f"  got       {got}", f"  expected  {type_name(hint)}"
+    return TypeCheckError("\n".join(lines))
 
 
 def check_types(package: str) -> None:
     """Check the annotations of every module of a package at run time.
 
-    Call it at the top of the package's `__init__.py`, before importing submodules, as diffkit and its
-    plugins do.
+    Call it at the top of the package's `__init__.py`, before importing submodules.
 
-    **Arguments:** `package`: the package's import name.
+    **Arguments:** `package`: its import name.
     """
     install_import_hook(package, "diffkit.typing.typechecker")
 
 
+def check_at_least(name: str, value: float, smallest: float) -> None:
+    """Raise `ValueError` for a number below `smallest`, or NaN."""
+    if not value >= smallest:
+        raise ValueError(f"{name} must be at least {smallest}, got {value}.")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise `ValueError` unless a number is positive and finite."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive number, got {value}.")
+
+
 def as_float(value: ScalarLike) -> Scalar:
-    """A number as a JAX float scalar; keeps the dtype of a float array."""
+    """A number as a JAX float scalar; a float array keeps its dtype."""
     return jnp.asarray(value, jnp.result_type(value, float))

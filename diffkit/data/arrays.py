@@ -15,10 +15,7 @@ from diffkit.registry import register
 
 
 class ArraySource(AbstractSource):
-    """The rows of one array.
-
-    An array larger than memory may be memory-mapped (`np.load(..., mmap_mode="r")`).
-    """
+    """The rows of one array, which may be memory-mapped (`np.load(..., mmap_mode="r")`)."""
 
     array: Shaped[np.ndarray, "n *shape"]
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -26,22 +23,19 @@ class ArraySource(AbstractSource):
     def __init__(self, array: Shaped[np.ndarray, "n *shape"]):
         """**Arguments:** `array`: the examples along the first axis; integers or float32.
 
-        **Raises:** `ValueError` if there are no examples, if an example is a lone number or empty,
-        or for another dtype.
+        **Raises:** `ValueError` if there are no examples, if one is a lone number or empty, or for another
+        dtype.
         """
         if array.ndim < 2 or array.size == 0:
             raise ValueError(
-                "ArraySource: array must have an axis of examples and at least one more, none of "
-                "them "
-                f"empty, got the shape {array.shape}."
+                "ArraySource: array must have an axis of examples and at least one more, none empty, got "
+                f"the shape {array.shape}."
             )
         if not np.issubdtype(array.dtype, np.integer) and array.dtype != np.float32:
             raise ValueError(
-                f"ArraySource: array must hold integers or float32, got {array.dtype}; "
-                "convert it with array.astype(...)."
+                f"ArraySource: array must hold integers or float32, got {array.dtype}; use array.astype."
             )
-        self.array = array
-        self.shape = tuple(array.shape[1:])
+        self.array, self.shape = array, tuple(array.shape[1:])
 
     def __len__(self) -> int:
         return self.array.shape[0]
@@ -60,12 +54,10 @@ class ArrayData(AbstractDataset):
     """Examples of your own, in memory or from a `.npy` or `.npz` file.
 
     One array is split at random into training and test examples, unless `test` is given. So is a `.npy`
-    file, and a `.npz` file with one array or with one named `x`; a `.npz` file with the arrays `train`
-    and `test` keeps its own split. Give `levels` for integers and leave it out for floats. Making the
-    dataset checks every value once. Arrays of uint8 (int32 for more than 256 levels) or float32 are not
-    copied; a `.npy` file of these is mapped, not loaded.
-
-    Each example may have a condition (`diffkit.data.conditions`): its class, or a vector of numbers.
+    file, and a `.npz` file with one array or with one named `x`; a `.npz` file with the arrays `train` and
+    `test` keeps its own split. Making the dataset checks every value once. Arrays of uint8 (int32 for more
+    than 256 levels) or float32 are not copied; a `.npy` file of these is mapped, not loaded. Each example
+    may have a condition (`diffkit.data.conditions`): its class, or a vector of numbers.
 
     ```python
     data = dk.data.ArrayData(images, levels=256, channels="last", labels=classes)
@@ -88,27 +80,26 @@ class ArrayData(AbstractDataset):
     ):
         """**Arguments:**
 
-        - `path`: the file, whose name ends in `.npy` or `.npz`; or a NumPy or JAX array, examples along
-          its first axis.
-        - `levels`: the number of values of an entry, `0 ... levels - 1`, such as 256 for bytes; `None`
-          for continuous data, which are floats. It is never guessed.
+        - `path`: the file, whose name ends in `.npy` or `.npz`; or a NumPy or JAX array, examples along its
+          first axis.
+        - `levels`: the number of values of an entry, `0 ... levels - 1`, such as 256 for bytes; `None` for
+          continuous data, which are floats. It is never guessed.
         - `channels_last`: the same as `channels="last"`.
-        - `test_fraction`: the share of test examples, between 0 and 1. Unused if the split is given.
-        - `seed`: of the random split. Unused if the split is given.
+        - `test_fraction`, `seed`: the share of test examples, between 0 and 1, and the seed of the random
+          split. Unused if the split is given.
         - `labels`: the class of each example, integers from 0, as an array or a file; or `True` for the
           array `labels` (`train_labels` and `test_labels`) in the `.npz` file of the examples. The largest
           label determines the number of classes.
-        - `condition`: a vector for each example, given in the same ways; its name in a `.npz` file is
-          `condition` (`train_condition` and `test_condition`). Not both.
+        - `condition`: a vector for each example, given in the same ways, under the name `condition`. Not
+          both.
         - `channels`: the position of the channels: `"first"`; `"last"`, which moves them to the front; or
-          `"add"` for examples without channels, such as grey images (n, height, width), which adds an axis
-          of one channel.
-        - `test`, `test_labels`, `test_condition`: the test examples, and their classes or vectors, for a
-          split of your own.
+          `"add"`, which adds an axis of one channel to examples without, such as grey images (n, height,
+          width).
+        - `test`, `test_labels`, `test_condition`: the same for the test examples of a split of your own.
 
         **Raises:** `FileNotFoundError`; `ValueError` for a file of another format, arrays of the wrong
-        names, rank or dtype, values outside `0 ... levels - 1` or not finite, and arguments that do not
-        go together.
+        names, rank or dtype, values outside `0 ... levels - 1` or not finite, and arguments that do not go
+        together.
         """
         classes = labels is not False or test_labels is not None
         if classes and (condition is not False or test_condition is not None):
@@ -119,8 +110,7 @@ class ArrayData(AbstractDataset):
             )
         if channels not in _RANKS or (channels_last and channels == "add"):
             raise ValueError(
-                f"ArrayData: channels must be 'first', 'last' or 'add', got {channels=} and "
-                f"{channels_last=}."
+                f"ArrayData: channels must be 'first', 'last' or 'add', got {channels=}, {channels_last=}."
             )
         channels = "last" if channels_last else channels
         kind, beside, test_beside = (
@@ -159,8 +149,7 @@ class ArrayData(AbstractDataset):
         elif given:
             self.train = VectorSource(self.train, given[0])
             self.test = VectorSource(self.test, given[1])
-        self.levels = levels
-        self.shape = self.train.shape
+        self.levels, self.shape = levels, self.train.shape
 
 
 def _one(given: _Given, name: str) -> _Arrays:
@@ -184,22 +173,20 @@ def _read(given: _Given, name: str, beside: str | None = None) -> tuple[_Arrays,
         raise ValueError(f"ArrayData: path must name a .npy or .npz file, got {str(file)!r}.")
     if beside is not None and file.suffix == ".npy":
         raise ValueError(
-            f"ArrayData: {beside}=True needs a .npz file with the arrays 'x' and {beside!r}, got "
-            f"{str(file)!r}."
+            f"ArrayData: {beside}=True needs a .npz file with 'x' and {beside!r}, got {str(file)!r}."
         )
-    arrays, beside_them = {}, {}
+    arrays, beside_them, where = {}, {}, repr(str(file))
     try:
         if file.suffix == ".npy":
             mapped = np.load(file, mmap_mode="r", allow_pickle=False)
-            return [(f"ArrayData: the array in {str(file)!r}", mapped)], []
+            return [(f"ArrayData: the array in {where}", mapped)], []
         # Opened here because NumPy leaves a file open that is not an archive.
         with file.open("rb") as raw, np.load(raw, allow_pickle=False) as archive:
             names = tuple(archive.files)
             if "train" in names and "test" in names:
-                wanted = ("train", "test")
-                asked = [f"{name}_{beside}" for name in wanted]
+                wanted, asked = ["train", "test"], [f"train_{beside}", f"test_{beside}"]
             else:
-                wanted = ("x",) if "x" in names else tuple(n for n in names if n != beside)
+                wanted = ["x"] if "x" in names else [name for name in names if name != beside]
                 asked = [str(beside)]
             if len(wanted) < 3:
                 arrays = {name: archive[name] for name in wanted}
@@ -207,22 +194,21 @@ def _read(given: _Given, name: str, beside: str | None = None) -> tuple[_Arrays,
                     beside_them = {name: archive[name] for name in asked if name in names}
     except Exception as error:  # zip, zlib, header and memory errors, by the kind of damage
         raise ValueError(
-            f"ArrayData: path={str(file)!r} cannot be read as a {file.suffix} file of numbers: "
-            f"{error}"
+            f"ArrayData: path={where} cannot be read as a {file.suffix} file of numbers: {error}"
         ) from error
     if not arrays or (len(arrays) == 2 and set(arrays) != {"train", "test"}):
         raise ValueError(
             "ArrayData: a .npz file must hold the arrays 'train' and 'test', or one array named "
-            f"'x', or only one array; {str(file)!r} holds {', '.join(names) or 'none'}."
+            f"'x', or only one array; {where} holds {', '.join(names) or 'none'}."
         )
     if beside is not None and len(beside_them) < len(asked):
         raise ValueError(
             f"ArrayData: with {beside}=True a .npz file must hold {' and '.join(map(repr, asked))} "
-            f"beside {' and '.join(map(repr, wanted))}; {str(file)!r} holds {', '.join(names)}."
+            f"beside {' and '.join(map(repr, wanted))}; {where} holds {', '.join(names)}."
         )
 
     def named(found: dict[str, Any]) -> _Arrays:
-        return [(f"ArrayData: {name} in {str(file)!r}", array) for name, array in found.items()]
+        return [(f"ArrayData: {name} in {where}", array) for name, array in found.items()]
 
     return named(arrays), named(beside_them)
 
@@ -268,31 +254,21 @@ def _prepare(
         )
     if not discrete and levels is not None:
         raise ValueError(
-            f"{owner} holds floats ({array.dtype}), got {levels=}; store integers 0 ... "
-            f"{levels - 1}, or leave levels out."
+            f"{owner} holds floats ({array.dtype}), got {levels=}; store integers or leave levels out."
         )
     # In pieces: the array may be mapped from a file larger than memory.
     limit = np.finfo(np.float32).max
+    least, most, wanted = -limit, limit, "be finite in float32"
+    if levels is not None:
+        least, most, wanted = 0, levels - 1, f"hold integers from 0 to levels - 1 = {levels - 1}"
     rows = max(1, 2**24 // max(1, array[:1].nbytes))
     for start in range(0, len(array), rows):
         piece = array[start : start + rows]
         low, high = piece.min(), piece.max()
-        if levels is None:
-            # False for NaN as well.
-            if not (-limit <= low and high <= limit):
-                raise ValueError(
-                    f"{owner} must be finite in float32, got values from {low} to {high}."
-                )
-        elif low < 0 or high >= levels:
-            raise ValueError(
-                f"{owner} must hold integers from 0 to levels - 1 = {levels - 1}, "
-                f"got values from {low} to {high}."
-            )
-    if levels is None:
-        target = np.float32
-    else:
-        target = np.uint8 if levels <= 256 else np.int32
-    array = array if array.dtype == target else array.astype(target)
+        if not (least <= low and high <= most):  # true for NaN as well
+            raise ValueError(f"{owner} must {wanted}, got values from {low} to {high}.")
+    whole = np.uint8 if levels is not None and levels <= 256 else np.int32
+    array = array.astype(np.float32 if levels is None else whole, copy=False)
     if channels == "add":
         return array[:, None]
     return np.moveaxis(array, -1, 1) if channels == "last" else array

@@ -1,12 +1,11 @@
 """Data: sources of examples, and datasets of two sources.
 
 A *source* is a sequence of examples of one shape that returns many at a time. A *dataset* is a training
-source and a test source, with what a model must know about them: the shape of an example and the number
-of levels.
+source and a test source, with what a model must know about them: the shape of an example and the number of
+levels.
 
-Data is as stored. Discrete data are integers `0 ... levels - 1`, which the model's decoder maps to the
-values that it works with; continuous data are float32 and have `levels = None`. Images are `(channels,
-height, width)`.
+Data is as stored: integers `0 ... levels - 1`, which the model's decoder encodes, or float32 with `levels =
+None`. Images are `(channels, height, width)`.
 """
 
 import abc
@@ -20,10 +19,9 @@ from jaxtyping import Float32, Int, Shaped
 
 
 class AbstractSource(eqx.Module):
-    """A sequence of examples of one shape.
+    """A sequence of examples of one shape, in memory or read on demand.
 
-    A source may hold its examples in memory or read them on demand. Several threads call `gather` at
-    once; it must return the same values for the same indices every time.
+    Several threads call `gather` at once; it must return the same values for the same indices every time.
 
     **Attributes:** `shape`: the shape of one example, without a batch axis.
     """
@@ -38,8 +36,7 @@ class AbstractSource(eqx.Module):
     def gather(self, indices: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n *shape"]:
         """The examples at these positions, in this order, as one new array.
 
-        **Arguments:** `indices`: positions from 0 to `len(source) - 1`; one may occur several
-        times.
+        **Arguments:** `indices`: from 0 to `len(source) - 1`; one may occur several times.
 
         **Returns:** integers if the data are discrete, else float32.
 
@@ -51,13 +48,10 @@ class AbstractConditionalSource(AbstractSource):
     """A source whose examples have conditions: vectors that describe them (`diffkit.data.conditions`).
 
     For such a source `batches` yields pairs of examples and conditions, and a model is trained and
-    evaluated given them. Like `gather`, `conditions` must return the same values for the same indices
-    every time.
+    evaluated given them. `conditions` must return the same values every time, as `gather`.
 
-    **Attributes:** those of `AbstractSource`, and
-
-    - `condition_size`: the length of a condition; 0 for none.
-    - `classes`: the number of classes if the conditions are one-hot vectors; else `None`.
+    **Attributes:** those of `AbstractSource`, and `condition_size`: the length of a condition, 0 for none;
+    `classes`: the number of classes if the conditions are one-hot vectors, else `None`.
     """
 
     condition_size: eqx.AbstractVar[int]
@@ -78,23 +72,18 @@ class SubsetSource(AbstractConditionalSource):
     classes: int | None = eqx.field(static=True)
 
     def __init__(self, source: AbstractSource, indices: Int[np.ndarray, " n"]):
-        """**Arguments:**
-
-        - `source`: the other source.
-        - `indices`: positions in it, in order.
+        """**Arguments:** `source`: the other source; `indices`: positions in it, in order.
 
         **Raises:** `ValueError` if there are none, or for a position out of range.
         """
         if len(indices) == 0 or indices.min() < 0 or indices.max() >= len(source):
+            last = len(source) - 1
             raise ValueError(
-                f"SubsetSource: indices must be positions from 0 to {len(source) - 1}, one or "
-                f"more, got {indices}."
+                f"SubsetSource: indices must be positions from 0 to {last}, one or more, got {indices}."
             )
-        self.source = source
-        self.indices = indices
-        self.shape = source.shape
+        self.source, self.indices, self.shape = source, indices, source.shape
         self.condition_size = condition_size(source)
-        self.classes = source.classes if isinstance(source, AbstractConditionalSource) else None
+        self.classes = classes_of(source)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -114,11 +103,9 @@ class AbstractDataset(eqx.Module):
     To add one, subclass it, set these four attributes in `__init__`, and register the class under the
     kind `"data"`: the arguments of its `__init__` become its options on the command line.
 
-    **Attributes:**
-
-    - `train`, `test`: the two sources, of examples of one shape.
-    - `levels`: the number of values of an entry, `0 ... levels - 1`; `None` for continuous data.
-    - `shape`: the shape of one example; `(channels, height, width)` for images.
+    **Attributes:** `train`, `test`: the two sources, of examples of one shape; `levels`: the number of
+    values of an entry, `0 ... levels - 1`, `None` for continuous data; `shape`: of one example, `(channels,
+    height, width)` for images.
     """
 
     train: AbstractSource
@@ -137,30 +124,23 @@ class AbstractDataset(eqx.Module):
         for part, source in (("train", self.train), ("test", self.test)):
             if source.shape != self.shape:
                 raise ValueError(
-                    f"{name}: the examples of {part} must have the shape {self.shape}, "
-                    f"got {source.shape}."
+                    f"{name}: the examples of {part} must have the shape {self.shape}, got {source.shape}."
                 )
             if len(source) == 0:
                 raise ValueError(f"{name}: {part} must hold at least one example, got none.")
-        if condition_size(self.train) != condition_size(self.test):
+        sizes = condition_size(self.train), condition_size(self.test)
+        if sizes[0] != sizes[1]:
             raise ValueError(
-                f"{name}: train and test must have conditions of one length, got "
-                f"{condition_size(self.train)} and {condition_size(self.test)}."
+                f"{name}: train and test must have conditions of one length, got {sizes[0]} and {sizes[1]}."
             )
-        classes = {
-            source.classes if isinstance(source, AbstractConditionalSource) else None
-            for source in (self.train, self.test)
-        }
+        classes = {classes_of(self.train), classes_of(self.test)}
         if len(classes) > 1:
             raise ValueError(
                 f"{name}: train and test must both have labels of the same classes or both have vectors, "
                 f"got classes={sorted(map(str, classes))}."
             )
         if self.levels is not None and self.levels < 2:
-            raise ValueError(
-                f"{name}: levels must be at least 2, or None for continuous data, got "
-                f"{self.levels}."
-            )
+            raise ValueError(f"{name}: levels must be at least 2, or None, got {self.levels}.")
 
     @functools.cached_property
     def statistics(self) -> tuple[float, float] | None:
@@ -189,9 +169,11 @@ def chunks(source: AbstractSource, size: int = 4096) -> Iterator[Shaped[np.ndarr
 
 
 def condition_size(data: AbstractDataset | AbstractSource) -> int:
-    """The length of a condition of these data, 0 if they have none.
-
-    **Arguments:** `data`: a dataset, or a source.
-    """
+    """The length of a condition of a dataset or a source, 0 if they have none."""
     source = data.train if isinstance(data, AbstractDataset) else data
     return source.condition_size if isinstance(source, AbstractConditionalSource) else 0
+
+
+def classes_of(source: AbstractSource) -> int | None:
+    """The number of classes of a source with labels, else `None`."""
+    return source.classes if isinstance(source, AbstractConditionalSource) else None

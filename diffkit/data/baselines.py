@@ -21,9 +21,7 @@ def _counts(source: AbstractSource, levels: int) -> Int[np.ndarray, "dims levels
 
 
 def baselines(dataset: AbstractDataset) -> dict[str, float]:
-    """The bits per dimension that simple codes need for the test data.
-
-    **Arguments:** `dataset`: discrete data.
+    """The bits per dimension that simple codes need for the test data of a discrete dataset.
 
     **Returns:** `"uniform"`: every value equally likely; `"independent"`: each dimension by itself,
     with the frequencies of the training data, one half added to each count; `"lzma"`: LZMA over the

@@ -1,10 +1,9 @@
 """CIFAR-10 in its two published forms (Krizhevsky, 2009).
 
-The *binary version* is six files of records of 3,073 bytes: a label, and an image as three planes of
-32 x 32 bytes. The *python version* is six pickles, each a dictionary with the images of one file as an
-array `(n, 3072)` under `data`. Loaded in the usual way, a pickle can run any program. Here it cannot:
-the few names in a pickled NumPy array become inert records, every other name is refused, and the array
-is made from the record's bytes.
+The *binary version* is six files of records of 3,073 bytes: a label, and an image as three planes of 32 x
+32 bytes. The *python version* is six pickles, each a dictionary with the images of one file as an array
+`(n, 3072)` under `data`. A pickle can run any program; here it cannot: the few names in a pickled NumPy
+array become inert records, every other name is refused, and the array is made from the record's bytes.
 """
 
 import functools
@@ -37,16 +36,11 @@ _MODULES: Final = frozenset(
 
 @register("data", "cifar10")
 class Cifar10(AbstractDataset):
-    """CIFAR-10 from its original files: 50,000 images to train on, 10,000 to test on.
-
-    The shape is `(3, 32, 32)`, and there are 256 levels.
-    """
+    """CIFAR-10: 50,000 images `(3, 32, 32)` of 256 levels to train on, 10,000 to test on."""
 
     def __init__(self, path: str | os.PathLike[str], labels: bool = False):
-        """**Arguments:**
-
-        - `path`: the folder `cifar-10-batches-bin` or `cifar-10-batches-py`, or its parent.
-        - `labels`: whether an image comes with its class, one of 10.
+        """**Arguments:** `path`: the folder `cifar-10-batches-bin` or `cifar-10-batches-py`, or its parent;
+        `labels`: whether an image comes with its class, one of 10.
 
         **Raises:** `FileNotFoundError` if the folder or one of the six files is missing;
         `ValueError` for a damaged file or another format.
@@ -59,8 +53,7 @@ class Cifar10(AbstractDataset):
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"Cifar10: {str(folder)!r} must hold the six files {', '.join(names)}; "
-                f"missing: {', '.join(missing)}."
+                f"Cifar10: {str(folder)!r} must hold {', '.join(names)}; missing: {', '.join(missing)}."
             )
         read = _read_binary if ending else _read_pickle
         images, classes = zip(*(read(folder / name, labels) for name in names), strict=True)
@@ -69,8 +62,7 @@ class Cifar10(AbstractDataset):
         if labels:
             self.train = LabelledSource(self.train, np.concatenate(classes[:-1]), _CLASSES)
             self.test = LabelledSource(self.test, classes[-1], _CLASSES)
-        self.levels = 256
-        self.shape = (3, 32, 32)
+        self.levels, self.shape = 256, (3, 32, 32)
 
 
 def _find(top: Path) -> tuple[Path, str]:
@@ -80,9 +72,8 @@ def _find(top: Path) -> tuple[Path, str]:
             if any((folder / (name + ending)).is_file() for name in _TRAIN + _TEST):
                 return folder, ending
     raise FileNotFoundError(
-        f"Cifar10: path={str(top)!r} must hold data_batch_1.bin ... test_batch.bin (the binary "
-        "version) "
-        "or data_batch_1 ... test_batch (the python version), got neither."
+        f"Cifar10: path={str(top)!r} must hold data_batch_1.bin ... test_batch.bin (the binary version) or "
+        "data_batch_1 ... test_batch (the python version), got neither."
     )
 
 
@@ -113,9 +104,7 @@ class _Record:
     __slots__ = ("args", "name", "state")
 
     def __init__(self, name: str, *args: Any):
-        self.name = name
-        self.args = args
-        self.state: Any = None
+        self.name, self.args, self.state = name, args, None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -150,15 +139,13 @@ def _read_pickle(file: Path, labels: bool) -> _Labelled:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(
-            f"Cifar10: {str(file)!r} cannot be read as a batch of CIFAR-10's python version: "
-            f"{error}"
+            f"Cifar10: {str(file)!r} cannot be read as a batch of CIFAR-10's python version: {error}"
         ) from error
     data = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
     images = _array(data)
     if images is None:
         raise ValueError(
-            f"Cifar10: {str(file)!r} must be a dictionary with a uint8 array (n, {_PIXELS}) under "
-            f"'data', and is not."
+            f"Cifar10: {str(file)!r} must be a dictionary with a uint8 array (n, {_PIXELS}) as 'data'."
         )
     given = batch.get(b"labels", batch.get("labels")) if labels else [0] * len(images)
     if (
@@ -188,9 +175,8 @@ def _array(data: Any) -> UInt8[np.ndarray, "n 3 32 32"] | None:
         return None
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != _PIXELS:
         return None
-    if not isinstance(content, bytes | bytearray) or len(content) == 0:
-        return None
-    if len(content) != shape[0] * _PIXELS:
+    held = isinstance(content, bytes | bytearray) and len(content)
+    if not held or held != shape[0] * _PIXELS:
         return None
     flat = np.frombuffer(bytearray(content), np.uint8)
     return flat.reshape(shape, order="F" if fortran else "C").reshape(-1, 3, 32, 32)

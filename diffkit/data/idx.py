@@ -1,8 +1,8 @@
 """The IDX format of MNIST and its relatives (Fashion-MNIST, KMNIST, EMNIST ...).
 
-An IDX file is a header and an array in row-major order. The header's first four bytes are 0, 0, a
-code for the dtype and the rank; the length of each axis follows as a big-endian 32-bit integer.
-Numbers of more than one byte are big-endian. Files are often compressed with gzip.
+An IDX file, often compressed with gzip, is a header and an array in row-major order. The header's first
+four bytes are 0, 0, a code for the dtype and the rank; the length of each axis follows as a big-endian
+32-bit integer. Numbers of more than one byte are big-endian.
 """
 
 import gzip
@@ -28,14 +28,11 @@ _PIECE: Final = 2**20
 
 
 def read_idx(path: str | os.PathLike[str]) -> Shaped[np.ndarray, "*shape"]:
-    """The array in an IDX file.
+    """The array in an IDX file, in the machine's byte order: all dtypes of the format and any rank.
 
-    Reads all dtypes of the format and any rank. The content shows whether the file is compressed.
     Memory grows with the content of the file, not with what its header claims.
 
-    **Arguments:** `path`: the file, plain or gzip.
-
-    **Returns:** the array, in the machine's byte order.
+    **Arguments:** `path`: the file, plain or gzip, as its content shows.
 
     **Raises:** `FileNotFoundError`; `ValueError` for another format, or a number of bytes that does
     not match the header.
@@ -61,16 +58,13 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES:
         raise ValueError(
-            f"read_idx: {str(file)!r} is not an IDX file: it must begin with two zero bytes, a "
-            "code "
-            f"for the dtype ({', '.join(f'{code:02x}' for code in _DTYPES)}) and the rank, "
-            f"got the bytes {magic.hex(' ') or 'of an empty file'}."
+            f"read_idx: {str(file)!r} is not an IDX file: it must begin with two zero bytes, a code for "
+            f"the dtype ({', '.join(f'{code:02x}' for code in _DTYPES)}) and the rank, got the bytes "
+            f"{magic.hex(' ') or 'of an empty file'}."
         )
     dtype, rank = np.dtype(_DTYPES[magic[2]]), magic[3]
     if rank > 32:
-        raise ValueError(
-            f"read_idx: {str(file)!r} says that it has {rank} axes; expected 32 at most."
-        )
+        raise ValueError(f"read_idx: {str(file)!r} has {rank} axes; expected 32 at most.")
     header = stream.read(4 * rank)
     if len(header) < 4 * rank:
         raise ValueError(f"read_idx: {str(file)!r} ends within the header, which has {rank} axes.")
@@ -81,8 +75,7 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
         content += piece
         if len(content) > expected:
             raise ValueError(
-                f"read_idx: {str(file)!r} holds more than the {expected} bytes of data that its "
-                "header "
+                f"read_idx: {str(file)!r} holds more than the {expected} bytes of data that its header "
                 f"says (shape {shape}, {dtype.name})."
             )
     if len(content) < expected:
@@ -96,19 +89,16 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
 
 @register("data", "idx")
 class Idx(AbstractDataset):
-    """MNIST, or a data set published in its format: grey images with 256 levels.
+    """MNIST, or a data set published in its format: grey images `(1, height, width)` with 256 levels.
 
-    The split is the files' own. The shape is `(1, height, width)`: `(1, 28, 28)` for MNIST.
+    The split is the files' own.
     """
 
     def __init__(self, path: str | os.PathLike[str], labels: bool = False):
-        """**Arguments:**
-
-        - `path`: the folder with the files under their original names, `train-images-idx3-ubyte`
-          and `t10k-images-idx3-ubyte`, plain or with `.gz`.
-        - `labels`: whether an image comes with its class, from `train-labels-idx1-ubyte` and
-          `t10k-labels-idx1-ubyte` in the same folder. The largest label determines the number of
-          classes.
+        """**Arguments:** `path`: the folder with the files under their original names,
+        `train-images-idx3-ubyte` and `t10k-images-idx3-ubyte`, plain or with `.gz`; `labels`: whether an
+        image comes with its class, from `train-labels-idx1-ubyte` and `t10k-labels-idx1-ubyte`. The largest
+        label determines the number of classes.
 
         **Raises:** `FileNotFoundError` if the folder or one of the files is missing; `ValueError`
         for a damaged file, or one without 8-bit images or a label for each of them.
@@ -127,8 +117,7 @@ class Idx(AbstractDataset):
             classes = 1 + int(max(first.max(), second.max()))
             self.train = LabelledSource(self.train, first, classes)
             self.test = LabelledSource(self.test, second, classes)
-        self.levels = 256
-        self.shape = self.train.shape
+        self.levels, self.shape = 256, self.train.shape
 
 
 def _file(folder: Path, part: str, what: str, rank: int) -> Path:
@@ -136,8 +125,7 @@ def _file(folder: Path, part: str, what: str, rank: int) -> Path:
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(
-            f"Idx: path={str(folder)!r} must hold the file {names[0]} or {names[1]}, "
-            f"got {_listing(folder)}."
+            f"Idx: {str(folder)!r} must hold the file {names[0]} or {names[1]}, got {_listing(folder)}."
         )
     return file
 
@@ -165,7 +153,5 @@ def _labels(folder: Path, part: str, count: int) -> UInt8[np.ndarray, " n"]:
 
 
 def _listing(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    if not names:
-        return "an empty folder"
+    names = sorted(entry.name for entry in folder.iterdir()) or ["an empty folder"]
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -1,10 +1,9 @@
-r"""Batches: the order of examples, and an iterator that reads ahead.
+"""Batches: the order of examples, and an iterator that reads ahead.
 
-The examples of all epochs form one endless stream: a permutation of the source, then another, and so
-on. Batch $i$ of size $B$ is the part $[iB, (i + 1)B)$ of the stream: it may span two epochs, and no
-example is left out. The permutation of an epoch is a function of the seed and the epoch's number, so a
-batch is a function of the seed and its own number: to continue a run, it is enough to know how many
-batches it has taken.
+The examples of all epochs form one endless stream: a permutation of the source, then another, and so on.
+Batch $i$ of size $B$ is the part $[iB, (i + 1)B)$ of the stream: it may span two epochs, and no example is
+left out. It is a function of the seed and its number: a run that goes on needs only the number of batches
+taken.
 """
 
 import functools
@@ -17,6 +16,8 @@ from jaxtyping import Float32, Int, Shaped
 
 from diffkit.data.base import AbstractConditionalSource, AbstractSource
 from diffkit.data.reading import check_seed, permutation
+from diffkit.lazy import needed
+from diffkit.typing import check_at_least
 
 Batch = (
     Shaped[np.ndarray, "*items"]
@@ -41,10 +42,7 @@ class BatchIterator(Protocol):
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """The position, as a dictionary for JSON.
-
-        It counts the items taken, not those read ahead.
-        """
+        """The position, as a dictionary for JSON: it counts the items taken, not those read ahead."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -76,29 +74,24 @@ def batches(
 
     **Arguments:**
 
-    - `source`: the examples, such as `dataset.train`.
-    - `batch_size`: examples per batch.
-    - `seed`: of the order, from 0 to 2^64 - 1.
-    - `shuffle`: a new permutation for every epoch; else the stored order.
-    - `repeat`: never end. A batch may then hold examples of two epochs, or of more if the source is
-      smaller than a batch.
-    - `start`: the number of the first batch. With `start=i` the iterator begins where one without it
-      is after `i` batches, for every `chunk`.
+    - `source`: the examples, such as `dataset.train`; `batch_size`: examples per batch.
+    - `seed`: of the order, from 0 to 2^64 - 1; `shuffle`: a new permutation for every epoch, else the
+      stored order.
+    - `repeat`: never end. A batch may then hold examples of two epochs, or of more if the source is small.
+    - `start`: the number of the first batch: the iterator begins where one without it is after `start`
+      batches, for every `chunk`.
     - `drop_remainder`: whether to leave out a smaller last batch. No effect with `repeat`.
-    - `chunk`: return this many batches at a time, stacked along a new first axis, for a training loop
-      with several steps per call. Without `repeat`, batches that do not fill a last chunk are left out.
-    - `threads`: how many threads gather. 0 gathers on demand, in the calling thread.
-    - `prefetch`: how many items (batches, or chunks of them) to keep ready. 0 is like `threads=0`.
+    - `chunk`: return this many batches at a time, stacked along a new first axis, for a training loop with
+      several steps per call. Without `repeat`, batches that do not fill a last chunk are left out.
+    - `threads`: how many gather; `prefetch`: how many items (batches, or chunks of them) to keep ready. 0
+      of either gathers on demand, in the calling thread. They do not change the batches.
 
-    **Returns:** an iterator over arrays `(batch_size, *shape)`, or `(chunk, batch_size, *shape)`; for
-    a source with conditions (`AbstractConditionalSource`) over pairs of such an array and the
-    conditions, `(batch_size, condition_size)` or `(chunk, batch_size, condition_size)`. `threads` and
-    `prefetch` do not change the batches. Its state (`get_state`, `set_state`) counts items from `start`:
-    restore it into an iterator made with the same arguments.
+    **Returns:** an iterator over arrays `(batch_size, *shape)`, or `(chunk, batch_size, *shape)`; for a
+    source with conditions over pairs of such an array and the conditions, with `condition_size` in place of
+    `*shape`. Its state counts items from `start`: restore it into an iterator made with the same arguments.
 
-    **Raises:** `ValueError` for a number out of range, for `chunk` together with
-    `drop_remainder=False, repeat=False`, or if there are too few examples for one item;
-    `ImportError` without grain.
+    **Raises:** `ValueError` for a number out of range, for `chunk` together with `drop_remainder=False,
+    repeat=False`, or if there are too few examples for one item; `ImportError` without grain.
 
     ```python
     data = dk.data.Digits()
@@ -113,20 +106,13 @@ def batches(
         ("threads", threads, 0),
         ("prefetch", prefetch, 0),
     ):
-        if value < least:
-            raise ValueError(f"batches: {name} must be at least {least}, got {value}.")
+        check_at_least(f"batches: {name}", value, least)
     check_seed(seed, "batches")
     length = len(source)
     if length == 0:
         raise ValueError("batches: source must hold at least one example, got none.")
-    if repeat:
-        items = sys.maxsize
-    else:
-        items = _items(length, batch_size, start, drop_remainder, chunk)
-    try:
-        import grain
-    except ImportError as error:
-        raise ImportError("batches need grain: pip install 'diffkit[train]'") from error
+    items = sys.maxsize if repeat else _items(length, batch_size, start, drop_remainder, chunk)
+    grain = needed("grain", "batches need grain")
 
     stream = _Stream(length, seed, shuffle, None if repeat else length)
     size = batch_size * (chunk or 1)
@@ -160,8 +146,7 @@ def _items(
     if count < (chunk or 1):
         raise ValueError(
             f"batches: the source holds {length} examples, fewer than one item of "
-            f"{batch_size * (chunk or 1)}; lower batch_size or chunk, or pass repeat=True or "
-            "drop_remainder=False."
+            f"{batch_size * (chunk or 1)}; lower batch_size or chunk, or pass repeat=True or drop_remainder=False."
         )
     if start > count:
         raise ValueError(
@@ -174,10 +159,7 @@ class _Stream:
     """The order of the examples of all epochs. Any number of threads may ask."""
 
     def __init__(self, length: int, seed: int, shuffle: bool, end: int | None):
-        self._length = length
-        self._seed = seed
-        self._shuffle = shuffle
-        self._end = end
+        self._length, self._seed, self._shuffle, self._end = length, seed, shuffle, end
         # Concurrent threads usually need two neighbouring epochs.
         self._order = functools.lru_cache(maxsize=4)(self._compute_order)
 

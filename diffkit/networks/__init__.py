@@ -1,8 +1,7 @@
-"""Networks, which compute the prediction.
+"""Networks, which compute the prediction: `network(z, logsnr, condition=None, key=None)` on one example.
 
-Call a network on one example, `network(z, logsnr, condition=None, key=None)`; it returns an array of
-the shape of `z`. `MLP` is for points, `UNet` for images; plugins bring more. Their layers are in
-`diffkit.networks.layers` and `diffkit.networks.embeddings`, for networks of your own.
+`MLP` is for points, `UNet` for images; plugins bring more. Their layers are in `diffkit.networks.layers`
+and `diffkit.networks.embeddings`, for networks of your own.
 """
 
 from diffkit.networks.base import AbstractNetwork as AbstractNetwork

@@ -1,8 +1,8 @@
 """The interface of networks, and the checks that they share.
 
-A network maps a latent `z`, its `logsnr` and an optional condition to an array of the shape of `z`, or
-to several, stacked along the first axis. The parameterization decides what they mean (noise, data,
-velocity, ...), the process how the latent is scaled. A network sees one example; `jax.vmap` makes a batch.
+A network maps a latent `z`, its `logsnr` and an optional condition to an array of the shape of `z`, or to
+several, stacked along the first axis. The parameterization decides what they mean (noise, data, velocity,
+...), the process how the latent is scaled. A network sees one example; `jax.vmap` makes a batch.
 """
 
 import abc
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffkit.registry import available, get, name_of
-from diffkit.typing import PRNGKey, Scalar
+from diffkit.typing import Condition, Example, MaybeKey, Scalar
 
 DTYPES: Final = ("float32", "bfloat16")
 
@@ -22,15 +22,12 @@ class AbstractNetwork(eqx.Module):
     """The interface of all networks.
 
     By convention the constructor is `Network(shape, *, ..., outputs=1, condition_size=0,
-    logsnr_range=(13.3, -5.0), dtype="float32", key)`. Every option is a number, a string or a tuple, so
-    a config can hold it.
+    logsnr_range=(13.3, -5.0), dtype="float32", key)`. Every option is a number, a string or a tuple, so a
+    config can hold it.
 
-    **Attributes:** checked by diffkit before work begins. A network sets those that differ from the
-    defaults.
-
-    - `shape`: of its latents; `None` for any.
-    - `condition_size`: the length of its condition; 0 for none.
-    - `outputs`: how many maps of the latent's shape it returns (`AbstractParameterization.outputs`).
+    **Attributes:** checked by diffkit before work begins; a network sets those that differ from the
+    defaults. `shape`: of its latents, `None` for any; `condition_size`: the length of its condition, 0 for
+    none; `outputs`: how many maps of the latent's shape it returns (`AbstractParameterization.outputs`).
     """
 
     rank: ClassVar[int | None] = None
@@ -42,51 +39,36 @@ class AbstractNetwork(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self,
-        z: Float[Array, "*shape"],
-        logsnr: Scalar,
-        condition: Float[Array, " condition_size"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: Scalar, condition: Condition = None, *, key: MaybeKey = None
     ) -> Float[Array, "..."]:
         """Evaluate the network on one example.
 
-        **Arguments:**
+        **Arguments:** `z`: the latent, an image as (channels, height, width); `logsnr`: its log
+        signal-to-noise ratio; `condition`: a vector that describes the example (`diffkit.data.conditions`),
+        `None` for zeros, which are no condition; `key`: for dropout, in training; without a key the network
+        is deterministic.
 
-        - `z`: the latent; an image is (channels, height, width).
-        - `logsnr`: the log signal-to-noise ratio of `z`.
-        - `condition`: a vector that describes the example (`diffkit.data.conditions` says how).
-          `None` stands for zeros, which are no condition.
-        - `key`: for dropout, in training; without a key the network is deterministic.
-
-        **Returns:** an array with the shape of `z`, its first axis `outputs` times as long, always in
-        float32.
+        **Returns:** a float32 array with the shape of `z`, its first axis `outputs` times as long.
         """
 
 
 def normalise_logsnr(logsnr: Scalar, logsnr_range: tuple[float, float]) -> Scalar:
     """Place `logsnr` on the unit interval: 0 at the data end, 1 at the noise end.
 
-    **Arguments:**
-
-    - `logsnr`: any real number; values beyond the range fall beyond the unit interval.
-    - `logsnr_range`: (value at the data end, value at the noise end), the first the larger.
-
-    **Returns:** (max - logsnr) / (max - min).
+    **Arguments:** `logsnr`: any real number; values beyond the range fall beyond the unit interval;
+    `logsnr_range`: (largest, smallest), data end first.
     """
     high, low = logsnr_range
     return (high - logsnr) / (high - low)
 
 
-def condition_or_zeros(
-    condition: Float[Array, " condition_size"] | None, size: int
-) -> Float[Array, " size"]:
+def condition_or_zeros(condition: Condition, size: int) -> Float[Array, " size"]:
     """The condition as a vector of `size` numbers: zeros if there is none.
 
     **Raises:** `ValueError` if the condition has another size.
     """
     if condition is None:
-        return jnp.zeros((size,), jnp.float32)
+        return jnp.zeros(size, jnp.float32)
     if condition.shape != (size,):
         raise ValueError(
             f"condition has shape {condition.shape}, but this network was built with "
@@ -110,20 +92,14 @@ def check_common(
     dtype: str,
     dropout: float,
 ) -> None:
-    """Check the options of every network.
-
-    **Raises:** `ValueError`, naming the argument, its value and what was expected.
-    """
-    if len(shape) == 0 or any(size < 1 for size in shape):
-        raise ValueError(
-            f"shape must be one or more positive sizes, such as (3, 32, 32); got {shape}."
-        )
+    """Check the options of every network; a `ValueError` names the argument, its value and what to give."""
+    if not shape or min(shape) < 1:
+        raise ValueError(f"shape must be one or more positive sizes, as (3, 32, 32); got {shape}.")
     check_at_least("outputs", outputs, 1)
     check_at_least("condition_size", condition_size, 0)
     if not logsnr_range[0] > logsnr_range[1]:
         raise ValueError(
-            "logsnr_range must be (largest, smallest), data end first, such as (13.3, -5.0); "
-            f"got {logsnr_range}."
+            f"logsnr_range must be (largest, smallest), such as (13.3, -5.0); got {logsnr_range}."
         )
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
@@ -132,11 +108,9 @@ def check_common(
 
 
 def check_image(shape: tuple[int, ...], network: AbstractNetwork) -> tuple[int, int, int]:
-    """Check that the shape is that of an image.
+    """The shape of an image, as (channels, height, width).
 
-    **Returns:** the shape as (channels, height, width).
-
-    **Raises:** `ValueError` if not, naming the registered networks that take the shape.
+    **Raises:** `ValueError` if it is not one, naming the registered networks that take the shape.
     """
     if len(shape) != 3:
         ranks = {name: getattr(get("network", name), "rank", None) for name in available("network")}

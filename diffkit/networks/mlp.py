@@ -8,16 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffkit.networks.base import (
-    AbstractNetwork,
-    add_latent,
-    check_at_least,
-    check_common,
-)
+from diffkit.networks.base import AbstractNetwork, add_latent, check_at_least, check_common
 from diffkit.networks.embeddings import fourier_features
-from diffkit.networks.layers import Dense, dropout, embed, group_norm, scan_blocks, stack
+from diffkit.networks.layers import Dense, Embedding, dropout, embed, group_norm, scan_blocks, stack
 from diffkit.registry import register
-from diffkit.typing import PRNGKey, Scalar
+from diffkit.typing import Condition, Example, MaybeKey, PRNGKey, Scalar
 
 
 class _Block(eqx.Module):
@@ -29,11 +24,7 @@ class _Block(eqx.Module):
     dropout: float = eqx.field(static=True)
 
     def __call__(
-        self,
-        h: Float[Array, " width"],
-        embedding: Float[Array, " embedding_size"],
-        *,
-        key: PRNGKey | None,
+        self, h: Float[Array, " width"], embedding: Embedding, *, key: MaybeKey
     ) -> Float[Array, " width"]:
         scale, shift = jnp.split(self.modulate(embedding), 2)
         ones = jnp.ones_like(h, jnp.float32)
@@ -91,8 +82,7 @@ class MLP(AbstractNetwork):
         - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
         - `condition_size`: length of the condition; 0 for none.
         - `logsnr_range`: (largest, smallest) logsnr, data end first.
-        - `dtype`: of the blocks' computations, "float32" or "bfloat16". Parameters, embeddings and
-          output are float32.
+        - `dtype`: of the blocks' computations, "float32" or "bfloat16"; all else is float32.
 
         **Raises:** `ValueError` for an argument out of range.
         """
@@ -129,28 +119,20 @@ class MLP(AbstractNetwork):
         self.dense_out = Dense(width, outputs * size, zero=True, key=keys[5])
 
     def __call__(
-        self,
-        z: Float[Array, "*shape"],
-        logsnr: Scalar,
-        condition: Float[Array, " condition_size"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: Scalar, condition: Condition = None, *, key: MaybeKey = None
     ) -> Float[Array, "..."]:
         """Evaluate on one example; see `AbstractNetwork`."""
         if z.shape != self.shape:
             raise ValueError(f"z has shape {z.shape}, but this network was built for {self.shape}.")
-        dtype = jnp.dtype(self.dtype)
         embedding = embed(self, logsnr, condition)
         flat = z.reshape(-1)
-        features = jnp.concatenate(
-            [flat, fourier_features(flat, self.fourier, self.levels)]
-        ).astype(dtype)
+        features = jnp.concatenate([flat, fourier_features(flat, self.fourier, self.levels)])
         keys = None if key is None else jax.random.split(key, self.depth)
 
         def step(block: _Block, h: Any, key: Any) -> tuple[Any, None]:
             return block(h, embedding, key=key), None
 
-        h, _ = scan_blocks(step, self.blocks, self.dense_in(features), keys)
+        h, _ = scan_blocks(step, self.blocks, self.dense_in(features.astype(self.dtype)), keys)
         scale, shift = jnp.split(self.modulate_out(embedding), 2)
         h = self.dense_out(jax.nn.silu(h * (1 + scale) + shift))
         return add_latent(z, h.reshape(-1, *z.shape[1:]))

@@ -19,6 +19,7 @@ from diffkit.networks.layers import (
     Conv,
     Dense,
     GroupNorm,
+    Image,
     ResidualBlock,
     SelfAttention,
     Stage,
@@ -27,7 +28,7 @@ from diffkit.networks.layers import (
     stack,
 )
 from diffkit.registry import register
-from diffkit.typing import PRNGKey, Scalar
+from diffkit.typing import Condition, Example, MaybeKey, PRNGKey, Scalar
 
 
 class _Resolution(eqx.Module):
@@ -39,13 +40,13 @@ class _Resolution(eqx.Module):
     leave: Conv | None  # to the channels of the resolution above
 
 
-def _halve(x: Float[Array, "height width channels"]) -> Float[Array, "half_h half_w channels"]:
+def _halve(x: Image) -> Float[Array, "half_h half_w channels"]:
     """The mean of each 2x2 square."""
     height, width, channels = x.shape
     return x.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
 
 
-def _double(x: Float[Array, "height width channels"]) -> Float[Array, "double_h double_w channels"]:
+def _double(x: Image) -> Float[Array, "double_h double_w channels"]:
     """Each pixel four times."""
     height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, None, :, None, :], (height, 2, width, 2, channels))
@@ -58,10 +59,9 @@ class UNet(AbstractNetwork):
 
     Between resolutions it averages 2x2 squares on the way down and repeats pixels on the way up, each
     followed or preceded by a convolution that changes the number of channels. In the middle, at the
-    coarsest resolution, are a block, attention, and a block. The blocks at one resolution are alike and
-    scanned: compile time grows with the number of resolutions, not with `depth`.
-
-    It starts as the identity: the last convolution starts at zero, and `z` is added to it.
+    coarsest resolution, are a block, attention, and a block. The blocks at one resolution are scanned:
+    compile time grows with the number of resolutions, not with `depth`. It starts as the identity: the last
+    convolution starts at zero, and `z` is added to it.
     """
 
     rank: ClassVar[int | None] = 3
@@ -102,25 +102,16 @@ class UNet(AbstractNetwork):
         dtype: str = "float32",
         key: PRNGKey,
     ):
-        """**Arguments:**
+        """**Arguments:** those of `MLP`, with
 
         - `shape`: (channels, height, width) of one image. Height and width must be divisible by
           2^(len(multipliers) - 1).
         - `width`: channels at multiplier 1; 4 or more.
         - `depth`: residual blocks at each resolution, on each way.
-        - `multipliers`: channels in units of `width`, one entry for each resolution, the image's
-          own first.
-        - `attention`: the resolutions (0 is the image's own) with attention after each block.
-          The middle always has it.
-        - `dropout`: rate within the blocks.
-        - `fourier`: exponents n of the input's `fourier_features`; empty for none.
+        - `multipliers`: channels in units of `width`, one entry for each resolution, the image's own first.
+        - `attention`: the resolutions (0 is the image's own) with attention after each block. The middle
+          always has it.
         - `remat`: keep only the blocks' inputs for the backward pass: less memory, more time.
-        - `levels`: the number of values of a dimension of the data; scales the features' frequencies.
-        - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
-        - `condition_size`: length of the condition; 0 for none.
-        - `logsnr_range`: (largest, smallest) logsnr, data end first.
-        - `dtype`: of the blocks' computations, "float32" or "bfloat16". Parameters, embeddings and
-          output are float32.
 
         **Raises:** `ValueError` for an argument out of range.
         """
@@ -135,16 +126,14 @@ class UNet(AbstractNetwork):
         channels, height, columns = check_image(shape, self)
         check_at_least("width", width, 4)
         check_at_least("depth", depth, 1)
-        if len(multipliers) == 0 or any(multiplier < 1 for multiplier in multipliers):
+        if not multipliers or min(multipliers) < 1:
             raise ValueError(
-                "multipliers must be one or more positive integers, such as (1, 2); "
-                f"got {multipliers}."
+                f"multipliers must be one or more positive integers, such as (1, 2); got {multipliers}."
             )
-        if any(index not in range(len(multipliers)) for index in attention):
-            raise ValueError(
-                f"attention must name resolutions from 0 to {len(multipliers) - 1}; got {attention}."
-            )
-        divisor = 2 ** (len(multipliers) - 1)
+        last = len(multipliers) - 1
+        if not {*attention} <= {*range(last + 1)}:
+            raise ValueError(f"attention must name resolutions from 0 to {last}; got {attention}.")
+        divisor = 2**last
         if height % divisor or columns % divisor:
             raise ValueError(
                 f"shape must have a height and a width divisible by {divisor}, since multipliers "
@@ -156,22 +145,23 @@ class UNet(AbstractNetwork):
         self.condition_size, self.logsnr_range, self.dtype = condition_size, logsnr_range, dtype
 
         size = 4 * width
-        # Four channels or more to a group: normalising a channel alone would take away what the
-        # noise level adds to it.
+        # Four channels or more to a group: normalising one alone would remove what the noise level adds.
         groups = max(1, min(32, width // 4))
         *resolution_keys, k1, k2, k3, k4, k5, k6 = jax.random.split(key, len(multipliers) + 6)
+
+        def residual(inputs: int, outputs: int, key: PRNGKey) -> ResidualBlock:
+            return ResidualBlock(inputs, outputs, size, dropout=dropout, groups=groups, key=key)
+
+        def attend(channels: int, key: PRNGKey) -> SelfAttention:
+            return SelfAttention(channels, groups=groups, key=key)
 
         def make_resolution(index: int, inputs: int, key: PRNGKey) -> _Resolution:
             own = width * multipliers[index]
 
             def stage(channels: int, key: PRNGKey) -> Stage:
-                key, attention_key = jax.random.split(key)
-                return Stage(
-                    ResidualBlock(channels, own, size, dropout=dropout, groups=groups, key=key),
-                    SelfAttention(own, groups=groups, key=attention_key)
-                    if index in attention
-                    else None,
-                )
+                key, second = jax.random.split(key)
+                attention_block = attend(own, second) if index in attention else None
+                return Stage(residual(channels, own, key), attention_block)
 
             keys = jax.random.split(key, 4)
             return _Resolution(
@@ -181,54 +171,35 @@ class UNet(AbstractNetwork):
                 leave=None if index == 0 else Conv(own, inputs, key=keys[3]),
             )
 
-        inputs = (
-            channels * (1 + 2 * len(fourier)),
-            *(width * multiplier for multiplier in multipliers[:-1]),
-        )
+        inputs = (channels * (1 + 2 * len(fourier)), *(width * m for m in multipliers[:-1]))
         self.resolutions = tuple(
-            make_resolution(*each)
-            for each in zip(range(len(inputs)), inputs, resolution_keys, strict=True)
+            map(make_resolution, range(len(multipliers)), inputs, resolution_keys)
         )
         coarsest = width * multipliers[-1]
         self.embed1 = Dense(width + condition_size, size, key=k1)
         self.embed2 = Dense(size, size, key=k2)
-        self.middle1 = ResidualBlock(
-            coarsest, coarsest, size, dropout=dropout, groups=groups, key=k3
-        )
-        self.middle_attention = SelfAttention(coarsest, groups=groups, key=k4)
-        self.middle2 = ResidualBlock(
-            coarsest, coarsest, size, dropout=dropout, groups=groups, key=k5
-        )
+        self.middle1 = residual(coarsest, coarsest, k3)
+        self.middle_attention = attend(coarsest, k4)
+        self.middle2 = residual(coarsest, coarsest, k5)
         self.norm_out = GroupNorm(width * multipliers[0], groups=groups)
         self.conv_out = Conv(width * multipliers[0], outputs * channels, zero=True, key=k6)
 
     def __call__(
-        self,
-        z: Float[Array, "channels height width"],
-        logsnr: Scalar,
-        condition: Float[Array, " condition_size"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: Scalar, condition: Condition = None, *, key: MaybeKey = None
     ) -> Float[Array, "outputs height width"]:
         """Evaluate on one image; see `AbstractNetwork`."""
         if z.shape != self.shape:
             raise ValueError(f"z has shape {z.shape}, but this network was built for {self.shape}.")
-        dtype = jnp.dtype(self.dtype)
         embedding = embed(self, logsnr, condition)
         image = jnp.transpose(z, (1, 2, 0))
-        h = jnp.concatenate(
-            [image, fourier_features(image, self.fourier, self.levels)], axis=-1
-        ).astype(dtype)
-
+        features = fourier_features(image, self.fourier, self.levels)
+        h = jnp.concatenate([image, features], axis=-1).astype(self.dtype)
         count = len(self.resolutions)
-        if key is None:
-            down_keys: list[Any] = [None] * count
-            up_keys: list[Any] = [None] * count
-            middle_key1 = middle_key2 = None
-        else:
-            middle_key1, middle_key2, down_key, up_key = jax.random.split(key, 4)
-            down_keys = list(jax.random.split(down_key, (count, self.depth)))
-            up_keys = list(jax.random.split(up_key, (count, self.depth)))
+        middle_key1, middle_key2, *ways = [None] * 4 if key is None else jax.random.split(key, 4)
+        down_keys, up_keys = (
+            [None] * count if way is None else list(jax.random.split(way, (count, self.depth)))
+            for way in ways
+        )
 
         def go_down(stage: Stage, h: Any, key: Any) -> tuple[Any, Any]:
             h = stage(h, embedding, key=key)

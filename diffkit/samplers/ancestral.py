@@ -1,4 +1,4 @@
-r"""Ancestral sampling: the generative model itself, step by step."""
+"""Ancestral sampling: the generative model itself, step by step."""
 
 from typing import ClassVar
 
@@ -14,9 +14,9 @@ class Ancestral(AbstractOneStepSampler):
     With T steps uniform in t it is exactly the discrete-time model bounded by `vlb(..., steps=T)`; any
     number of steps works. Needs some hundred steps; choose it to sample from the model that was evaluated.
 
-    **Arguments:** `spread`: where the log variance lies between that of the posterior (0, the model
-    itself) and that of the forward step (1, DDPM's "fixed large" variance, section 3.2 there). A predicted
-    variance (`Prediction.spread`) takes precedence.
+    **Arguments:** `spread`: where the log variance lies between the posterior's (0, the model itself) and
+    the forward step's (1, DDPM's "fixed large" variance, section 3.2 there). A predicted variance
+    (`Prediction.spread`) takes precedence.
 
     **Raises:** `ValueError` if `spread` is not in [0, 1].
     """

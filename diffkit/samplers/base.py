@@ -1,8 +1,7 @@
 r"""Samplers: from noise to data.
 
-A sampler works in the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$, $\rho = e^{-\lambda/2}$,
-where every process is the variance exploding one: each sampler is written once and runs under every
-process. One step goes from $\lambda_t$ to a less noisy $\lambda_s > \lambda_t$.
+A sampler works in the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$, $\rho = e^{-\lambda/2}$, and
+so under every process. One step goes from $\lambda_t$ to a less noisy $\lambda_s > \lambda_t$.
 """
 
 import abc
@@ -25,13 +24,11 @@ class AbstractSampler(eqx.Module):
     """One step of a sampler, and the state that it carries from step to step.
 
     **Attributes:** constants of a class (`order: ClassVar[int] = 2`), or fields and properties if they
-    depend on its options.
-
-    - `stochastic`: whether `step` uses its key. A deterministic sampler never receives one.
-    - `order`: of convergence in the number of steps, as the grid is refined: of the error against the
-      exact probability-flow ODE for a deterministic sampler, of mean and variance (the weak order) for a
-      stochastic one. `None` if each step is exact to the sampler's own tolerance.
-    - `calls`: calls of the network per step; `None` if that varies.
+    depend on its options. `stochastic`: whether `step` uses its key; a deterministic sampler never receives
+    one. `order`: of convergence in the number of steps, as the grid is refined: of the error against the
+    exact probability-flow ODE for a deterministic sampler, of mean and variance (the weak order) for a
+    stochastic one; `None` if each step is exact to the sampler's own tolerance. `calls`: calls of the
+    network per step; `None` if that varies.
     """
 
     if TYPE_CHECKING:  # where abstract ones would be arguments of every constructor
@@ -59,14 +56,10 @@ class AbstractSampler(eqx.Module):
     ) -> tuple[Example, Any]:
         """One step for one example.
 
-        **Arguments:**
-
-        - `denoise`: the denoiser in the rescaled latent.
-        - `y`: the rescaled latent at `logsnr_t`.
-        - `logsnr_t`, `logsnr_s`: start and end of the step, `logsnr_t < logsnr_s`. `diffkit.invert` runs a
-          deterministic sampler the other way.
-        - `state`: what `init` or the previous step returned.
-        - `key`: for this step and this example, or `None` if the sampler is not `stochastic`.
+        **Arguments:** `denoise`: the denoiser in the rescaled latent; `y`: the rescaled latent at
+        `logsnr_t`; `logsnr_t < logsnr_s`: start and end of the step (`diffkit.invert` runs a deterministic
+        sampler the other way); `state`: what `init` or the previous step returned; `key`: for this step and
+        this example, `None` if the sampler is not `stochastic`.
 
         **Returns:** the rescaled latent at `logsnr_s`, and the new state.
         """
@@ -139,7 +132,7 @@ def take_step(
 ) -> tuple[Example, Any]:
     """`sampler.step`, checked: for loops over steps, whose state must keep its structure.
 
-    Predictions in its result become plain arrays.
+    **Returns:** its result, with plain arrays for predictions.
 
     **Raises:** `TypeError` unless it returns a latent like `y` and a state like `state`.
     """

@@ -1,9 +1,7 @@
 r"""Semilinear forms of the probability-flow ODE.
 
-In the rescaled latent the ODE of every process is $dy / d\rho = \hat\epsilon(y, \rho)$. Multiplying y
-with a factor and changing the variable gives it other right-hand sides:
-
-$$u = s(\lambda)\, y, \qquad \frac{du}{d\kappa(\lambda)} = q,$$
+In the rescaled latent the ODE of every process is $dy / d\rho = \hat\epsilon(y, \rho)$. Multiplying y with
+a factor and changing the variable gives $u = s(\lambda)\, y$ with $du / d\kappa(\lambda) = q$:
 
 | form | $s$ | $\kappa$ | $q$ |
 |---|---|---|---|
@@ -13,9 +11,8 @@ $$u = s(\lambda)\, y, \qquad \frac{du}{d\kappa(\lambda)} = q,$$
 | `velocity` | $1/(1+\rho)$ | $\rho/(1+\rho)$ | $\hat\epsilon - \hat x$ |
 
 DDIM, EDM's Heun and DEIS use `eps`; DPM-Solver++ and UniPC `x`; Adams-Bashforth in v `v`; the solvers of
-rectified flow `velocity`. Each form follows from $y = x + \rho\,\epsilon$ and the product rule. A solution
-that bends in one form can be nearly straight in another: with the noise in `eps`, with the data in `x`,
-with both in `v` and `velocity`, where u stays bounded at both ends.
+rectified flow `velocity`. A solution that bends in one form can be nearly straight in another: with the
+noise in `eps`, with the data in `x`, with both in `v` and `velocity`, where u stays bounded at both ends.
 """
 
 import math
@@ -39,9 +36,9 @@ class Form:
     """One semilinear form: u = scale y obeys du / dkappa = quantity.
 
     **Attributes:** functions of `logsnr`: `scale`; `kappa`, the variable of integration; `logsnr`, the
-    inverse of `kappa`; `slope`, the derivative of `kappa` by `logsnr`; `offset`, of `logsnr` and an origin:
-    the difference of their kappas, without cancellation of near numbers; and `quantity`, the right-hand
-    side as a function of a `Prediction`.
+    inverse of `kappa`; `slope`, the derivative of `kappa`; `offset`, of `logsnr` and an origin: the
+    difference of their kappas, without cancellation; and `quantity`, the right-hand side as a function of a
+    `Prediction`.
     """
 
     scale: Callable[[Scalar], Scalar]
@@ -141,17 +138,14 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
 
 
 def check_form(name: str) -> Form:
-    """The form of this name.
-
-    **Raises:** `ValueError`, listing the known names.
-    """
+    """The form of this name, or a `ValueError` that lists the known ones."""
     if name not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {name!r}.")
     return FORMS[name]
 
 
-# A level has passed rho / (rho + 1/2) of the way from data to noise. The scale 1/2 is in its middle: data
-# of any scale from a tenth to one come out of the noise in the middle, not at the ends.
+# A level has passed rho / (rho + 1/2) of the way from data to noise. Data of any scale from a tenth to one
+# come out of the noise in its middle, not at the ends.
 _SCALE = 0.5
 
 
@@ -173,14 +167,12 @@ def is_long(
 ) -> Bool[Array | np.ndarray, ""]:
     r"""Whether a step is too long for a method of an order above 1.
 
-    A long step is longer than `longest` in `logsnr` (4.25: $\rho$ falls to an eighth) and covers more
-    than 0.3 of the way from data to noise; a level has passed $\rho / (\rho + 1/2)$ of it. There the
-    predicted data change much, and not like a polynomial. A step with only one of the two is not long: the
-    last one of a grid uniform in time, from $\rho = 0.05$ to 0.001, hardly changes them.
-
-    Both numbers come from experiments on the problems of `benchmarks/samplers.py` and the grids of all
-    schedules: with 1 to 4 steps no error is more than twice that of DDIM, and from ten calls on hardly any
-    grows.
+    A long step is longer than `longest` in `logsnr` (4.25: $\rho$ falls to an eighth) and covers more than
+    0.3 of the way from data to noise, of which a level has passed $\rho / (\rho + 1/2)$. There the
+    predicted data change much, and not like a polynomial; with only one of the two they hardly do, as in
+    the last step of a grid uniform in time, from $\rho = 0.05$ to 0.001. Both numbers come from
+    `benchmarks/samplers.py` and the grids of all schedules: with 1 to 4 steps no error is more than twice
+    that of DDIM, and from ten calls on hardly any grows.
     """
     return (logsnr_s - logsnr_t > longest) & (_passed(logsnr_t) - _passed(logsnr_s) > _LONGEST_WAY)
 
@@ -190,8 +182,7 @@ def between(
 ) -> Float[Array, "..."]:
     """The `logsnr` at a share of the way that a step covers, as measured by `is_long`.
 
-    Call the network there again in a long step: the data come out of the noise there, if they do within
-    the step.
+    In a long step call the network there again: the data come out of the noise there, if within the step.
     """
     passed = (1 - share) * _passed(logsnr_t) + share * _passed(logsnr_s)
     place = 2 * (jnp.log1p(-passed) - jnp.log(passed) - math.log(_SCALE))

@@ -1,4 +1,4 @@
-r"""Two-stage Runge-Kutta steps of the probability-flow ODE, in any of its forms."""
+"""Two-stage Runge-Kutta steps of the probability-flow ODE, in any of its forms."""
 
 import math
 from typing import ClassVar
@@ -20,15 +20,13 @@ class RungeKutta2(AbstractOneStepSampler):
 
     In a form with $du / d\kappa = q$ and $\Delta = \kappa_s - \kappa_t$: $u' = u_t + c \Delta q_t$, and
     $u_s = u_t + \Delta \left((1 - \tfrac{1}{2c})\, q_t + \tfrac{1}{2c}\, q'\right)$. The node c = 1 is
-    Heun's trapezoid, c = 1/2 the midpoint rule. Plugins register the well-known ones: EDM's Heun
-    (form `eps`, node 1), rectified flow's midpoint rule (form `velocity`, node 1/2).
+    Heun's trapezoid (EDM's in form `eps`), c = 1/2 the midpoint rule (rectified flow's in form `velocity`).
 
-    **Long steps.** A long step (`diffkit.samplers.is_long`) becomes two steps of DDIM, with the same two
-    calls of the network. So does a step that amplifies: if the data are a single point, an error $\delta$
-    of the inner $y'$ causes an error $\delta / \rho'$ in $\hat\epsilon$, and the step must turn it into at
-    most $2 \delta$. Heun's method in `eps` exceeds that if $\rho$ falls to less than a fifth; a single step
-    from $\rho = 80$ to 0.002 would multiply by 20000. With few steps the error is about that of DDIM with
-    twice as many.
+    A long step (`diffkit.samplers.is_long`) becomes two steps of DDIM, with the same two calls of the
+    network. So does a step that amplifies: if the data are a single point, an error $\delta$ of the inner
+    $y'$ causes an error $\delta / \rho'$ in $\hat\epsilon$, and the step must turn it into at most $2
+    \delta$. Heun's method in `eps` exceeds that if $\rho$ falls to less than a fifth; a single step from
+    $\rho = 80$ to 0.002 would multiply by 20000.
 
     **Arguments:** `form`: a name in `diffkit.samplers.FORMS`; `node`: c, in (0, 1].
 
