@@ -25,23 +25,19 @@ from diffkit_bitsback.errors import CannotEncode, DamagedFile
 
 # Images read at a time.
 _PIECE: Final = 64
-# Modes of Pillow that are grey or colour without loss: black and white, grey, a palette, RGB.
-_AS_GREY: Final = ("1", "L")
-_AS_COLOUR: Final = ("1", "L", "P", "RGB")
+# By the number of channels: a name, Pillow's mode, and the modes that become it without loss.
+_KINDS: Final = {1: ("grey", "L", ("1", "L")), 3: ("RGB", "RGB", ("1", "L", "P", "RGB"))}
 # The most parts of a path: more are useless, and mkdir and rmtree are recursive.
 _MAX_DEPTH: Final = 64
 # Windows takes these for devices, with any extension.
-_DEVICE: Final = re.compile(
-    r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[1-9¹²³]) *(\..*)?", re.IGNORECASE
-)
+_DEVICE: Final = re.compile(r"(?i)(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[1-9¹²³]) *(\..*)?")
 
 
 @dataclass(frozen=True)
 class FolderSource:
     """The images of a folder and its subfolders, by name.
 
-    **Attributes:** `folder`; `names`: paths in it with `/`, sorted; `shape`: the required shape of all
-    images, (channels, height, width).
+    **Attributes:** `folder`; `names`: paths in it with `/`, sorted; `shape`: that all images must have.
     """
 
     folder: Path
@@ -102,18 +98,16 @@ def find_images(
     """The images that an argument of a command names.
 
     **Arguments:** `given`: a folder, a .npy file, the name of a data set (its test images), or
-    `test` or `train` for the run's own data; an existing path takes precedence. `run`: the run; `options`:
-    of the data set.
+    `test` or `train` for the run's own data; an existing path takes precedence. `run`; `options`: of the
+    data set.
 
-    **Raises:** `ValueError` if it is none of these or does not fit the model; `FileNotFoundError`.
+    **Raises:** `ValueError` if it does not fit the model; `FileNotFoundError` if it is none of these.
     """
-    path = Path(given).expanduser()
+    path, shape = Path(given).expanduser(), run.model.shape
     if path.exists() and options:
         raise ValueError(f"{given!r} is a path and has no options, got data.{next(iter(options))}.")
-    if path.is_dir():
-        return _folder(path, run.model.shape)
     if path.exists():
-        return ArrayOfImages(_array(path, run.model.shape))
+        return _folder(path, shape) if path.is_dir() else ArrayOfImages(_array(path, shape))
     if given in ("test", "train"):
         if options:
             raise ValueError(f"the run's own data have their own options, got {sorted(options)}.")
@@ -130,10 +124,9 @@ def find_images(
             f".npy file, test or train for the run's own data, or one of "
             f"{', '.join(dk.available('data'))}."
         )
-    if source.shape != run.model.shape:
+    if source.shape != shape:
         raise ValueError(
-            f"the images of {given!r} have the shape {source.shape}, the model is for "
-            f"{run.model.shape}."
+            f"the images of {given!r} have the shape {source.shape}, the model is for {shape}."
         )
     return ArrayOfImages(source)
 
@@ -155,7 +148,7 @@ def _array(path: Path, shape: tuple[int, ...]) -> Integer[np.ndarray, "images *s
 
 
 def _folder(folder: Path, shape: tuple[int, ...]) -> FolderSource:
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    if len(shape) != 3 or shape[0] not in _KINDS:
         raise ValueError(
             f"a folder of images is for models of grey or RGB images, got a model of the shape {shape}: "
             "give a .npy file."
@@ -204,13 +197,12 @@ def _opened(file: Path, shape: tuple[int, ...]) -> Iterator[Any]:
             frames = getattr(image, "n_frames", 1)  # which reads on
         except Exception as error:  # Pillow raises several kinds, by format and damage
             raise ValueError(f"{str(file)!r} is not an image that can be read: {error}") from error
-        modes = _AS_GREY if shape[0] == 1 else _AS_COLOUR
-        kind = "grey" if shape[0] == 1 else "RGB"
-        if image.mode not in modes or "transparency" in image.info:
+        kind, _, modes = _KINDS[shape[0]]
+        transparent = " with transparency" * ("transparency" in image.info)
+        if image.mode not in modes or transparent:
             raise ValueError(
                 f"{str(file)!r} must be {kind} with 8 bits per channel and without transparency, so "
-                f"that no pixel changes, got the mode {image.mode!r}"
-                f"{' with transparency' if 'transparency' in image.info else ''}."
+                f"that no pixel changes, got the mode {image.mode!r}{transparent}."
             )
         if frames > 1:
             raise ValueError(f"{str(file)!r} must be one image, got {frames} frames.")
@@ -225,7 +217,7 @@ def _opened(file: Path, shape: tuple[int, ...]) -> Iterator[Any]:
 def _pixels(file: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "channels height width"]:
     with _opened(file, shape) as image:
         try:
-            pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"))
+            pixels = np.asarray(image.convert(_KINDS[shape[0]][1]))
         except Exception as error:
             raise ValueError(f"{str(file)!r} cannot be decoded: {error}") from error
     return pixels.reshape(*shape[1:], shape[0]).transpose(2, 0, 1)
@@ -247,9 +239,6 @@ def _is_safe(name: str) -> bool:
         and not any(_DEVICE.fullmatch(part) for part in parts)
         and not any(ord(letter) < 32 or letter in '\\:*?"<>|\x7f' for letter in name)
     )
-
-
-# Writing uses a temporary name until all is done.
 
 
 def check_free(out: Path, overwrite: bool) -> None:
@@ -274,7 +263,9 @@ def _check_free_for_folder(out: Path) -> None:
         )
 
 
-def _hidden(out: Path) -> Path:
+def _temporary(out: Path) -> Path:
+    """A hidden name beside `out`, until all is written."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     return out.parent / f".diffkit-{secrets.token_hex(4)}.part"
 
 
@@ -285,8 +276,7 @@ def new_file(out: Path, *, overwrite: bool) -> Iterator[io.BufferedRandom]:
     **Raises:** `FileExistsError` if something is in its place, at the beginning or at the end.
     """
     check_free(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = _hidden(out)
+    place = _temporary(out)
     try:
         with place.open("x+b") as file:
             yield file
@@ -305,8 +295,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     **Raises:** `FileExistsError` as `new_file`; a folder never replaces anything.
     """
     _check_free_for_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = _hidden(out)
+    place = _temporary(out)
     place.mkdir()
     try:
         yield place
@@ -330,15 +319,9 @@ class ArrayWriter:
 
     def _start(self) -> bytes:
         # NumPy leaves room in it, so its length does not change when the number of images grows.
-        start = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            start,
-            {
-                "shape": (self._count, *self._shape),
-                "fortran_order": False,
-                "descr": np.lib.format.dtype_to_descr(self._dtype),
-            },
-        )
+        start, descr = io.BytesIO(), np.lib.format.dtype_to_descr(self._dtype)
+        header = {"shape": (self._count, *self._shape), "fortran_order": False, "descr": descr}
+        np.lib.format.write_array_header_1_0(start, header)
         return start.getvalue()
 
     def write(self, images: Integer[np.ndarray, "images *shape"]) -> None:
@@ -361,12 +344,12 @@ def write_images(
 ) -> None:
     """Write images into a new folder, as PNG.
 
-    **Raises:** `DamagedFile` for names that lead out of the folder, are repeated or missing, and for images
-    of more than 8 bits per channel.
+    **Raises:** `DamagedFile` for names that lead out of the folder, are repeated or missing, and for values
+    above 255.
     """
     from PIL import Image
 
-    if len(names) != len(images) or images.ndim != 4 or images.shape[1] not in (1, 3):
+    if len(names) != len(images) or images.ndim != 4 or images.shape[1] not in _KINDS:
         raise DamagedFile("the file says that it holds a folder of images, but gives no names.")
     if images.max(initial=0) > 255:
         raise DamagedFile(
