@@ -150,14 +150,17 @@ class Chain:
         seed: int = 0,
     ):
         if model.decoder.levels is None:
+            name = type(model.decoder).__name__
             raise CannotEncode(
-                "model must have a discrete decoder, such as decoder=discretized, to be coded without "
-                f"loss; got {type(model.decoder).__name__}, which is for continuous data."
+                f"model must have a discrete decoder; got {name}, which is for continuous data."
             )
-        if len(logsnrs) < 2 or not (np.isfinite(logsnrs).all() and (np.diff(logsnrs) < 0).all()):
+        self._logsnrs = logsnrs.astype(np.float32)
+        if not (
+            len(logsnrs) > 1 and np.isfinite(logsnrs).all() and (np.diff(self._logsnrs) < 0).all()
+        ):
             raise CannotEncode(
-                "logsnrs must be at least two finite numbers, strictly decreasing from the data end, "
-                f"got {logsnrs}."
+                "logsnrs must be at least two finite numbers, strictly decreasing from the data end, in "
+                f"float32 too, got {logsnrs}."
             )
         if batch_size < 1:
             raise CannotEncode(f"batch_size must be at least 1, got {batch_size}.")
@@ -172,12 +175,6 @@ class Chain:
             raise CannotEncode(f"seed must be from 0 to {2**64 - 1}, got {seed}.")
         self._model = model
         self._levels: int = model.decoder.levels
-        self._logsnrs = logsnrs.astype(np.float32)
-        if not (np.diff(self._logsnrs) < 0).all():
-            raise CannotEncode(
-                "logsnrs must be strictly decreasing in float32 too: there are too many steps between "
-                f"{logsnrs[0]} and {logsnrs[-1]}."
-            )
         self._batch_size, self._first_batch = batch_size, first_batch
         self._resolution, self._seed = resolution, seed
         self._size = math.prod(model.shape)
@@ -306,18 +303,16 @@ class Chain:
         """
         shape = self._model.shape
         if images.shape[1:] != shape:
-            raise CannotEncode(
-                f"images must have the model's shape {shape}, that is an array of shape (count, "
-                f"{', '.join(map(str, shape))}), got {images.shape}."
-            )
+            expected = f"the model's shape {shape}, shape (count, {', '.join(map(str, shape))})"
+            raise CannotEncode(f"images must have {expected}, got {images.shape}.")
         # Piece by piece, since the array may be mapped from a file larger than memory.
         for rows in groups(len(images), max(1, 2**24 // max(1, self._size))):
             piece = images[rows]
             if piece.size and (piece.min() < 0 or piece.max() >= self._levels):
+                begin = first + rows.start
                 raise CannotEncode(
                     f"images must hold levels from 0 to {self._levels - 1}, got {piece.min()} to "
-                    f"{piece.max()} in images {first + rows.start} to "
-                    f"{first + rows.start + len(piece) - 1}."
+                    f"{piece.max()} in images {begin} to {begin + len(piece) - 1}."
                 )
 
     def _encode_batch(

@@ -11,13 +11,11 @@ Each chunk's images are compared with the digest of the encoded ones before any 
 """
 
 import copy
-import functools
 import hashlib
 import io
 import itertools
 import json
 import math
-import operator
 import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -54,8 +52,8 @@ _MAX_LABEL: Final = 1000
 _DTYPES: Final = tuple(np.dtype(f"{kind}{size}").name for kind in "ui" for size in (1, 2, 4, 8))
 _SOFTWARE: Final = ("diffkit", "diffkit-bitsback", "jax", "jaxlib", "numpy", "constriction")
 _PROBE_STEPS: Final = 6
-# Of a codec, and as such in a file's header.
 _SOURCES: Final = ("array", "folder")
+# Of a codec, and as such in a file's header.
 _SETTINGS: Final = ("batch_size", "first_batch", "chunk", "resolution", "seed")
 
 
@@ -69,8 +67,7 @@ class Header:
     - `shape`, `levels`, `dtype`: of an image as stored.
     - `steps`, `grid`, `logsnrs`: T, the grid's name with its options, and the digest of its values.
     - `batch_size`, `first_batch`, `chunk`, `resolution`, `seed`: as given to the `Codec`.
-    - `probe`: the digest of the probe.
-    - `device`, `software`: used for writing.
+    - `probe`: the digest of the probe; `device`, `software`: used for writing.
     - `images`: their number, or `None` if unknown when writing began.
     - `source`: what the images were read from, and become again: `"array"` or `"folder"`.
     """
@@ -102,15 +99,12 @@ class Header:
         """
         names = {each.name for each in fields(cls)}
         if set(found) != names:
-            raise DamagedFile(
-                f"the header must say {', '.join(sorted(names))}; got {sorted(found)!r:.500}."
-            )
+            raise DamagedFile(f"the header must say {sorted(names)}; got {sorted(found)!r:.500}.")
 
         def check(name: str, good: bool) -> None:
             if not good:
-                raise DamagedFile(
-                    f"the header says {name}={found[name]!r:.100}, which no codec writes."
-                )
+                got = f"{name}={found[name]!r:.100}"
+                raise DamagedFile(f"the header says {got}, which no codec writes.")
 
         model, shape, resolution = found["model"], found["shape"], found["resolution"]
         check("model", _is_texts(model, ("parameters", "structure")))
@@ -185,12 +179,10 @@ class Codec:
     - `steps`: T, the number of coded steps. More make a shorter file but take longer.
     - `grid`: the placement of the steps, by default even in time.
     - `batch_size`: images that go through the network together.
-    - `first_batch`: the size of a chunk's first batch. Its latents take the initial bits; the next batches
-      grow as fast as images pay back, up to `batch_size`. 1 makes the smallest file, but takes about 15
-      more batches than `batch_size`.
+    - `first_batch`: the size of a chunk's first batch, whose latents take the initial bits; later ones grow
+      up to `batch_size`. 1 makes the smallest file, but takes about 15 more batches than `batch_size`.
     - `chunk`: images per chunk. Each chunk has its own initial bits.
-    - `resolution`: lattice points per standard deviation of a latent.
-    - `seed`: of the initial bits below the first image.
+    - `resolution`, `seed`: as in `diffkit_bitsback.Chain`.
     - `label`: describes the model, such as its checkpoint's step, in the error for a wrong model.
 
     **Attributes:** the arguments; `fingerprint`: of the model; `logsnrs`: from data to noise.
@@ -237,10 +229,7 @@ class Codec:
         self._other: Codec | None = None
 
     def with_steps(self, steps: int, *, grid: Any = None) -> "Codec":
-        """The same with other steps; both share the compiled functions.
-
-        **Arguments:** `steps` and `grid` as in the constructor; the grid defaults to this one's.
-        """
+        """The same with other steps, and with another grid if given; both share the compiled functions."""
         _check_number("steps", steps, _MAX_STEPS)
         other = copy.copy(self)
         other.steps = steps
@@ -251,9 +240,7 @@ class Codec:
         return other
 
     def encode(self, images: Images) -> bytes:
-        """Images to the bytes of a file.
-
-        **Arguments:** `images`: integers 0 ... levels - 1 of any integer dtype.
+        """Images, as stored, to the bytes of a file.
 
         **Raises:** `CannotEncode` for images that do not fit the model; `CannotReproduce` if the network
         does not give the same floats twice.
@@ -269,9 +256,8 @@ class Codec:
         `CannotReproduce`.
         """
         decoding = self.open(io.BytesIO(data))
-        parts = [part.images for part in decoding.chunks()]
-        header = decoding.header
-        return np.concatenate([np.zeros((0, *header.shape), header.dtype), *parts])
+        nothing = np.zeros((0, *decoding.header.shape), decoding.header.dtype)
+        return np.concatenate([nothing, *(part.images for part in decoding.chunks())])
 
     def encode_stream(
         self,
@@ -306,33 +292,32 @@ class Codec:
         if source == "folder" and names is None:
             raise ValueError("names must be given for source='folder', one for each image.")
         arrays = iter(images)
-        head = next(arrays, None)
-        dtype = self._chain.dtype if head is None else head.dtype.newbyteorder("=")
-        header = self._header(dtype, images=count, source=source)
-        writer = Writer(file, header)
+        head = list(itertools.islice(arrays, 1))
+        dtype = head[0].dtype.newbyteorder("=") if head else self._chain.dtype
+        writer = Writer(file, self._header(dtype, images=count, source=source))
         supply = None if names is None else iter(names)
-        parts: list[ChainStatistics] = []
-        tell = None if progress is None else _Offset(progress, math.prod(self.model.shape))
-        given = itertools.chain([] if head is None else [head], arrays)
-        for first, chunk in self._chunks(given, dtype):
-            taken = () if supply is None else tuple(itertools.islice(supply, len(chunk)))
-            if supply is not None and len(taken) < len(chunk):
-                raise ValueError(f"names must be one for each image, got {first + len(taken)}.")
-            packed_names(taken)  # refuses early what would be refused at the end
+        total = ChainStatistics.nothing()
+        tell = _Offset(progress, math.prod(self.model.shape))
+        one_by_one = self._checked(itertools.chain(head, arrays), dtype)
+        while taken := list(itertools.islice(one_by_one, self.chunk)):
+            chunk, first = np.stack(taken).astype(dtype), writer.images
+            named = () if supply is None else tuple(itertools.islice(supply, len(chunk)))
+            if supply is not None and len(named) < len(chunk):
+                raise ValueError(f"names must be one for each image, got {first + len(named)}.")
+            packed_names(named)  # refuses early what would be refused at the end
             words, statistics = self._chain.encode(chunk, progress=tell)
-            coded = Chunk(first, len(chunk), words, _images_digest(chunk), taken)
+            coded = Chunk(first, len(chunk), words, _images_digest(chunk), named)
             if verify:
                 self._decoded(coded, dtype)
             writer.write(coded)
-            parts.append(statistics)
-            if tell is not None:
-                tell.chunk_done(first + len(chunk), statistics.total_bits, len(chunk))
+            total += statistics
+            tell.chunk_done(coded)
         if count is not None and writer.images != count:
             raise ValueError(f"count says {count} images, got {writer.images}.")
         if supply is not None and next(supply, None) is not None:
             raise ValueError(f"names must be one for each of the {writer.images} images, got more.")
         writer.close()
-        return functools.reduce(operator.add, parts, ChainStatistics.nothing())
+        return total
 
     def decode_stream(
         self,
@@ -365,9 +350,8 @@ class Codec:
 
     def _header(self, dtype: np.dtype, *, images: int | None, source: str) -> dict[str, Any]:
         if dtype.name not in _DTYPES or np.iinfo(dtype).max < self.levels - 1:
-            raise CannotEncode(
-                f"images must be integers 0 ... {self.levels - 1}, got the dtype {dtype}."
-            )
+            most = self.levels - 1
+            raise CannotEncode(f"images must be integers 0 ... {most}, got the dtype {dtype}.")
         header = Header(
             model=self.fingerprint,
             label=self.label,
@@ -393,18 +377,18 @@ class Codec:
                 f"the file has images of the shape {header.shape} with {header.levels} levels; this "
                 f"model is for {self.model.shape} with {self.levels}."
             )
-        mine, named = self.fingerprint, f" ({header.label!r:.80})" if header.label else ""
-        own = f" ({self.label!r})" if self.label else ""
-        if header.model.structure != mine.structure:
+        if header.model != self.fingerprint:
+            named = f" ({header.label!r:.80})" if header.label else ""
+            own = f" ({self.label!r})" if self.label else ""
+            differs = f"other parts or options than this one{own}"
+            if header.model.structure == self.fingerprint.structure:
+                differs = (
+                    f"the same parts as this one{own}, but other parameters: another run, or another "
+                    "checkpoint of it"
+                )
             raise WrongModel(
-                f"the file was written with a model{named} with other parts or options than this one"
-                f"{own}: fingerprint {header.model}, this one's is {mine}."
-            )
-        if header.model != mine:
-            raise WrongModel(
-                f"the file was written with a model{named} with the same parts as this one{own}, but "
-                f"other parameters: another run, or another checkpoint of it. Its fingerprint is "
-                f"{header.model}, this one's is {mine}."
+                f"the file was written with a model{named} with {differs}. Its fingerprint is "
+                f"{header.model}, this one's is {self.fingerprint}."
             )
         fit = self._with_settings(header)
         if _digest(fit.logsnrs) != header.logsnrs:
@@ -482,32 +466,19 @@ class Codec:
             self._known_probe = _digest(np.concatenate([words, *functions]).astype("<f8"))
         return self._known_probe
 
-    def _chunks(self, arrays: Iterable[Images], dtype: np.dtype) -> Iterator[tuple[int, Images]]:
-        """The images in chunks, each with the index of its first image."""
-        first, waiting, held = 0, [], 0
+    def _checked(self, arrays: Iterable[Images], dtype: np.dtype) -> Iterator[np.ndarray]:
+        """The images one by one."""
+        first = 0
         for array in arrays:
             if array.dtype.newbyteorder("=") != dtype:
-                raise CannotEncode(
-                    f"all images must have one dtype, got {dtype} and then {array.dtype}."
-                )
-            self._chain.check(array, first + held)
-            begin = 0
-            while held + len(array) - begin >= self.chunk:
-                end = begin + self.chunk - held
-                yield first, np.concatenate([*waiting, array[begin:end]]).astype(dtype)
-                first, waiting, held, begin = first + self.chunk, [], 0, end
-            if begin < len(array):
-                waiting.append(array[begin:])
-                held += len(array) - begin
-        if held:
-            yield first, np.concatenate(waiting).astype(dtype)
+                both = f"{dtype} and then {array.dtype}"
+                raise CannotEncode(f"all images must have one dtype, got {both}.")
+            self._chain.check(array, first)
+            first += len(array)
+            yield from array
 
     def _decoded(
-        self,
-        chunk: Chunk,
-        dtype: np.dtype,
-        progress: Callable[[float], None] | None = None,
-        hint: str = "",
+        self, chunk: Chunk, dtype: np.dtype, progress: "_Offset | None" = None, hint: str = ""
     ) -> Decoded:
         last = chunk.first + chunk.count - 1
         what = f"images {chunk.first} to {last} were read as they were written"
@@ -517,9 +488,7 @@ class Codec:
             raise CannotReproduce(f"{what}, but do not decode: {error} {hint}".rstrip()) from error
         images = images.astype(dtype)
         if _images_digest(images) != chunk.images_digest:
-            raise CannotReproduce(
-                f"{what}, but decode to other images than those encoded. {hint}".rstrip()
-            )
+            raise CannotReproduce(f"{what}, but decode to other images. {hint}".rstrip())
         return Decoded(chunk.first, images, chunk.names)
 
 
@@ -543,40 +512,36 @@ class Decoding:
         **Raises:** as `Codec.decode`.
         """
         header = self.header
-        tell = None if progress is None else _Offset(progress, math.prod(header.shape))
+        dtype, hint = np.dtype(header.dtype), _differences(header)
+        tell = _Offset(progress, math.prod(header.shape))
         for chunk in self._reader.chunks(most=header.chunk, total=header.images, damaged=damaged):
-            if tell is not None:
-                tell.first = chunk.first
+            tell.first = chunk.first
             try:
-                decoded = self._codec._decoded(
-                    chunk, np.dtype(header.dtype), tell, _differences(header)
-                )
+                decoded = self._codec._decoded(chunk, dtype, tell, hint)
             except CodecError as error:
                 if damaged is None:
                     raise
                 damaged(range(chunk.first, chunk.first + chunk.count), error)
                 continue
-            if tell is not None:
-                tell.chunk_done(chunk.first + chunk.count, 32 * chunk.words.size, chunk.count)
+            tell.chunk_done(chunk)
             yield decoded
 
 
 class _Offset:
     """Progress inside a chunk as progress of the whole."""
 
-    def __init__(self, progress: Progress, size: int):
-        self.first = 0
+    def __init__(self, progress: Progress | None, size: int):
         self._progress, self._size = progress, size
-        self._bits, self._images = 0, 0
+        self.first = self._bits = self._done = 0
 
     def __call__(self, images: float) -> None:
-        done = self._images * self._size
-        self._progress(self.first + images, self._bits / done if done else None)
+        if self._progress is not None:
+            self._progress(self.first + images, self._bits / self._done if self._done else None)
 
-    def chunk_done(self, last: int, bits: int, images: int) -> None:
-        self._bits += bits
-        self._images += images
-        self.first = last
+    def chunk_done(self, chunk: Chunk) -> None:
+        self._bits += 32 * chunk.words.size
+        self._done += chunk.count * self._size
+        self.first = chunk.first + chunk.count
         self(0)
 
 

@@ -64,7 +64,7 @@ def digest(*parts: bytes | memoryview, key: bytes = b"") -> bytes:
 
 
 def canonical(value: Any) -> bytes:
-    """Canonical JSON: one text for one value.
+    """JSON, one text for one value.
 
     **Raises:** `ValueError` for values JSON cannot hold, including NaN and infinity.
     """
@@ -79,8 +79,7 @@ def packed_names(names: Sequence[str]) -> bytes:
     packed = canonical(names) if names else b""
     if len(packed) > MAX_NAMES:
         raise ValueError(
-            f"names must have {MAX_NAMES} bytes in a chunk at most, got {len(packed)}: put fewer images "
-            "in a chunk."
+            f"names must have {MAX_NAMES} bytes in a chunk at most, got {len(packed)}."
         )
     return packed
 
@@ -127,20 +126,15 @@ class Writer:
         number of names, or is too large for the format.
         """
         if chunk.first != self.images or not 1 <= chunk.count < 2**32:
+            got = f"first={chunk.first}, count={chunk.count}"
             raise ValueError(
-                f"chunk must begin with image {self.images} and hold one image or more, got first="
-                f"{chunk.first}, count={chunk.count}."
+                f"chunk must begin with image {self.images} and hold one image or more, got {got}."
             )
         if chunk.names and len(chunk.names) != chunk.count:
-            raise ValueError(
-                f"names must be none or {chunk.count}, one for each image, got {len(chunk.names)}."
-            )
+            raise ValueError(f"names must be none or {chunk.count}, got {len(chunk.names)}.")
         names = packed_names(chunk.names)
         if chunk.words.size > MAX_WORDS:
-            raise ValueError(
-                f"a chunk must have {MAX_WORDS} words at most, got {chunk.words.size}: put fewer images "
-                "in a chunk."
-            )
+            raise ValueError(f"chunk must have {MAX_WORDS} words at most, got {chunk.words.size}.")
         words = chunk.words.astype("<u4").tobytes()
         numbers = self._chunks, chunk.first, chunk.count, len(names), chunk.words.size
         frame = _FRAME.pack(_CHUNK_MARK, *numbers, chunk.images_digest, digest(names, words))
@@ -292,10 +286,8 @@ class Reader:
             return end
         frame = _Frame(raw, seal)
         if not 1 <= frame.count <= most or frame.first + frame.count > MAX_IMAGES:
-            raise DamagedFile(
-                f"a chunk must have 1 to {most} images of {MAX_IMAGES}, got {frame.count} from "
-                f"{frame.first} on."
-            )
+            got = f"{frame.count} from {frame.first} on"
+            raise DamagedFile(f"a chunk must have 1 to {most} images of {MAX_IMAGES}, got {got}.")
         if frame.words > MAX_WORDS or frame.names > MAX_NAMES:
             raise DamagedFile(
                 f"a chunk must have {MAX_WORDS} words and {MAX_NAMES} bytes of names at most, got "
@@ -332,10 +324,8 @@ class Reader:
     def _take(self, length: int, what: str) -> bytes:
         left = self._size - self._file.tell()
         if length > left:
-            raise DamagedFile(
-                f"the file is cut short, or a length in it is wrong: {what} needs {length} bytes, "
-                f"{left} are left."
-            )
+            short = "the file is cut short, or a length in it is wrong"
+            raise DamagedFile(f"{short}: {what} needs {length} bytes, {left} are left.")
         taken = self._file.read(length)
         if len(taken) != length:
             raise DamagedFile(f"the file shrank while it was read: {what} is missing.")
@@ -354,14 +344,10 @@ class _End:
         _, self.chunks, self.images, self.words, self.seals = _END.unpack(raw)
 
 
-def _refuse(text: str) -> Any:
-    raise ValueError(f"JSON has no {text}")
-
-
 def _json(text: bytes, what: str) -> Any:
     try:
-        value = json.loads(text.decode("ascii"), parse_constant=_refuse)
-        same = canonical(value) == text
+        value = json.loads(text.decode("ascii"))
+        same = canonical(value) == text  # which refuses NaN and infinity
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{what} cannot be read: {error}") from error
     if not same:

@@ -46,10 +46,7 @@ _LENGTHS[0] += TOTAL - len(_LENGTHS) - _LENGTHS.sum()
 class LatticeGaussians:
     """Independent Gaussians, each restricted to the points of one lattice.
 
-    **Arguments:**
-
-    - `mean`, `std`: of each; the standard deviation may be one for all.
-    - `spacing`: the distance of the lattice points, which are its multiples.
+    **Arguments:** `mean`; `std`: of each, or one for all; `spacing`, of which the points are multiples.
 
     **Raises:** `CannotEncode` for a mean or a standard deviation that is not finite.
     """
@@ -60,9 +57,7 @@ class LatticeGaussians:
         self._mean = mean.astype(np.float64) / spacing
         self._std = np.asarray(std, np.float64) / spacing
         if not (np.isfinite(self._mean).all() and np.isfinite(self._std).all()):
-            raise CannotEncode(
-                "the model predicts a mean or a standard deviation that is not finite."
-            )
+            raise CannotEncode("the model predicts a mean or a deviation that is not finite.")
         std = np.clip(self._std, _NARROWEST, _WIDEST)
         mean = np.clip(self._mean, -_FARTHEST, _FARTHEST)
         # Cells of 2^bits points.

@@ -11,16 +11,15 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Int, Integer, UInt8
 
 import diffkit as dk
-from diffkit.data import AbstractSource
+from diffkit.data import AbstractSource, ArraySource
 from diffkit_bitsback.errors import CannotEncode, DamagedFile
 
 # Images read at a time.
@@ -33,8 +32,7 @@ _MAX_DEPTH: Final = 64
 _DEVICE: Final = re.compile(r"(?i)(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[1-9¹²³]) *(\..*)?")
 
 
-@dataclass(frozen=True)
-class FolderSource:
+class FolderSource(AbstractSource):
     """The images of a folder and its subfolders, by name.
 
     **Attributes:** `folder`; `names`: paths in it with `/`, sorted; `shape`: that all images must have.
@@ -54,47 +52,24 @@ class FolderSource:
             path = PurePosixPath(name)
             png = name if path.suffix.lower() == ".png" else str(path.with_suffix(".png"))
             if png in kept:
-                raise CannotEncode(
-                    f"{kept[png]!r} and {name!r} would both come back as {png!r}: rename one of them."
-                )
+                both = f"{kept[png]!r} and {name!r}"
+                raise CannotEncode(f"{both} would both come back as {png!r}: rename one of them.")
             if not _is_safe(png):
                 raise CannotEncode(f"the file name {name!r} cannot be kept in a file: rename it.")
             kept[png] = name
         return tuple(kept)
 
-    def read(self, first: int, last: int) -> UInt8[np.ndarray, "images channels height width"]:
-        """The images with the numbers `first` ... `last` - 1."""
-        files = [self.folder / name for name in self.names[first:last]]
-        return np.stack([_pixels(file, self.shape) for file in files])
+    def gather(self, indices: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n *shape"]:
+        return np.stack([_pixels(self.folder / self.names[i], self.shape) for i in indices])
 
 
-@dataclass(frozen=True)
-class ArrayOfImages:
-    """The images in an array, or in a source of a data set."""
-
-    source: Integer[np.ndarray, "images *shape"] | AbstractSource
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def read(self, first: int, last: int) -> Integer[np.ndarray, "images *shape"]:
-        """The images with the numbers `first` ... `last` - 1."""
-        if isinstance(self.source, np.ndarray):
-            return np.ascontiguousarray(self.source[first:last])
-        return np.asarray(self.source.gather(np.arange(first, last)))
-
-
-def pieces(
-    source: FolderSource | ArrayOfImages, count: int
-) -> Iterator[Integer[np.ndarray, "images *shape"]]:
+def pieces(source: AbstractSource, count: int) -> Iterator[Integer[np.ndarray, "images *shape"]]:
     """The first `count` images, a few at a time."""
     for first in range(0, count, _PIECE):
-        yield source.read(first, min(first + _PIECE, count))
+        yield source.gather(np.arange(first, min(first + _PIECE, count)))
 
 
-def find_images(
-    given: str, run: dk.Run, options: Mapping[str, Any]
-) -> FolderSource | ArrayOfImages:
+def find_images(given: str, run: dk.Run, options: Mapping[str, Any]) -> AbstractSource:
     """The images that an argument of a command names.
 
     **Arguments:** `given`: a folder, a .npy file, the name of a data set (its test images), or
@@ -107,7 +82,7 @@ def find_images(
     if path.exists() and options:
         raise ValueError(f"{given!r} is a path and has no options, got data.{next(iter(options))}.")
     if path.exists():
-        return _folder(path, shape) if path.is_dir() else ArrayOfImages(_array(path, shape))
+        return _folder(path, shape) if path.is_dir() else ArraySource(_array(path, shape))
     if given in ("test", "train"):
         if options:
             raise ValueError(f"the run's own data have their own options, got {sorted(options)}.")
@@ -125,34 +100,29 @@ def find_images(
             f"{', '.join(dk.available('data'))}."
         )
     if source.shape != shape:
-        raise ValueError(
-            f"the images of {given!r} have the shape {source.shape}, the model is for {shape}."
-        )
-    return ArrayOfImages(source)
+        raise ValueError(f"{given!r} has images of shape {source.shape}, the model is for {shape}.")
+    return source
 
 
 def _array(path: Path, shape: tuple[int, ...]) -> Integer[np.ndarray, "images *shape"]:
-    expected = f"a .npy file of integers of the shape (images, {', '.join(map(str, shape))})"
+    sizes = ", ".join(map(str, shape))
+    wrong = f"{str(path)!r} must be a .npy file of integers of the shape (images, {sizes})"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # by the kind of damage
-        raise ValueError(f"{str(path)!r} must be {expected}: {error}") from error
+        raise ValueError(f"{wrong}: {error}") from error
     if not isinstance(array, np.ndarray):  # an archive
         array.close()
-        raise ValueError(f"{str(path)!r} must be {expected}, got a .npz archive.")
+        raise ValueError(f"{wrong}, got a .npz archive.")
     if array.shape[1:] != shape or array.ndim < 2 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"{str(path)!r} must be {expected}, got {array.dtype} of the shape {array.shape}."
-        )
+        raise ValueError(f"{wrong}, got {array.dtype} of the shape {array.shape}.")
     return array
 
 
 def _folder(folder: Path, shape: tuple[int, ...]) -> FolderSource:
     if len(shape) != 3 or shape[0] not in _KINDS:
-        raise ValueError(
-            f"a folder of images is for models of grey or RGB images, got a model of the shape {shape}: "
-            "give a .npy file."
-        )
+        expected = "a folder of images is for models of grey or RGB images"
+        raise ValueError(f"{expected}, got a model of the shape {shape}: give a .npy file.")
     found = sorted(file.relative_to(folder).as_posix() for file in _files(folder))
     if not found:
         raise ValueError(f"there are no files in the folder {str(folder)!r}.")
@@ -174,10 +144,7 @@ def _files(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]  # where it goes on
         for below in (Path(top, name) for name in folders):
             if below.is_symlink():
-                raise ValueError(
-                    f"{str(below)!r} is a link to a folder, and links to folders are not followed: "
-                    "give the real folder."
-                )
+                raise ValueError(f"{str(below)!r} is a link to a folder: give the real folder.")
         for file in (Path(top, name) for name in files if not name.startswith(".")):
             if not file.is_file():
                 raise ValueError(f"{str(file)!r} is not a file: a broken link, a pipe or the like.")
@@ -207,10 +174,8 @@ def _opened(file: Path, shape: tuple[int, ...]) -> Iterator[Any]:
         if frames > 1:
             raise ValueError(f"{str(file)!r} must be one image, got {frames} frames.")
         if (image.height, image.width) != shape[1:]:
-            raise ValueError(
-                f"{str(file)!r} must have {shape[1]} x {shape[2]} pixels (height x width) as the "
-                f"model has, got {image.height} x {image.width}."
-            )
+            wrong = f"{str(file)!r} must have {shape[1]} x {shape[2]} pixels (height x width)"
+            raise ValueError(f"{wrong} as the model has, got {image.height} x {image.width}.")
         yield image
 
 
@@ -249,17 +214,17 @@ def check_free(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise FileExistsError(f"OUT must not exist yet, {str(out)!r} is a folder.")
     if out.exists() and not overwrite:
+        found = f"there is a file at {str(out)!r}"
         raise FileExistsError(
-            f"OUT must not exist yet, there is a file at {str(out)!r}: name another, or add "
-            "overwrite=true."
+            f"OUT must not exist yet, {found}: name another, or add overwrite=true."
         )
 
 
 def _check_free_for_folder(out: Path) -> None:
     if out.exists():
+        found = f"{str(out)!r} is a {'folder' if out.is_dir() else 'file'}"
         raise FileExistsError(
-            f"OUT must not exist yet, {str(out)!r} is a {'folder' if out.is_dir() else 'file'}: what is "
-            "written is a folder, which never replaces anything. Name another."
+            f"OUT must not exist yet, {found}, which a folder never replaces: name another."
         )
 
 
@@ -352,10 +317,7 @@ def write_images(
     if len(names) != len(images) or images.ndim != 4 or images.shape[1] not in _KINDS:
         raise DamagedFile("the file says that it holds a folder of images, but gives no names.")
     if images.max(initial=0) > 255:
-        raise DamagedFile(
-            "the file says that it holds a folder of images, which have values from 0 to 255, got "
-            f"{images.max()}."
-        )
+        raise DamagedFile(f"a folder of images has values from 0 to 255, got {images.max()}.")
     for name, image in zip(names, images, strict=True):
         if not _is_safe(name):
             raise DamagedFile(f"{name!r:.200} cannot be the name of an image in a folder.")
@@ -366,6 +328,4 @@ def write_images(
             with path.open("xb") as file:
                 Image.fromarray(pixels[:, :, 0] if len(image) == 1 else pixels).save(file, "PNG")
         except (FileExistsError, NotADirectoryError) as error:
-            raise DamagedFile(
-                f"the name {name!r:.200} stands for two things in the folder."
-            ) from error
+            raise DamagedFile(f"the name {name!r:.200} stands for two things.") from error

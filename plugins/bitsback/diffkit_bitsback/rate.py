@@ -116,9 +116,7 @@ def rates(
         # A batch first, so that the measured time contains no compilation.
         first, test = images[:batch_size], chain.with_logsnrs(logsnrs, first_batch=batch_size)
         if not np.array_equal(test.decode(test.encode(first)[0], len(first)), first):
-            raise CannotReproduce(
-                f"with steps={number} the images do not decode to what was encoded."
-            )
+            raise CannotReproduce(f"with steps={number} the images decode to others.")
         told = functools.partial(_told, progress, index * len(images)) if progress else None
         _, statistics = chain.encode(images, progress=told)
         evaluation = None

@@ -78,9 +78,9 @@ class Stack:
             self._coder = _stacks.AnsCoder(_source(seed, 0, _BLOCK)[::-1].copy(), seal=True)
         else:
             if len(words) < _STATE or words[-1] == 0:
+                got = f"{len(words)}{' that end with 0' if len(words) else ''}"
                 raise DamagedData(
-                    f"words must hold at least {_STATE} words and end with one that is not 0, got "
-                    f"{len(words)}{' that end with 0' if len(words) else ''}."
+                    f"words must hold at least {_STATE} words and end with one that is not 0, got {got}."
                 )
             self._pulled = 0
             self._coder = _stacks.AnsCoder(words)
@@ -198,7 +198,7 @@ class Stack:
         if not np.array_equal(words, expected):
             raise DamagedData(
                 "the coded words do not end with the initial bits of the source: they were changed, or "
-                "were written with another model."
+                "written with another model."
             )
 
 

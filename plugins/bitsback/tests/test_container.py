@@ -161,7 +161,7 @@ def test_writer_refuses_a_header_that_is_too_large_or_no_json():
         (packed(words=MAX_WORDS), DamagedFile, "needs 1073741824 bytes, 2"),
         (packed(names=2**32 - 1), DamagedFile, "bytes of names at most, got 0 and 4294967295"),
         (packed(names=4), DamagedFile, "chunk 1 is damaged: its checksum"),
-        (packed(index=2), DamagedFile, "chunk 2 .* stands where chunk 1"),
+        (packed(index=2), DamagedFile, "chunk 2, .* stands where chunk 1"),
         (packed(end=(4, 12, 28)), DamagedFile, "says 4 chunks.*read were 3, 12 and 28"),
         (packed(end=(3, 2**40, 28)), DamagedFile, "1099511627776 images"),
         (packed(end=(3, 2**63, 28)), DamagedFile, "images at most"),

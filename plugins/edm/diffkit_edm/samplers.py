@@ -1,21 +1,19 @@
 r"""EDM's sampler: Heun's method, with noise added before each step."""
 
 import math
-from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 
 import diffkit as dk
-from diffkit.samplers import Denoise, RungeKutta2
-from diffkit.typing import Example, PRNGKey, Scalar
+from diffkit.samplers import AbstractOneStepSampler, Denoise, RungeKutta2, Step
+from diffkit.typing import Example, Scalar
 
 _RANGE = (-2 * math.log(0.002), -2 * math.log(80.0))
 """The `logsnr` between which EDM samples: sigma from 80 to 0.002 (table 1)."""
 
 
-class Churn(dk.AbstractSampler):
+class Churn(AbstractOneStepSampler):
     r"""Raises the noise before each step of a deterministic sampler (EDM, algorithm 2).
 
     A step from $\rho_t$ to $\rho_s$ first goes up to $\hat\rho = (1 + \gamma) \rho_t$ by adding noise of
@@ -66,10 +64,8 @@ class Churn(dk.AbstractSampler):
             if not (math.isfinite(value) and value >= least):
                 raise ValueError(f"{name} must be a number of at least {least}, got {value}.")
         if not 0 <= self.churn_min <= self.churn_max:
-            raise ValueError(
-                "churn_min must be at least 0 and at most churn_max, "
-                f"got churn_min={self.churn_min}, churn_max={self.churn_max}."
-            )
+            got = f"churn_min={self.churn_min}, churn_max={self.churn_max}"
+            raise ValueError(f"churn_min must be at least 0 and at most churn_max, got {got}.")
         if not self.logsnr_range[0] > self.logsnr_range[1]:
             raise ValueError(f"logsnr_range must be (max, min), got {self.logsnr_range}.")
 
@@ -85,9 +81,6 @@ class Churn(dk.AbstractSampler):
     def calls(self) -> int | None:
         return self.sampler.calls
 
-    def init(self, y: Example) -> Any:
-        return self.sampler.init(y)
-
     def raised(self, logsnr_t: Scalar, logsnr_s: Scalar) -> Scalar:
         r"""$\gamma$ of the step from `logsnr_t` to `logsnr_s`."""
         maximum, minimum = self.logsnr_range
@@ -99,21 +92,14 @@ class Churn(dk.AbstractSampler):
         rho_t = jnp.exp(-logsnr_t / 2)
         return jnp.where((self.churn_min <= rho_t) & (rho_t <= self.churn_max), gamma, 0.0)
 
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: Any,
-        key: PRNGKey | None,
-    ) -> tuple[Example, Any]:
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        logsnr_t, logsnr_s, key = step
         if key is not None:
             gamma = self.raised(logsnr_t, logsnr_s)
-            std = jnp.exp(-logsnr_t / 2) * jnp.sqrt(gamma * (2 + gamma))
-            y = y + self.noise * std * jax.random.normal(key, y.shape, y.dtype)
+            std = step.rho_t * jnp.sqrt(gamma * (2 + gamma))
+            y = y + self.noise * std * step.noise(y)
             logsnr_t = logsnr_t - 2 * jnp.log1p(gamma)
-        return self.sampler.step(denoise, y, logsnr_t, logsnr_s, state, None)
+        return self.sampler.step(denoise, y, logsnr_t, logsnr_s, self.sampler.init(y), None)[0]
 
 
 @dk.register("sampler", "edm_heun")

@@ -55,9 +55,9 @@ class LogNormal(dk.AbstractSchedule):
         if not (math.isfinite(self.P_std) and self.P_std > 0):
             raise ValueError(f"P_std must be a positive number, got {self.P_std}.")
         if not (math.isfinite(self.sigma_max) and self.sigma_max > self.sigma_min > 0):
+            got = f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
             raise ValueError(
-                "sigma_min must be positive and sigma_max finite and greater than it, "
-                f"got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}."
+                f"sigma_min must be positive and sigma_max finite and greater than it, got {got}."
             )
         for name, z in zip(("sigma_min", "sigma_max"), self._ends(), strict=True):
             if abs(z) > _LARGEST_DEVIATION:

@@ -24,20 +24,19 @@ from diffkit.typing import Scalar, ScalarLike, as_float
 class AbstractBeta(dk.AbstractSchedule):
     """A schedule whose `logsnr` is a function of B(t), the integral of a linear beta(t)."""
 
-    beta_min: eqx.AbstractVar[float]
-    beta_max: eqx.AbstractVar[float]
+    beta_min: float = eqx.field(default=0.1, static=True)
+    beta_max: float = eqx.field(default=20.0, static=True)
     t_min: eqx.AbstractVar[float]
 
     def __check_init__(self):
-        if not 0 <= self.beta_min <= self.beta_max < float("inf") or self.beta_max == 0:
+        low, high, t_min = self.beta_min, self.beta_max, self.t_min
+        if not 0 <= low <= high < float("inf") or high == 0:
             raise ValueError(
                 "beta_min and beta_max must be finite with 0 <= beta_min <= beta_max and "
-                f"beta_max > 0, got beta_min={self.beta_min}, beta_max={self.beta_max}."
+                f"beta_max > 0, got beta_min={low}, beta_max={high}."
             )
-        if not 0 < self.t_min < 1:
-            raise ValueError(
-                f"t_min must be in (0, 1), since logsnr is infinite at 0; got {self.t_min}."
-            )
+        if not 0 < t_min < 1:
+            raise ValueError(f"t_min must be in (0, 1), with logsnr infinite at 0; got {t_min}.")
 
     @abc.abstractmethod
     def logsnr_at(self, integral: Scalar) -> Scalar:
@@ -77,8 +76,6 @@ class VPBeta(AbstractBeta):
     (0, 1).
     """
 
-    beta_min: float = eqx.field(default=0.1, static=True)
-    beta_max: float = eqx.field(default=20.0, static=True)
     t_min: float = eqx.field(default=1e-5, static=True)
 
     def logsnr_at(self, integral: Scalar) -> Scalar:
@@ -104,8 +101,6 @@ class SubVPBeta(AbstractBeta):
     (0, 1).
     """
 
-    beta_min: float = eqx.field(default=0.1, static=True)
-    beta_max: float = eqx.field(default=20.0, static=True)
     t_min: float = eqx.field(default=1e-3, static=True)
 
     def logsnr_at(self, integral: Scalar) -> Scalar:

@@ -134,12 +134,9 @@ class Multistep(dk.AbstractSampler):
     eta: float = eqx.field(default=0.0, static=True)
 
     def __check_init__(self):
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
-        if self.variable not in _VARIABLES:
-            raise ValueError(
-                f"variable must be one of {', '.join(_VARIABLES)}, got {self.variable!r}."
-            )
+        for name, known in (("form", FORMS), ("variable", _VARIABLES)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
         if not 1 <= self.points <= len(_LIMITS) + 1:
             raise ValueError(f"points must be from 1 to {len(_LIMITS) + 1}, got {self.points}.")
         if self.midpoint and (self.points > 2 or self.corrector):
@@ -151,7 +148,7 @@ class Multistep(dk.AbstractSampler):
             raise ValueError(f"eta must be finite and at least 0, got {self.eta}.")
         if self.eta > 0 and self.form != "x":
             raise ValueError(
-                f"eta above 0 needs form='x', the form of the reverse SDE; got {self.form!r}."
+                f"eta above 0, for the reverse SDE, needs form='x'; got {self.form!r}."
             )
 
     @property
@@ -166,12 +163,8 @@ class Multistep(dk.AbstractSampler):
     def init(self, y: Example) -> History:
         # With a corrector the new value stands beside all those of the last step.
         size = self.points if self.corrector else self.points - 1
-        return History(
-            quantities=(jnp.zeros_like(y),) * size,
-            logsnr=jnp.zeros(size, y.dtype),
-            count=jnp.zeros((), int),
-            pending=jnp.zeros(size, y.dtype),
-        )
+        nothing = jnp.zeros(size, y.dtype)
+        return History((jnp.zeros_like(y),) * size, nothing, jnp.zeros((), int), nothing)
 
     def step(
         self,

@@ -35,7 +35,7 @@ _CONFIG_KEYS: Final = (
 def _extension(code: int, data: bytes) -> Any:
     if code != 1:
         raise ValueError(
-            f"msgpack_path holds an extension of type {code}, expected arrays (type 1)."
+            f"msgpack_path holds an extension of type {code}, expected type 1, arrays."
         )
     shape, dtype, buffer = msgpack.unpackb(data)
     return np.frombuffer(buffer, dtype=np.dtype(dtype)).reshape(shape)

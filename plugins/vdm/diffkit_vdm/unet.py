@@ -269,9 +269,8 @@ def vdm_unet_from_reference(
             value = None if value is None else value[entry.name]
         if value is None or np.shape(value) != leaf.shape:
             found = "nothing" if value is None else f"shape {np.shape(value)}"
-            raise ValueError(
-                f"params has {found} for {jax.tree_util.keystr(path)}, expected shape {leaf.shape}."
-            )
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"params has {found} for {name}, expected shape {leaf.shape}.")
         return jnp.asarray(value, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(fill, network)
