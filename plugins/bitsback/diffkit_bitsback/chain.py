@@ -12,8 +12,7 @@ The stack grows by a one-sample estimate of the bound; its expectation is the VL
 with T steps. The initial bits are those of one latent, not of T. Decoding runs backwards and restores the
 stack.
 
-The distributions are those of the bound: `diffkit.Prediction.reverse` for $p(y_{i-1} \mid y_i)$, whose
-divergence from the posterior is the bound's term for a step (`diffkit.denoiser.step_divergence`),
+The distributions are those of the bound: `diffkit.Prediction.reverse` for $p(y_{i-1} \mid y_i)$,
 `diffkit.processes` for the chain and the prior, the model's decoder for $p(x \mid y_0)$. Each latent has
 its own lattice (`diffkit_bitsback.gaussians`), scaled to the narrower of its two coding distributions.
 """
@@ -32,11 +31,15 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Integer, UInt32
 
 import diffkit as dk
-from diffkit.denoiser import AbstractDenoiser
 from diffkit.processes import rescaled_forward_std, rescaled_posterior, rescaled_prior_std
 from diffkit_bitsback.errors import CannotEncode, DamagedData
 from diffkit_bitsback.gaussians import LatticeGaussians
-from diffkit_bitsback.stack import Stack, weights_of
+from diffkit_bitsback.stack import Stack, groups, weights_of
+
+Images = Integer[np.ndarray, "images *shape"]
+"""Images as stored: integers 0 ... levels - 1, stacked along the first axis."""
+
+_Progress = Callable[[float], None]
 
 RESOLUTION = 1.0
 """Default lattice points per standard deviation: `diffkit_bitsback.gaussians` explains why so few."""
@@ -46,8 +49,7 @@ RESOLUTION = 1.0
 _BEND = 2.0
 # So many images pay back about as many bits as the latents of one image take at the beginning.
 _PAYS_BACK = 4
-# Decoding takes words off a stack. By chance an image may add a few, since the bounds of single draws vary;
-# this many per dimension of a batch are not chance.
+# Words per dimension of a batch that decoding may add to a stack by chance, since single draws vary.
 _REGROWTH = 4
 # The entries of a table of p(x | y_0) at a time.
 _ENTRIES = 1 << 18
@@ -60,12 +62,12 @@ class ChainStatistics:
     **Attributes:**
 
     - `images`, and `dimensions`: of all images together.
-    - `total_bits`: the stored bits.
-    - `initial_bits`: those of them taken from the source instead of pushed. Decoding returns them.
+    - `total_bits`: the stored bits; `initial_bits`: those of them taken from the source instead of pushed.
+      Decoding returns them.
     - `pushed_bits`: the growth of the stack, to a fraction of a bit. The stored bits minus the initial
       ones are at most 64 more, since both are whole words.
-    - `bounds`: for each image, in bits, the one-sample bound along the coded latents, from the densities in
-      float64: the net rate without overhead.
+    - `bounds`: for each image, in bits, the one-sample bound along the coded latents: the net rate without
+      overhead.
     - `network_seconds`, `coding_seconds`: time in the network, and elsewhere.
     """
 
@@ -115,12 +117,8 @@ class ChainStatistics:
 
     def __add__(self, other: "ChainStatistics") -> "ChainStatistics":
         """For the images of both."""
-        added = {
-            name: getattr(self, name) + getattr(other, name)
-            for name in self.__dataclass_fields__
-            if name != "bounds"
-        }
-        return ChainStatistics(bounds=np.concatenate([self.bounds, other.bounds]), **added)
+        added = {n: value + getattr(other, n) for n, value in vars(self).items() if n != "bounds"}
+        return ChainStatistics(bounds=np.append(self.bounds, other.bounds), **added)
 
 
 class Chain:
@@ -133,7 +131,7 @@ class Chain:
     - `batch_size`: the number of images that go through the network together.
     - `first_batch`: the size of the first batch. Its latents take the initial bits, so a small one needs
       few. Later batches grow by a quarter of the images before them, about as fast as these pay back, up to
-      `batch_size`. The default, `batch_size`, is the fastest.
+      `batch_size`, which is the default and the fastest.
     - `resolution`: lattice points per standard deviation.
     - `seed`: of the source of initial bits, from 0 to 2^64 - 1.
 
@@ -152,18 +150,22 @@ class Chain:
         seed: int = 0,
     ):
         if model.decoder.levels is None:
+            name = type(model.decoder).__name__
             raise CannotEncode(
-                "model must have a discrete decoder, such as decoder=discretized, to be coded without "
-                f"loss; got {type(model.decoder).__name__}, which is for continuous data."
+                f"model must have a discrete decoder; got {name}, which is for continuous data."
             )
-        if len(logsnrs) < 2 or not (np.isfinite(logsnrs).all() and (np.diff(logsnrs) < 0).all()):
+        self._logsnrs = logsnrs.astype(np.float32)
+        if not (
+            len(logsnrs) > 1 and np.isfinite(logsnrs).all() and (np.diff(self._logsnrs) < 0).all()
+        ):
             raise CannotEncode(
-                "logsnrs must be at least two finite numbers, strictly decreasing from the data end, "
-                f"got {logsnrs}."
+                "logsnrs must be at least two finite numbers, strictly decreasing from the data end, in "
+                f"float32 too, got {logsnrs}."
             )
         if batch_size < 1:
             raise CannotEncode(f"batch_size must be at least 1, got {batch_size}.")
-        if first_batch is not None and not 1 <= first_batch <= batch_size:
+        first_batch = batch_size if first_batch is None else first_batch
+        if not 1 <= first_batch <= batch_size:
             raise CannotEncode(
                 f"first_batch must be from 1 to batch_size, which is {batch_size}, got {first_batch}."
             )
@@ -173,16 +175,8 @@ class Chain:
             raise CannotEncode(f"seed must be from 0 to {2**64 - 1}, got {seed}.")
         self._model = model
         self._levels: int = model.decoder.levels
-        self._logsnrs = logsnrs.astype(np.float32)
-        if not (np.diff(self._logsnrs) < 0).all():
-            raise CannotEncode(
-                "logsnrs must be strictly decreasing in float32 too: there are too many steps between "
-                f"{logsnrs[0]} and {logsnrs[-1]}."
-            )
-        self._batch_size = batch_size
-        self._first_batch = batch_size if first_batch is None else first_batch
-        self._resolution = resolution
-        self._seed = seed
+        self._batch_size, self._first_batch = batch_size, first_batch
+        self._resolution, self._seed = resolution, seed
         self._size = math.prod(model.shape)
         self._compiled = _Compiled(model, batch_size)
         self._forward, self._prior, self._spacing = _scales(self._logsnrs, resolution)
@@ -195,10 +189,7 @@ class Chain:
     def with_logsnrs(
         self, logsnrs: Float[np.ndarray, " noise_levels"], *, first_batch: int | None = None
     ) -> "Chain":
-        """The same with other noise levels, and optionally another first batch.
-
-        Both share the compiled functions.
-        """
+        """The same with other noise levels or another first batch; both share the compiled functions."""
         other = Chain(
             self._model,
             logsnrs,
@@ -216,29 +207,25 @@ class Chain:
         return np.min_scalar_type(self._levels - 1)
 
     def encode(
-        self,
-        images: Integer[np.ndarray, "count *shape"],
-        *,
-        progress: Callable[[float], None] | None = None,
+        self, images: Images, *, progress: _Progress | None = None
     ) -> tuple[UInt32[np.ndarray, " words"], ChainStatistics]:
         """Code images as the words of one stack.
 
-        **Arguments:** `images`: as stored, levels 0 ... levels - 1; `progress`: called now and then
-        with the number of finished images, including fractions of a batch.
+        **Arguments:** `images`: as stored; `progress`: called now and then with the number of finished
+        images, including fractions of a batch.
 
         **Returns:** the words, and the cost of coding.
 
         **Raises:** `CannotEncode` for images of another shape or with other levels, or if the network's
         output is not finite.
         """
-        self._check(images)
+        self.check(images)
         clock = _Clock()
         stack = Stack(seed=self._seed)
         bounds = [np.zeros(0)]
         for rows in _Batches(len(images), self._first_batch, self._batch_size):
-            batch = images[rows]
-            told = _from(progress, rows.start, len(batch))
-            bounds.append(self._encode_batch(stack, batch, rows.start, clock, told))
+            told = _from(progress, rows.start, rows.stop - rows.start)
+            bounds.append(self._encode_batch(stack, images[rows], rows.start, clock, told))
         words, initial = stack.finish()
         return words, ChainStatistics(
             images=len(images),
@@ -256,8 +243,8 @@ class Chain:
         words: UInt32[np.ndarray, " words"],
         count: int,
         *,
-        progress: Callable[[float], None] | None = None,
-    ) -> Integer[np.ndarray, "count *shape"]:
+        progress: _Progress | None = None,
+    ) -> Images:
         """The images that `encode` turned into these words.
 
         **Arguments:** `words`, and the `count` of images in them; `progress` as in `encode`.
@@ -290,8 +277,6 @@ class Chain:
     ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
         """Mean and standard deviation of p(y_{step - 1} | y_step), from the network.
 
-        Encoding and decoding share one compiled function with one batch shape.
-
         **Arguments:** `y`: at most `batch_size` rescaled latents, flattened; `step` from 1 to T.
 
         **Returns:** float32 arrays: the mean like `y`; the standard deviation like `y` if the model
@@ -309,27 +294,30 @@ class Chain:
         padded[: len(examples)] = examples
         return padded
 
-    def _check(self, images: Integer[np.ndarray, "..."]) -> None:
+    def check(self, images: Integer[np.ndarray, "..."], first: int = 0) -> None:
+        """Check the shape and the levels of images.
+
+        **Arguments:** `images`; `first`: the number of the first one, for the message.
+
+        **Raises:** `CannotEncode`.
+        """
         shape = self._model.shape
         if images.shape[1:] != shape:
-            raise CannotEncode(
-                f"images must be an array of shape (count, {', '.join(map(str, shape))}), got "
-                f"{images.shape}."
-            )
-        if images.size and not (images.min() >= 0 and images.max() < self._levels):
-            raise CannotEncode(
-                f"images must hold levels from 0 to {self._levels - 1}, got {images.min()} to "
-                f"{images.max()}."
-            )
+            expected = f"the model's shape {shape}, shape (count, {', '.join(map(str, shape))})"
+            raise CannotEncode(f"images must have {expected}, got {images.shape}.")
+        # Piece by piece, since the array may be mapped from a file larger than memory.
+        for rows in groups(len(images), max(1, 2**24 // max(1, self._size))):
+            piece = images[rows]
+            if piece.size and (piece.min() < 0 or piece.max() >= self._levels):
+                begin = first + rows.start
+                raise CannotEncode(
+                    f"images must hold levels from 0 to {self._levels - 1}, got {piece.min()} to "
+                    f"{piece.max()} in images {begin} to {begin + len(piece) - 1}."
+                )
 
     def _encode_batch(
-        self,
-        stack: Stack,
-        batch: Integer[np.ndarray, "count *shape"],
-        first_image: int,
-        clock: "_Clock",
-        progress: Callable[[float], None],
-    ) -> Float64[np.ndarray, " count"]:
+        self, stack: Stack, batch: Images, first_image: int, clock: "_Clock", progress: _Progress
+    ) -> Float64[np.ndarray, " images"]:
         """Push a batch; return the one-sample bound of each image in nats."""
         first = self._first(batch)
         stack.mask(batch.size, self._mask(first_image, 0))
@@ -351,12 +339,7 @@ class Chain:
         return bound.reshape(len(batch), -1).sum(axis=1)
 
     def _decode_batch(
-        self,
-        stack: Stack,
-        batch: Integer[np.ndarray, "count *shape"],
-        first_image: int,
-        clock: "_Clock",
-        progress: Callable[[float], None],
+        self, stack: Stack, batch: Images, first_image: int, clock: "_Clock", progress: _Progress
     ) -> None:
         """Pop a batch into the given array."""
         k = self._last(batch.size).pop(stack)
@@ -374,7 +357,7 @@ class Chain:
         """A different number for each latent of each batch."""
         return first_image * (self.steps + 1) + step
 
-    def _first(self, batch: Integer[np.ndarray, "count *shape"]) -> LatticeGaussians:
+    def _first(self, batch: Images) -> LatticeGaussians:
         """q(y_0 | x)."""
         # One shape, since each is compiled.
         values = self._model.encode(self._padded(batch, batch.dtype))
@@ -398,32 +381,21 @@ class Chain:
         return LatticeGaussians(np.zeros(count), self._prior, float(self._spacing[-1]))
 
     def _push_data(
-        self,
-        stack: Stack,
-        batch: Integer[np.ndarray, "count *shape"],
-        y: Float[np.ndarray, " n"],
+        self, stack: Stack, batch: Images, y: Float[np.ndarray, " n"]
     ) -> Float64[np.ndarray, " n"]:
         """Push x by p(x | y_0); return the log probability of each dimension in nats."""
         x = batch.ravel().astype(np.int64)
         found = np.empty(len(x))
-        for rows in reversed(self._groups(len(y))):
+        for rows in reversed(groups(len(y), self._compiled.rows)):
             log_prob = self._data_log_prob(y[rows])
             stack.push(x[rows], weights_of(log_prob))
             found[rows] = np.take_along_axis(log_prob, x[rows, None], axis=1)[:, 0]
         return found
 
-    def _pop_data(
-        self,
-        stack: Stack,
-        batch: Integer[np.ndarray, "count *shape"],
-        y: Float[np.ndarray, " n"],
-    ) -> None:
-        x = [stack.pop(weights_of(self._data_log_prob(y[rows]))) for rows in self._groups(len(y))]
+    def _pop_data(self, stack: Stack, batch: Images, y: Float[np.ndarray, " n"]) -> None:
+        parts = [y[rows] for rows in groups(len(y), self._compiled.rows)]
+        x = [stack.pop(weights_of(self._data_log_prob(part))) for part in parts]
         batch[...] = np.concatenate(x).reshape(batch.shape)
-
-    def _groups(self, count: int) -> list[slice]:
-        rows = self._compiled.rows
-        return [slice(first, first + rows) for first in range(0, count, rows)]
 
     def _data_log_prob(self, y: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n levels"]:
         """log p(x | y_0) of every value, for each dimension separately."""
@@ -437,7 +409,7 @@ class Chain:
 
 
 class _Batches:
-    """Which images are coded together. Not a list: a file states the number of images."""
+    """Which images are coded together. No list, since a file states the number of images."""
 
     def __init__(self, count: int, first_batch: int, batch_size: int):
         self._count, self._first_batch, self._batch_size = count, first_batch, batch_size
@@ -464,31 +436,15 @@ class _Compiled:
 
     def __init__(self, model: dk.DiffusionModel, batch_size: int):
         assert model.decoder.levels is not None
-        self._model = model
-        self._levels = model.decoder.levels
+        self._model, self._levels = model, model.decoder.levels
         self._shape = (batch_size, *model.shape)
         # The number of dimensions of one table.
         self.rows = min(max(_ENTRIES // self._levels, 1), math.prod(self._shape))
 
-    def reverse(
-        self, y: Float[np.ndarray, "batch *shape"], logsnr_t: np.float32, logsnr_s: np.float32
-    ) -> tuple[Float[Array, "batch *shape"], Float[Array, "batch ..."]]:
-        """Mean and standard deviation of p(y_s | y_t) for a batch."""
-        return self._reverse(self._arrays, y, logsnr_t, logsnr_s)
-
-    def data_log_prob(
-        self, y: Float[np.ndarray, " rows"], logsnr: np.float32
-    ) -> Float[Array, "rows levels"]:
-        """log p(x | y_0) for every value of every dimension."""
-        return self._data(y, logsnr)
-
     @functools.cached_property
-    def _arrays(self) -> AbstractDenoiser:
-        return eqx.filter(self._model.denoiser, eqx.is_array)
-
-    @functools.cached_property
-    def _reverse(self) -> Callable:
-        rest = eqx.filter(self._model.denoiser, eqx.is_array, inverse=True)
+    def reverse(self) -> Callable[..., tuple[Float[Array, "..."], Float[Array, "..."]]]:
+        """Of a batch of y_t and the logsnr of t and s: mean and standard deviation of p(y_s | y_t)."""
+        arrays, rest = eqx.partition(self._model.denoiser, eqx.is_array)
 
         def reverse(arrays, y, logsnr_t, logsnr_s):
             denoiser = eqx.combine(arrays, rest)
@@ -496,10 +452,12 @@ class _Compiled:
             return jax.vmap(lambda y: denoiser(alpha * y, logsnr_t).reverse(logsnr_s))(y)
 
         y, logsnr = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (self._shape, ()))
-        return _compile(jax.jit(reverse).lower(self._arrays, y, logsnr, logsnr))
+        compiled = _compile(jax.jit(reverse).lower(arrays, y, logsnr, logsnr))
+        return functools.partial(compiled, arrays)
 
     @functools.cached_property
-    def _data(self) -> Callable:
+    def data_log_prob(self) -> Callable[..., Float[Array, "rows levels"]]:
+        """Of y_0 in `rows` dimensions and its logsnr: log p(x | y_0) for every level."""
         model, levels = self._model, jnp.arange(self._levels)
 
         def log_prob(y, logsnr):
@@ -511,18 +469,15 @@ class _Compiled:
 
 
 def _compile(lowered: jax.stages.Lowered) -> Callable:
-    """Compile so that the same input gives the same bits in every process.
-
-    On a GPU this avoids operations with an undefined order of summation, and autotuning. Elsewhere it
-    changes nothing.
-    """
+    """Compile so that the same input gives the same bits in every process."""
+    # On a GPU: no autotuning, and no operations with an undefined order of summation.
     tpu = jax.default_backend() == "tpu"  # whose compiler does not know the option
     return lowered.compile({} if tpu else {"xla_gpu_deterministic_ops": True})
 
 
 def _scales(
-    logsnrs: Float[np.ndarray, " noise_levels"], resolution: float
-) -> tuple[Float[np.ndarray, " noise_levels"], float, Float[np.ndarray, " noise_levels"]]:
+    logsnrs: Float[np.ndarray, " levels"], resolution: float
+) -> tuple[Float[np.ndarray, " levels"], float, Float[np.ndarray, " levels"]]:
     """Standard deviations of the chain into each latent, that of the prior, and the lattices' spacings."""
     first = float(dk.VarianceExploding().at(logsnrs[0]).rho)
     prior = float(rescaled_prior_std(logsnrs[-1]))
@@ -561,9 +516,7 @@ class _Clock:
         return time.perf_counter() - self._began - self.network
 
 
-def _from(
-    progress: Callable[[float], None] | None, first: int, count: int
-) -> Callable[[float], None]:
+def _from(progress: _Progress | None, first: int, count: int) -> _Progress:
     """Progress within a batch, as progress in images."""
     if progress is None:
         return lambda share: None

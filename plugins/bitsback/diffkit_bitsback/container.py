@@ -15,11 +15,9 @@ The header is canonical JSON: keys sorted, no spaces, ASCII. The codec decides i
 chunk, if any, are a JSON list with one string per image.
 
 A chunk can be read without those before it, and its frame says which images it holds. To skip damage, the
-reader looks for the next mark that begins a frame with a valid digest, so it continues after changed, lost
-or added bytes, whatever the lengths say. A file without its end record is truncated.
-
-Lengths are checked against limits and the rest of the file before any allocation. The digests detect
-damage, not forgery: anyone can compute them.
+reader looks for the next mark that begins a frame with a valid digest. A file without its end record is
+truncated. Lengths are checked against limits and the rest of the file before any allocation. The digests
+detect damage, not forgery: anyone can compute them.
 """
 
 import hashlib
@@ -58,10 +56,7 @@ Damaged = Callable[[range, CodecError], None]
 
 
 def digest(*parts: bytes | memoryview, key: bytes = b"") -> bytes:
-    """BLAKE2b of the concatenated parts, 16 bytes.
-
-    **Arguments:** `parts`; `key`: up to 64 bytes, for a keyed digest.
-    """
+    """BLAKE2b of the concatenated parts, 16 bytes; keyed if `key` has any of up to 64 bytes."""
     hasher = hashlib.blake2b(digest_size=_DIGEST, key=key)
     for part in parts:
         hasher.update(part)
@@ -69,7 +64,7 @@ def digest(*parts: bytes | memoryview, key: bytes = b"") -> bytes:
 
 
 def canonical(value: Any) -> bytes:
-    """Canonical JSON: one text for one value.
+    """JSON, one text for one value.
 
     **Raises:** `ValueError` for values JSON cannot hold, including NaN and infinity.
     """
@@ -84,8 +79,7 @@ def packed_names(names: Sequence[str]) -> bytes:
     packed = canonical(names) if names else b""
     if len(packed) > MAX_NAMES:
         raise ValueError(
-            f"names must have {MAX_NAMES} bytes in a chunk at most, got {len(packed)}: put fewer images "
-            "in a chunk."
+            f"names must have {MAX_NAMES} bytes in a chunk at most, got {len(packed)}."
         )
     return packed
 
@@ -94,9 +88,8 @@ def packed_names(names: Sequence[str]) -> bytes:
 class Chunk:
     """Some consecutive images, coded.
 
-    **Attributes:** `first`: the index of the first one in the whole file; `count`: their number; `words`:
-    their code; `images_digest`: of the images, 16 bytes, to check decoded images; `names`: one for each
-    image, or none.
+    **Attributes:** `first`: the index of the first one in the file; `count`: their number; `words`: their
+    code; `images_digest`: 16 bytes, to check decoded images; `names`: one for each image, or none.
     """
 
     first: int
@@ -133,31 +126,18 @@ class Writer:
         number of names, or is too large for the format.
         """
         if chunk.first != self.images or not 1 <= chunk.count < 2**32:
+            got = f"first={chunk.first}, count={chunk.count}"
             raise ValueError(
-                f"chunk must begin with image {self.images} and hold one image or more, got first="
-                f"{chunk.first}, count={chunk.count}."
+                f"chunk must begin with image {self.images} and hold one image or more, got {got}."
             )
         if chunk.names and len(chunk.names) != chunk.count:
-            raise ValueError(
-                f"names must be none or {chunk.count}, one for each image, got {len(chunk.names)}."
-            )
+            raise ValueError(f"names must be none or {chunk.count}, got {len(chunk.names)}.")
         names = packed_names(chunk.names)
         if chunk.words.size > MAX_WORDS:
-            raise ValueError(
-                f"a chunk must have {MAX_WORDS} words at most, got {chunk.words.size}: put fewer images "
-                "in a chunk."
-            )
+            raise ValueError(f"chunk must have {MAX_WORDS} words at most, got {chunk.words.size}.")
         words = chunk.words.astype("<u4").tobytes()
-        frame = _FRAME.pack(
-            _CHUNK_MARK,
-            self._chunks,
-            chunk.first,
-            chunk.count,
-            len(names),
-            chunk.words.size,
-            chunk.images_digest,
-            digest(names, words),
-        )
+        numbers = self._chunks, chunk.first, chunk.count, len(names), chunk.words.size
+        frame = _FRAME.pack(_CHUNK_MARK, *numbers, chunk.images_digest, digest(names, words))
         seal = digest(frame, key=self._key)
         self._seals.update(seal)
         self.bytes_written += self._put(frame, seal, names, words)
@@ -179,8 +159,7 @@ class Writer:
 class Reader:
     """Reads a file from `Writer`, or reports what is wrong with it.
 
-    **Arguments:** `file`: open for reading in binary, seekable, at the start of the written data,
-    which must extend to its end.
+    **Arguments:** `file`: open for reading in binary, seekable, at the start of the data, which end it.
 
     **Attributes:** `header`: as given to `Writer`.
 
@@ -213,7 +192,9 @@ class Reader:
         self._key = self._take(_DIGEST, "the header")
         if digest(magic, rest, text) != self._key:
             raise DamagedFile("the header is damaged: its checksum does not fit.")
-        self.header: dict[str, Any] = _parsed(text)
+        self.header: dict[str, Any] = _json(text, "the header")
+        if not isinstance(self.header, dict):
+            raise DamagedFile(f"the header must be a mapping, got {type(self.header).__name__}.")
         self._body = file.tell()
 
     def chunks(
@@ -221,11 +202,8 @@ class Reader:
     ) -> Iterator[Chunk]:
         """The chunks in order, each checked as a whole; can be repeated.
 
-        **Arguments:**
-
-        - `most`: the most images of a chunk.
-        - `total`: the number of images in all, if known.
-        - `damaged`: if given, damage is skipped and reported to it; otherwise it is an error.
+        **Arguments:** `most`: the most images of a chunk; `total`: the number of images in all, if known;
+        `damaged`: if given, damage is skipped and reported to it, otherwise it is an error.
 
         **Raises:** `DamagedFile`. With `damaged` only if there is so much damage that continuing would take
         more than a few times the time of reading the file.
@@ -308,10 +286,8 @@ class Reader:
             return end
         frame = _Frame(raw, seal)
         if not 1 <= frame.count <= most or frame.first + frame.count > MAX_IMAGES:
-            raise DamagedFile(
-                f"a chunk must have 1 to {most} images of {MAX_IMAGES}, got {frame.count} from "
-                f"{frame.first} on."
-            )
+            got = f"{frame.count} from {frame.first} on"
+            raise DamagedFile(f"a chunk must have 1 to {most} images of {MAX_IMAGES}, got {got}.")
         if frame.words > MAX_WORDS or frame.names > MAX_NAMES:
             raise DamagedFile(
                 f"a chunk must have {MAX_WORDS} words and {MAX_NAMES} bytes of names at most, got "
@@ -348,10 +324,8 @@ class Reader:
     def _take(self, length: int, what: str) -> bytes:
         left = self._size - self._file.tell()
         if length > left:
-            raise DamagedFile(
-                f"the file is cut short, or a length in it is wrong: {what} needs {length} bytes, "
-                f"{left} are left."
-            )
+            short = "the file is cut short, or a length in it is wrong"
+            raise DamagedFile(f"{short}: {what} needs {length} bytes, {left} are left.")
         taken = self._file.read(length)
         if len(taken) != length:
             raise DamagedFile(f"the file shrank while it was read: {what} is missing.")
@@ -360,21 +334,9 @@ class Reader:
 
 class _Frame:
     def __init__(self, raw: bytes, seal: bytes):
-        self.seal = seal
-        (
-            _,
-            self.index,
-            self.first,
-            self.count,
-            self.names,
-            self.words,
-            self.images_digest,
-            self.payload_digest,
-        ) = _FRAME.unpack(raw)
-
-    @property
-    def payload(self) -> int:
-        return self.names + 4 * self.words
+        _, self.index, self.first, self.count, self.names, self.words, *digests = _FRAME.unpack(raw)
+        self.images_digest, self.payload_digest = digests
+        self.seal, self.payload = seal, self.names + 4 * self.words
 
 
 class _End:
@@ -382,14 +344,10 @@ class _End:
         _, self.chunks, self.images, self.words, self.seals = _END.unpack(raw)
 
 
-def _refuse(text: str) -> Any:
-    raise ValueError(f"JSON has no {text}")
-
-
 def _json(text: bytes, what: str) -> Any:
     try:
-        value = json.loads(text.decode("ascii"), parse_constant=_refuse)
-        same = canonical(value) == text
+        value = json.loads(text.decode("ascii"))
+        same = canonical(value) == text  # which refuses NaN and infinity
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{what} cannot be read: {error}") from error
     if not same:
@@ -397,21 +355,10 @@ def _json(text: bytes, what: str) -> Any:
     return value
 
 
-def _parsed(text: bytes) -> dict[str, Any]:
-    value = _json(text, "the header")
-    if not isinstance(value, dict):
-        raise DamagedFile(f"the header must be a mapping, got {type(value).__name__}.")
-    return value
-
-
 def _names(text: bytes, count: int) -> tuple[str, ...]:
     if not text:
         return ()
-    value = _json(text, "the names of a chunk")
-    if not (
-        isinstance(value, list)
-        and len(value) == count
-        and all(isinstance(name, str) for name in value)
-    ):
+    names = _json(text, "the names of a chunk")
+    if not (isinstance(names, list) and list(map(type, names)) == count * [str]):
         raise DamagedFile(f"the names of a chunk of {count} images must be {count} strings.")
-    return tuple(value)
+    return tuple(names)

@@ -1,8 +1,4 @@
-"""The identity of a model in a few bytes: its parts and their parameters.
-
-Both digests are the same in every process and on every machine. How the running model rounds depends on the
-machine; `diffkit_bitsback.Codec` tests that separately.
-"""
+"""The identity of a model in a few bytes: its parts and their parameters, the same on every machine."""
 
 import functools
 import hashlib
@@ -24,11 +20,8 @@ _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 class Fingerprint:
     """Two BLAKE2b digests of a model, in hexadecimal.
 
-    **Attributes:**
-
-    - `structure`: of the names of its parts' classes, of their options, and of the places, dtypes and
-      shapes of all arrays.
-    - `parameters`: of the contents of the arrays, bit by bit.
+    **Attributes:** `structure`: of the names of its parts' classes, their options, and the places, dtypes
+    and shapes of all arrays; `parameters`: of the contents of the arrays, bit by bit.
     """
 
     structure: str
@@ -39,11 +32,7 @@ class Fingerprint:
 
 
 def fingerprint(model: DiffusionModel) -> Fingerprint:
-    """The fingerprint of a model.
-
-    Models with equal parts and parameters have the same fingerprint; a changed bit in a parameter, a
-    changed option, or a part of another class changes it.
-    """
+    """The fingerprint of a model: a changed bit or option, or a part of another class, changes it."""
     structure = hashlib.blake2b(digest_size=8)
     parameters = hashlib.blake2b(digest_size=16)
     _walk(model, "", structure, parameters)
@@ -81,9 +70,8 @@ def _walk(node: Any, path: str, structure: Any, parameters: Any) -> None:
             inside(f"[{key!r}]", node[key])
     elif isinstance(node, functools.partial):
         note("partial")
-        inside(".func", node.func)
-        inside(".args", node.args)
-        inside(".keywords", node.keywords)
+        for name in ("func", "args", "keywords"):
+            inside(f".{name}", getattr(node, name))
     elif hasattr(node, "__qualname__"):  # a class or a function, which no process places alike
         note("named", _name(node))
     else:

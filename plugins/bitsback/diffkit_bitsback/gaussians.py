@@ -13,9 +13,8 @@ Gaussians. A lattice as coarse as one or two points per standard deviation loses
 the integrated density would add their own variance $\delta^2 / 12$.
 
 Each point within five standard deviations has its own symbol, with its exact frequency in units of
-$2^{-24}$. Each tail beyond is one symbol with the probability of the whole tail, followed by the distance
-in an Elias gamma code with the tail's own probability of stopping at once. Every point can be coded,
-however far from the mean: even a bad model codes without loss.
+$2^{-24}$. Each tail beyond is one symbol, followed by the distance in an Elias gamma code with the tail's
+own probability of stopping at once. So every point can be coded: even a bad model codes without loss.
 """
 
 import math
@@ -25,15 +24,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from diffkit_bitsback.errors import CannotEncode
-from diffkit_bitsback.stack import TOTAL, Stack
+from diffkit_bitsback.stack import TOTAL, Stack, groups
 
 # The standard deviations whose points have their own symbols.
 _BULK = 5.0
 # Standard deviations of more points than this are coded in cells of several points. The density counts as
 # constant within a cell of at most 1/64 standard deviation, which costs (1/64)^2/24 nats.
 _WIDE = 64.0
-# The limit of means and standard deviations, in lattice points, so that all is exact in float64 and int64.
-# The only effect is a longer code beyond it.
+# Limits in lattice points, so that all is exact in float64 and int64. Beyond them the code gets longer.
 _FARTHEST = 2.0**40
 _NARROWEST, _WIDEST = 2.0**-10, 2.0**20
 # The entries of the table for a group of rows, which must fit into the processor's cache.
@@ -48,27 +46,18 @@ _LENGTHS[0] += TOTAL - len(_LENGTHS) - _LENGTHS.sum()
 class LatticeGaussians:
     """Independent Gaussians, each restricted to the points of one lattice.
 
-    **Arguments:**
-
-    - `mean`: the mean of each.
-    - `std`: the standard deviation of each, or one for all.
-    - `spacing`: the distance of the lattice points, which are its multiples.
+    **Arguments:** `mean`; `std`: of each, or one for all; `spacing`, of which the points are multiples.
 
     **Raises:** `CannotEncode` for a mean or a standard deviation that is not finite.
     """
 
     def __init__(
-        self,
-        mean: Float[np.ndarray, " n"],
-        std: Float[np.ndarray, " n"] | float,
-        spacing: float,
+        self, mean: Float[np.ndarray, " n"], std: Float[np.ndarray, " n"] | float, spacing: float
     ):
         self._mean = mean.astype(np.float64) / spacing
         self._std = np.asarray(std, np.float64) / spacing
         if not (np.isfinite(self._mean).all() and np.isfinite(self._std).all()):
-            raise CannotEncode(
-                "the model predicts a mean or a standard deviation that is not finite."
-            )
+            raise CannotEncode("the model predicts a mean or a deviation that is not finite.")
         std = np.clip(self._std, _NARROWEST, _WIDEST)
         mean = np.clip(self._mean, -_FARTHEST, _FARTHEST)
         # Cells of 2^bits points.
@@ -85,18 +74,13 @@ class LatticeGaussians:
 
     def log_prob(self, k: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """The log of the Gaussian density at the point k, times the spacing, in nats."""
-        return (
-            -0.5 * np.square((k - self._mean) / self._std)
-            - np.log(self._std)
-            - 0.5 * math.log(2 * math.pi)
-        )
+        exponent = -0.5 * np.square((k - self._mean) / self._std)
+        return exponent - np.log(self._std) - 0.5 * math.log(2 * math.pi)
 
     def pop(self, stack: Stack) -> Int[np.ndarray, " n"]:
         """Draw a point of each from the stack."""
-        cell = np.concatenate(
-            [stack.pop(self._weights(rows)) for rows in self._groups()], dtype=np.int64
-        )
-        cell -= self._half + 1
+        drawn = [stack.pop(self._weights(rows)) for rows in self._groups()]
+        cell = np.concatenate(drawn, dtype=np.int64) - (self._half + 1)
         bits = np.broadcast_to(self._bits, cell.shape)
         within = stack.pop_bits(bits)
         far = np.flatnonzero(np.abs(cell) > self._half)
@@ -122,8 +106,7 @@ class LatticeGaussians:
             stack.push(symbols[rows], self._weights(rows))
 
     def _groups(self) -> list[slice]:
-        count = max(_ENTRIES // (2 * self._half + 3), 1)
-        return [slice(first, first + count) for first in range(0, len(self._mean), count)]
+        return groups(len(self._mean), max(_ENTRIES // (2 * self._half + 3), 1))
 
     def _weights(self, rows: slice) -> Float[np.ndarray, "rows symbols"]:
         """The frequencies, less one, of the cells -half ... half, between those of the two tails."""
@@ -150,7 +133,7 @@ class LatticeGaussians:
     def _stop(
         self, far: Int[np.ndarray, " m"], upper: Bool[np.ndarray, " m"]
     ) -> Float[np.ndarray, "m 2"]:
-        """The weights of stopping at the first cell of a tail, and of continuing."""
+        """The weights of stopping at the first cell of a tail and of continuing."""
         inverse = self._inverse if self._inverse.ndim == 0 else self._inverse[far]
         offset = np.where(upper, self._offset[far], -self._offset[far])
         stop = -np.expm1(-np.square(inverse) * (self._half + 1.5 - offset))

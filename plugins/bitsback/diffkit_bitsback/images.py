@@ -11,37 +11,31 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Int, Integer, UInt8
 
 import diffkit as dk
-from diffkit.data import AbstractSource
+from diffkit.data import AbstractSource, ArraySource
 from diffkit_bitsback.errors import CannotEncode, DamagedFile
 
 # Images read at a time.
 _PIECE: Final = 64
-# Modes of Pillow that are grey or colour without loss: black and white, grey, a palette, RGB.
-_AS_GREY: Final = ("1", "L")
-_AS_COLOUR: Final = ("1", "L", "P", "RGB")
+# By the number of channels: a name, Pillow's mode, and the modes that become it without loss.
+_KINDS: Final = {1: ("grey", "L", ("1", "L")), 3: ("RGB", "RGB", ("1", "L", "P", "RGB"))}
 # The most parts of a path: more are useless, and mkdir and rmtree are recursive.
 _MAX_DEPTH: Final = 64
 # Windows takes these for devices, with any extension.
-_DEVICE: Final = re.compile(
-    r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[1-9¹²³]) *(\..*)?", re.IGNORECASE
-)
+_DEVICE: Final = re.compile(r"(?i)(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[1-9¹²³]) *(\..*)?")
 
 
-@dataclass(frozen=True)
-class FolderSource:
+class FolderSource(AbstractSource):
     """The images of a folder and its subfolders, by name.
 
-    **Attributes:** `folder`; `names`: paths in it with `/`, sorted; `shape`: the required shape of all
-    images, (channels, height, width).
+    **Attributes:** `folder`; `names`: paths in it with `/`, sorted; `shape`: that all images must have.
     """
 
     folder: Path
@@ -58,62 +52,37 @@ class FolderSource:
             path = PurePosixPath(name)
             png = name if path.suffix.lower() == ".png" else str(path.with_suffix(".png"))
             if png in kept:
-                raise CannotEncode(
-                    f"{kept[png]!r} and {name!r} would both come back as {png!r}: rename one of them."
-                )
+                both = f"{kept[png]!r} and {name!r}"
+                raise CannotEncode(f"{both} would both come back as {png!r}: rename one of them.")
             if not _is_safe(png):
                 raise CannotEncode(f"the file name {name!r} cannot be kept in a file: rename it.")
             kept[png] = name
         return tuple(kept)
 
-    def read(self, first: int, last: int) -> UInt8[np.ndarray, "images channels height width"]:
-        """The images with the numbers `first` ... `last` - 1."""
-        files = [self.folder / name for name in self.names[first:last]]
-        return np.stack([_pixels(file, self.shape) for file in files])
+    def gather(self, indices: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n *shape"]:
+        return np.stack([_pixels(self.folder / self.names[i], self.shape) for i in indices])
 
 
-@dataclass(frozen=True)
-class ArrayOfImages:
-    """The images in an array, or in a source of a data set."""
-
-    source: Integer[np.ndarray, "images *shape"] | AbstractSource
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def read(self, first: int, last: int) -> Integer[np.ndarray, "images *shape"]:
-        """The images with the numbers `first` ... `last` - 1."""
-        if isinstance(self.source, np.ndarray):
-            return np.ascontiguousarray(self.source[first:last])
-        return np.asarray(self.source.gather(np.arange(first, last)))
-
-
-def pieces(
-    source: FolderSource | ArrayOfImages, count: int
-) -> Iterator[Integer[np.ndarray, "images *shape"]]:
+def pieces(source: AbstractSource, count: int) -> Iterator[Integer[np.ndarray, "images *shape"]]:
     """The first `count` images, a few at a time."""
     for first in range(0, count, _PIECE):
-        yield source.read(first, min(first + _PIECE, count))
+        yield source.gather(np.arange(first, min(first + _PIECE, count)))
 
 
-def find_images(
-    given: str, run: dk.Run, options: Mapping[str, Any]
-) -> FolderSource | ArrayOfImages:
+def find_images(given: str, run: dk.Run, options: Mapping[str, Any]) -> AbstractSource:
     """The images that an argument of a command names.
 
     **Arguments:** `given`: a folder, a .npy file, the name of a data set (its test images), or
-    `test` or `train` for the run's own data; an existing path takes precedence. `run`: the run; `options`:
-    of the data set.
+    `test` or `train` for the run's own data; an existing path takes precedence. `run`; `options`: of the
+    data set.
 
-    **Raises:** `ValueError` if it is none of these or does not fit the model; `FileNotFoundError`.
+    **Raises:** `ValueError` if it does not fit the model; `FileNotFoundError` if it is none of these.
     """
-    path = Path(given).expanduser()
+    path, shape = Path(given).expanduser(), run.model.shape
     if path.exists() and options:
         raise ValueError(f"{given!r} is a path and has no options, got data.{next(iter(options))}.")
-    if path.is_dir():
-        return _folder(path, run.model.shape)
     if path.exists():
-        return ArrayOfImages(_array(path, run.model.shape))
+        return _folder(path, shape) if path.is_dir() else ArraySource(_array(path, shape))
     if given in ("test", "train"):
         if options:
             raise ValueError(f"the run's own data have their own options, got {sorted(options)}.")
@@ -130,36 +99,30 @@ def find_images(
             f".npy file, test or train for the run's own data, or one of "
             f"{', '.join(dk.available('data'))}."
         )
-    if source.shape != run.model.shape:
-        raise ValueError(
-            f"the images of {given!r} have the shape {source.shape}, the model is for "
-            f"{run.model.shape}."
-        )
-    return ArrayOfImages(source)
+    if source.shape != shape:
+        raise ValueError(f"{given!r} has images of shape {source.shape}, the model is for {shape}.")
+    return source
 
 
 def _array(path: Path, shape: tuple[int, ...]) -> Integer[np.ndarray, "images *shape"]:
-    expected = f"a .npy file of integers of the shape (images, {', '.join(map(str, shape))})"
+    sizes = ", ".join(map(str, shape))
+    wrong = f"{str(path)!r} must be a .npy file of integers of the shape (images, {sizes})"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # by the kind of damage
-        raise ValueError(f"{str(path)!r} must be {expected}: {error}") from error
+        raise ValueError(f"{wrong}: {error}") from error
     if not isinstance(array, np.ndarray):  # an archive
         array.close()
-        raise ValueError(f"{str(path)!r} must be {expected}, got a .npz archive.")
+        raise ValueError(f"{wrong}, got a .npz archive.")
     if array.shape[1:] != shape or array.ndim < 2 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"{str(path)!r} must be {expected}, got {array.dtype} of the shape {array.shape}."
-        )
+        raise ValueError(f"{wrong}, got {array.dtype} of the shape {array.shape}.")
     return array
 
 
 def _folder(folder: Path, shape: tuple[int, ...]) -> FolderSource:
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(
-            f"a folder of images is for models of grey or RGB images, got a model of the shape {shape}: "
-            "give a .npy file."
-        )
+    if len(shape) != 3 or shape[0] not in _KINDS:
+        expected = "a folder of images is for models of grey or RGB images"
+        raise ValueError(f"{expected}, got a model of the shape {shape}: give a .npy file.")
     found = sorted(file.relative_to(folder).as_posix() for file in _files(folder))
     if not found:
         raise ValueError(f"there are no files in the folder {str(folder)!r}.")
@@ -181,10 +144,7 @@ def _files(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]  # where it goes on
         for below in (Path(top, name) for name in folders):
             if below.is_symlink():
-                raise ValueError(
-                    f"{str(below)!r} is a link to a folder, and links to folders are not followed: "
-                    "give the real folder."
-                )
+                raise ValueError(f"{str(below)!r} is a link to a folder: give the real folder.")
         for file in (Path(top, name) for name in files if not name.startswith(".")):
             if not file.is_file():
                 raise ValueError(f"{str(file)!r} is not a file: a broken link, a pipe or the like.")
@@ -204,28 +164,25 @@ def _opened(file: Path, shape: tuple[int, ...]) -> Iterator[Any]:
             frames = getattr(image, "n_frames", 1)  # which reads on
         except Exception as error:  # Pillow raises several kinds, by format and damage
             raise ValueError(f"{str(file)!r} is not an image that can be read: {error}") from error
-        modes = _AS_GREY if shape[0] == 1 else _AS_COLOUR
-        kind = "grey" if shape[0] == 1 else "RGB"
-        if image.mode not in modes or "transparency" in image.info:
+        kind, _, modes = _KINDS[shape[0]]
+        transparent = " with transparency" * ("transparency" in image.info)
+        if image.mode not in modes or transparent:
             raise ValueError(
                 f"{str(file)!r} must be {kind} with 8 bits per channel and without transparency, so "
-                f"that no pixel changes, got the mode {image.mode!r}"
-                f"{' with transparency' if 'transparency' in image.info else ''}."
+                f"that no pixel changes, got the mode {image.mode!r}{transparent}."
             )
         if frames > 1:
             raise ValueError(f"{str(file)!r} must be one image, got {frames} frames.")
         if (image.height, image.width) != shape[1:]:
-            raise ValueError(
-                f"{str(file)!r} must have {shape[1]} x {shape[2]} pixels (height x width) as the "
-                f"model has, got {image.height} x {image.width}."
-            )
+            wrong = f"{str(file)!r} must have {shape[1]} x {shape[2]} pixels (height x width)"
+            raise ValueError(f"{wrong} as the model has, got {image.height} x {image.width}.")
         yield image
 
 
 def _pixels(file: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "channels height width"]:
     with _opened(file, shape) as image:
         try:
-            pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"))
+            pixels = np.asarray(image.convert(_KINDS[shape[0]][1]))
         except Exception as error:
             raise ValueError(f"{str(file)!r} cannot be decoded: {error}") from error
     return pixels.reshape(*shape[1:], shape[0]).transpose(2, 0, 1)
@@ -249,9 +206,6 @@ def _is_safe(name: str) -> bool:
     )
 
 
-# Writing uses a temporary name until all is done.
-
-
 def check_free(out: Path, overwrite: bool) -> None:
     """Refuse to replace what exists.
 
@@ -260,21 +214,23 @@ def check_free(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise FileExistsError(f"OUT must not exist yet, {str(out)!r} is a folder.")
     if out.exists() and not overwrite:
+        found = f"there is a file at {str(out)!r}"
         raise FileExistsError(
-            f"OUT must not exist yet, there is a file at {str(out)!r}: name another, or add "
-            "overwrite=true."
+            f"OUT must not exist yet, {found}: name another, or add overwrite=true."
         )
 
 
 def _check_free_for_folder(out: Path) -> None:
     if out.exists():
+        found = f"{str(out)!r} is a {'folder' if out.is_dir() else 'file'}"
         raise FileExistsError(
-            f"OUT must not exist yet, {str(out)!r} is a {'folder' if out.is_dir() else 'file'}: what is "
-            "written is a folder, which never replaces anything. Name another."
+            f"OUT must not exist yet, {found}, which a folder never replaces: name another."
         )
 
 
-def _hidden(out: Path) -> Path:
+def _temporary(out: Path) -> Path:
+    """A hidden name beside `out`, until all is written."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     return out.parent / f".diffkit-{secrets.token_hex(4)}.part"
 
 
@@ -285,8 +241,7 @@ def new_file(out: Path, *, overwrite: bool) -> Iterator[io.BufferedRandom]:
     **Raises:** `FileExistsError` if something is in its place, at the beginning or at the end.
     """
     check_free(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = _hidden(out)
+    place = _temporary(out)
     try:
         with place.open("x+b") as file:
             yield file
@@ -305,8 +260,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     **Raises:** `FileExistsError` as `new_file`; a folder never replaces anything.
     """
     _check_free_for_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = _hidden(out)
+    place = _temporary(out)
     place.mkdir()
     try:
         yield place
@@ -330,15 +284,9 @@ class ArrayWriter:
 
     def _start(self) -> bytes:
         # NumPy leaves room in it, so its length does not change when the number of images grows.
-        start = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            start,
-            {
-                "shape": (self._count, *self._shape),
-                "fortran_order": False,
-                "descr": np.lib.format.dtype_to_descr(self._dtype),
-            },
-        )
+        start, descr = io.BytesIO(), np.lib.format.dtype_to_descr(self._dtype)
+        header = {"shape": (self._count, *self._shape), "fortran_order": False, "descr": descr}
+        np.lib.format.write_array_header_1_0(start, header)
         return start.getvalue()
 
     def write(self, images: Integer[np.ndarray, "images *shape"]) -> None:
@@ -361,18 +309,15 @@ def write_images(
 ) -> None:
     """Write images into a new folder, as PNG.
 
-    **Raises:** `DamagedFile` for names that lead out of the folder, are repeated or missing, and for images
-    of more than 8 bits per channel.
+    **Raises:** `DamagedFile` for names that lead out of the folder, are repeated or missing, and for values
+    above 255.
     """
     from PIL import Image
 
-    if len(names) != len(images) or images.ndim != 4 or images.shape[1] not in (1, 3):
+    if len(names) != len(images) or images.ndim != 4 or images.shape[1] not in _KINDS:
         raise DamagedFile("the file says that it holds a folder of images, but gives no names.")
     if images.max(initial=0) > 255:
-        raise DamagedFile(
-            "the file says that it holds a folder of images, which have values from 0 to 255, got "
-            f"{images.max()}."
-        )
+        raise DamagedFile(f"a folder of images has values from 0 to 255, got {images.max()}.")
     for name, image in zip(names, images, strict=True):
         if not _is_safe(name):
             raise DamagedFile(f"{name!r:.200} cannot be the name of an image in a folder.")
@@ -383,6 +328,4 @@ def write_images(
             with path.open("xb") as file:
                 Image.fromarray(pixels[:, :, 0] if len(image) == 1 else pixels).save(file, "PNG")
         except (FileExistsError, NotADirectoryError) as error:
-            raise DamagedFile(
-                f"the name {name!r:.200} stands for two things in the folder."
-            ) from error
+            raise DamagedFile(f"the name {name!r:.200} stands for two things.") from error

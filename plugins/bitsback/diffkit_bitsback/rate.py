@@ -1,11 +1,12 @@
 """The measured rate of a model's code on some images, compared to its bound and to other codes."""
 
+import functools
 import importlib
 import io
 import lzma
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ class Rate:
     - `steps`: T.
     - `statistics`: the cost of coding the images on one stack.
     - `evaluation`: the VLB with T steps (`diffkit.evaluate`), from its own draws; `None` for a grid that is
-      not even in time, which `evaluate` does not support.
+      not even in time.
     """
 
     steps: int
@@ -50,8 +51,8 @@ class Rate:
     def gap(self) -> tuple[float, float]:
         """The net rate minus the VLB in bits per dimension, and its standard error.
 
-        Both vary by chance, as the bounds of each image show: the coded latents are one draw, and the
-        VLB has its own. The cost of coding beyond the bound is `statistics.overhead_bits_per_dim`.
+        Both vary by chance: the coded latents are one draw, and the VLB has its own. The cost of coding
+        beyond the bound is `statistics.overhead_bits_per_dim`.
         """
         if self.evaluation is None:
             return math.nan, math.nan
@@ -88,9 +89,8 @@ def rates(
 
     **Arguments:**
 
-    - `model`: a model with a discrete decoder; it is used without a condition.
-    - `images`: as stored.
-    - `steps`: the numbers T.
+    - `model`: a model with a discrete decoder, used without a condition.
+    - `images`: as stored; `steps`: the numbers T.
     - `grid`, `batch_size`, `first_batch`, `resolution`: as in `Codec`.
     - `passes`: draws per image for the VLB.
     - `progress`: called now and then with the number of finished images over all T.
@@ -105,28 +105,20 @@ def rates(
     for name, values in (("steps", steps), ("passes", [passes])):
         if min(values, default=0) < 1:
             raise ValueError(f"{name} must be at least 1, got {values}.")
+    settings: dict[str, Any] = {"batch_size": batch_size, "resolution": resolution}
     found, chain = [], None
     for index, number in enumerate(steps):
         logsnrs = np.asarray(grid(model.schedule, number), np.float64)[::-1]
         if chain is None:
-            chain = Chain(
-                model,
-                logsnrs,
-                batch_size=batch_size,
-                first_batch=first_batch,
-                resolution=resolution,
-            )
+            chain = Chain(model, logsnrs, first_batch=first_batch, **settings)
         else:
             chain = chain.with_logsnrs(logsnrs)
         # A batch first, so that the measured time contains no compilation.
         first, test = images[:batch_size], chain.with_logsnrs(logsnrs, first_batch=batch_size)
         if not np.array_equal(test.decode(test.encode(first)[0], len(first)), first):
-            raise CannotReproduce(
-                f"with steps={number} the images do not decode to what was encoded."
-            )
-        _, statistics = chain.encode(
-            images, progress=_shifted(progress, index * len(images)) if progress else None
-        )
+            raise CannotReproduce(f"with steps={number} the images decode to others.")
+        told = functools.partial(_told, progress, index * len(images)) if progress else None
+        _, statistics = chain.encode(images, progress=told)
         evaluation = None
         if isinstance(grid, dk.UniformT):
             evaluation = dk.evaluate(
@@ -136,8 +128,8 @@ def rates(
     return found
 
 
-def _shifted(progress: Callable[[float], None], done: int) -> Callable[[float], None]:
-    return lambda images: progress(done + images)
+def _told(progress: Callable[[float], None], done: int, images: float) -> None:
+    progress(done + images)
 
 
 def other_codes(
@@ -150,28 +142,20 @@ def other_codes(
 
     **Returns:** by the code's name, the bits with a file for each image, and with one file for all: image
     formats as images (side by side on sheets in the second case), LZMA over the bytes. Image formats only
-    for grey or RGB images of at most 256 levels; JPEG XL only with a Pillow plugin for it, such as
-    pillow-jxl-plugin.
+    for grey or RGB images of at most 256 levels; JPEG XL only with a plugin for Pillow.
     """
-    dimensions = images.size
-    width = np.min_scalar_type(levels - 1)
-    stored = images.astype(width)
-    codes = {
-        "LZMA": (
-            sum(len(lzma.compress(image.tobytes())) for image in stored),
-            len(lzma.compress(stored.tobytes())),
-        )
-    }
-    if width == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3):
+    stored = images.astype(np.min_scalar_type(levels - 1))
+
+    def bits_per_dim(size: Callable[[Any], int], together: Iterable[Any]) -> tuple[float, float]:
+        each, one = (8 * sum(map(size, files)) / images.size for files in (stored, together))
+        return each, one
+
+    codes = {"LZMA": bits_per_dim(lambda image: len(lzma.compress(image.tobytes())), [stored])}
+    if stored.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3):
         sheets = _sheets(stored)
         for name, options in _formats().items():
-            codes[name] = (
-                sum(_file_size(image, options) for image in stored),
-                sum(_file_size(sheet, options) for sheet in sheets),
-            )
-    return {
-        name: (8 * each / dimensions, 8 * one / dimensions) for name, (each, one) in codes.items()
-    }
+            codes[name] = bits_per_dim(functools.partial(_file_size, options=options), sheets)
+    return codes
 
 
 def _formats() -> dict[str, Mapping[str, Any]]:
@@ -180,13 +164,8 @@ def _formats() -> dict[str, Mapping[str, Any]]:
 
     formats: dict[str, Mapping[str, Any]] = {"PNG": {"format": "PNG", "optimize": True}}
     if features.check("webp"):
-        formats["WebP lossless"] = {
-            "format": "WEBP",
-            "lossless": True,
-            "quality": 100,
-            "method": 6,
-            "exact": True,
-        }
+        smallest = {"quality": 100, "method": 6, "exact": True}
+        formats["WebP lossless"] = {"format": "WEBP", "lossless": True, **smallest}
     for module in _JPEG_XL:
         try:
             importlib.import_module(module)
@@ -212,10 +191,7 @@ def _file_size(
 def _sheets(
     images: UInt8[np.ndarray, "count channels height width"],
 ) -> list[UInt8[np.ndarray, "channels sheet_height sheet_width"]]:
-    """All images side by side on sheets, as square as possible and without empty places.
-
-    Empty places would cost bits. So a sheet is a full rectangle, and the rest goes on the next.
-    """
+    """All images side by side on sheets: full rectangles, since empty places would cost bits."""
     _, channels, height, width = images.shape
     sheets = []
     while len(images):
@@ -239,17 +215,8 @@ def show(found: Sequence[Rate], codes: Mapping[str, tuple[float, float]]) -> Non
     statistics = found[0].statistics
     # As wide as needed outside a terminal: a file, a pipe, a log.
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    table = Table(
-        "T",
-        "VLB",
-        "net",
-        "gap",
-        "overhead",
-        "total",
-        "images/s",
-        "network",
-        title="bits per dimension",
-    )
+    names = ("T", "VLB", "net", "gap", "overhead", "total", "images/s", "network")
+    table = Table(*names, title="bits per dimension")
     for column in table.columns:
         column.justify, column.no_wrap = "right", True
     for rate in found:

@@ -6,12 +6,11 @@ using the bits on top, and makes the stack shorter by as much; pushing the symbo
 Bits-back coding needs no more (Townsend, Bird and Barber 2019, arXiv 1901.04866). The coder is
 constriction's, with a state of 64 bits over words of 32.
 
-The first pops need bits that nothing has pushed yet. They come from an endless source below the stack, made
-from a seed; bits taken from it are part of the stored words, and count.
+The first pops take bits from an endless source below the stack, made from a seed. They are part of the
+stored words, and count.
 
-A popped symbol is only as random as the bits on top. After pushing an unlikely symbol they are not random:
-a pop right after it would draw a symbol from the same tail of its own distribution. So pseudo-random bits
-from the seed mask them before a pop.
+A popped symbol is only as random as the bits on top. After pushing an unlikely symbol a pop would draw from
+the same tail of its own distribution, so pseudo-random bits from the seed mask the top before a pop.
 """
 
 import hashlib
@@ -24,7 +23,7 @@ from jaxtyping import Float, Int, UInt32
 
 from diffkit_bitsback.errors import DamagedData
 
-# These are not modules, so nothing can be imported from them.
+# No modules: nothing can be imported from them.
 _models = constriction.stream.model  # pyright: ignore[reportAttributeAccessIssue]
 _stacks = constriction.stream.stack  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -39,23 +38,13 @@ _PIECE = 16
 
 
 def _source(seed: int, first: int, count: int) -> UInt32[np.ndarray, " count"]:
-    """Words `first` ... `first + count - 1` of the source, in the order of use.
-
-    SHAKE-256 in counter mode: block i is the hash of the seed and of i.
-    """
-    blocks = range(first // _BLOCK, -(-(first + count) // _BLOCK))
-    words = [
-        np.frombuffer(
-            hashlib.shake_256(f"diffkit bits-back source {seed} {block}".encode()).digest(
-                4 * _BLOCK
-            ),
-            dtype="<u4",
-        )
-        for block in blocks
-    ]
+    """Words `first` ... `first + count - 1` of the source: SHAKE-256 of the seed in counter mode."""
+    raw = b"".join(
+        hashlib.shake_256(f"diffkit bits-back source {seed} {block}".encode()).digest(4 * _BLOCK)
+        for block in range(first // _BLOCK, -(-(first + count) // _BLOCK))
+    )
     start = first % _BLOCK
-    joined = np.concatenate([np.empty(0, np.uint32), *words]).astype(np.uint32)
-    return joined[start : start + count]
+    return np.frombuffer(raw, "<u4")[start : start + count].astype(np.uint32)
 
 
 def _most_words(symbols: int) -> int:
@@ -63,13 +52,17 @@ def _most_words(symbols: int) -> int:
     return symbols * 24 // 32 + _STATE
 
 
+def groups(count: int, size: int) -> list[slice]:
+    """Slices of `size` rows each that cover `count` rows."""
+    return [slice(first, first + size) for first in range(0, count, size)]
+
+
 # Not checked at run time: about ten calls per step and batch, the checks took as long as the coding.
 @no_type_check
 class Stack:
     """A stack of bits above an endless source of bits.
 
-    **Arguments:** `words`: stored words to open; `None` to start an empty stack above the source.
-    `seed`: of the source.
+    **Arguments:** `words`: stored words to open, `None` to start above the source; `seed`: of the source.
 
     **Raises:** `DamagedData` for words that cannot form a stack.
     """
@@ -85,9 +78,9 @@ class Stack:
             self._coder = _stacks.AnsCoder(_source(seed, 0, _BLOCK)[::-1].copy(), seal=True)
         else:
             if len(words) < _STATE or words[-1] == 0:
+                got = f"{len(words)}{' that end with 0' if len(words) else ''}"
                 raise DamagedData(
-                    f"words must hold at least {_STATE} words and end with one that is not 0, got "
-                    f"{len(words)}{' that end with 0' if len(words) else ''}."
+                    f"words must hold at least {_STATE} words and end with one that is not 0, got {got}."
                 )
             self._pulled = 0
             self._coder = _stacks.AnsCoder(words)
@@ -109,9 +102,7 @@ class Stack:
         # One for each word that the pop may use, from the top down.
         count = _most_words(symbols)
         random = np.random.Philox(key=self._seed, counter=[0, 0, 0, number])
-        masks = (
-            random.random_raw(count // 2 + 1).astype("<u8").view("<u4")[:count].astype(np.uint32)
-        )
+        masks = random.random_raw(count // 2 + 1).astype("<u8").view("<u4")[:count].astype("u4")
         # The top two are the state. Its leading bits stay: zeros are more likely there, and making both
         # equally likely would cost bits.
         length = int(words[-1]).bit_length()
@@ -153,14 +144,14 @@ class Stack:
         """Undo `pop_bits`."""
         for shift in reversed(range(0, int(counts.max(initial=0)), _PIECE)):
             rows, sizes = self._piece(counts, shift)
-            piece = (values[rows] >> shift) & (sizes - 1)
-            self._coder.encode_reverse(piece.astype(np.int32), self._uniform, sizes)
+            piece = ((values[rows] >> shift) & (sizes - 1)).astype(np.int32)
+            self._coder.encode_reverse(piece, self._uniform, sizes)
 
     @staticmethod
     def _piece(
         counts: Int[np.ndarray, " n"], shift: int
     ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
-        """Which numbers have bits from `shift` on, and the number of values of one piece."""
+        """Which numbers have bits from `shift` on, and how many values this piece of each has."""
         bits = np.clip(counts - shift, 0, _PIECE)
         rows = np.flatnonzero(bits)
         return rows, (1 << bits[rows]).astype(np.int32)
@@ -173,8 +164,7 @@ class Stack:
         if missing > 0:
             count = -(-missing // _BLOCK) * _BLOCK
             below = _source(self._seed, self._pulled, count)[::-1]
-            words = np.concatenate([below, self._coder.get_compressed()])
-            self._coder = _stacks.AnsCoder(words)
+            self._coder = _stacks.AnsCoder(np.append(below, self._coder.get_compressed()))
             self._pulled += count
             self._untouched += count
 
@@ -187,8 +177,7 @@ class Stack:
     def finish(self) -> tuple[UInt32[np.ndarray, " words"], int]:
         """The words to store, and the number of them taken from the source instead of pushed.
 
-        Unused words of the source are left out. The seal does not count as taken, so the difference is
-        never less than the pushed words, and at most two words more.
+        The seal does not count as taken: the difference is the pushed words, and at most two more.
         """
         words = self._coder.get_compressed()[self._untouched :]
         return words, self._pulled - self._untouched
@@ -196,11 +185,8 @@ class Stack:
     def pushed_bits(self) -> float:
         """The growth of the stack since it was made, to a fraction of a bit."""
         first = _source(self._seed, 0, 1)[0]
-        return self._content() - 32 * self._pulled - math.log2(1 + first / 2**32)
-
-    def _content(self) -> float:
         words, state = self._coder.pos()
-        return 32 * words + math.log2(state)
+        return 32 * words + math.log2(state) - 32 * self._pulled - math.log2(1 + first / 2**32)
 
     def check_finished(self) -> None:
         """Check that only the words of the source are left.
@@ -212,22 +198,15 @@ class Stack:
         if not np.array_equal(words, expected):
             raise DamagedData(
                 "the coded words do not end with the initial bits of the source: they were changed, or "
-                "were written with another model."
+                "written with another model."
             )
 
 
-def weights_of(
-    log_prob: Float[np.ndarray, "n symbols"],
-) -> Float[np.ndarray, "n symbols"]:
-    """Log probabilities, normalised or not, as weights for a stack.
-
-    **Returns:** rows of integers that add up to `TOTAL - symbols`; adding one to each gives the
-    frequencies, so that every symbol can be coded.
-    """
+def weights_of(log_prob: Float[np.ndarray, "n symbols"]) -> Float[np.ndarray, "n symbols"]:
+    """Log probabilities, normalised or not, as weights for a stack (see `Stack.pop`)."""
     weights = np.exp(log_prob.astype(np.float64) - log_prob.max(axis=1, keepdims=True))
-    weights *= (TOTAL - weights.shape[1]) / weights.sum(axis=1, keepdims=True)
+    total = TOTAL - weights.shape[1]
+    weights *= total / weights.sum(axis=1, keepdims=True)
     np.floor(weights, out=weights)
-    weights[np.arange(len(weights)), log_prob.argmax(axis=1)] += (
-        TOTAL - weights.shape[1] - weights.sum(axis=1)
-    )
+    weights[np.arange(len(weights)), log_prob.argmax(axis=1)] += total - weights.sum(axis=1)
     return weights

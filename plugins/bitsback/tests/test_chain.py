@@ -409,7 +409,7 @@ def test_statistics_add_up():
         ({"logsnrs": np.array([1.0])}, "at least two finite numbers"),
         ({"logsnrs": np.array([1.0, 2.0])}, "strictly decreasing from the data end"),
         ({"logsnrs": np.array([1.0, np.nan])}, "at least two finite numbers"),
-        ({"logsnrs": np.array([1.0, 1.0 - 1e-12])}, "strictly decreasing in float32 too"),
+        ({"logsnrs": np.array([1.0, 1.0 - 1e-12])}, "in float32 too, got"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (
             {"batch_size": 4, "first_batch": 5},

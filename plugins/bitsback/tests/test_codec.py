@@ -222,11 +222,8 @@ def test_a_file_says_with_what_settings_it_is_read(model, codec, data, images):
     ("given", "message"),
     [
         (drawn(2, shape=(3, 2)), r"the model's shape \(2, 3\).*got \(2, 3, 2\)"),
-        (
-            drawn(2, levels=6) * 0 + 5,
-            "0 to levels - 1 = 4, got values from 5 to 5 in images 0 to 1",
-        ),
-        (drawn(2, dtype=np.int16) - 9, "got values from -"),
+        (drawn(2, levels=6) * 0 + 5, "levels from 0 to 4, got 5 to 5 in images 0 to 1"),
+        (drawn(2, dtype=np.int16) - 9, "got -"),
     ],
 )
 def test_refuses_images(codec, given, message):

@@ -14,9 +14,9 @@ class Respaced(dk.AbstractGrid):
     """Spreads steps evenly among the times of a discrete-time model, and uses no other time.
 
     Improved DDPM, section 4: visits `steps + 1` of the `timesteps` noise levels in training, both ends
-    included, each the nearest to an even spread. Choose it for a model with `timesteps` discrete noise
-    levels (`linear_beta`, `iddpm_cosine`), to sample at levels that it knows; `timesteps - 1` steps visit
-    all of them. Under any schedule level k is t = k / (timesteps - 1).
+    included, each the nearest to an even spread. Choose it for a model with discrete noise levels
+    (`linear_beta`, `iddpm_cosine`), to sample at levels that it knows. Under any schedule level k is
+    t = k / (timesteps - 1).
 
     **Arguments:** `timesteps`: the number of discrete noise levels.
 

@@ -19,20 +19,15 @@ class EpsilonRange(dk.AbstractParameterization):
     Improved DDPM (arXiv 2102.09672), equation 15: the log variance of $p(z_s \mid z_t)$ is
     $v \log \beta_t + (1 - v) \log \tilde\beta_t$, v = 1 for the forward step, v = 0 for the posterior. The
     network has two outputs; the second, o, gives $v = (o + 1) / 2$, unbounded, as published. The squared
-    error of the noise does not depend on v, so `diffkit.DiffusionLoss` leaves v out of it and adds
-    `vlb_weight` times the bound of the discrete-time model with `steps` steps, in bits, without a gradient
-    through its means: with `weighting=simple` that is the hybrid loss
-    $L_\text{simple} + 0.001\, L_\text{vlb}$ (equation 16).
+    error of the noise does not depend on v, so `diffkit.DiffusionLoss` adds `vlb_weight` times the bound of
+    the discrete-time model with `steps` steps, in bits, without a gradient through its means: with
+    `weighting=simple` that is the hybrid loss $L_\text{simple} + 0.001\, L_\text{vlb}$ (equation 16).
 
     Choose it to sample with few ancestral steps, or for a discrete-time likelihood; the gain in either
     vanishes with the number of steps.
 
-    **Arguments:**
-
-    - `steps`: T of the bound that trains the variances. Under a schedule of K discrete levels, K - 1
-      makes steps from level to level.
-    - `vlb_weight`: the weight of that bound, in bits, against the other loss in squared error; sum both
-      over dimensions or average both, which is equivalent.
+    **Arguments:** `steps`: T of the bound that trains the variances, K - 1 under a schedule of K discrete
+    levels; `vlb_weight`: the weight of that bound, in bits, against the other loss in squared error.
 
     **Raises:** `ValueError` if `steps` is below 1 or `vlb_weight` is negative.
     """

@@ -25,12 +25,10 @@ class DiscreteBetas(dk.AbstractSchedule):
     r"""Any discrete chain of variances $\beta_k$ as a schedule in continuous time.
 
     Choose it to train or evaluate a model over the exact noise levels of a published discrete-time
-    model; `linear_beta` and `iddpm_cosine` are the two well-known ones. At t = k / (K - 1) it is the
-    chain's own level, to the rounding of t. Between two levels it is the monotone cubic of Fritsch and
-    Butland (1984), also known as PCHIP: the slope at a level is the harmonic mean of the secants on its
-    two sides, so the curve is strictly decreasing, with a continuous slope that is never zero.
-
-    Its coefficients are computed in float64 and kept in a `diffkit.Buffer`: neither trained nor averaged.
+    model; `linear_beta` and `iddpm_cosine` are the two well-known ones. Between two levels it is the
+    monotone cubic of Fritsch and Butland (1984), also known as PCHIP: the slope at a level is the harmonic
+    mean of the secants on its two sides, so the curve is strictly decreasing and smooth. Its coefficients
+    are kept in a `diffkit.Buffer`: neither trained nor averaged.
 
     **Arguments:** `betas`: the variances of the K forward steps, least noise first.
 
@@ -43,10 +41,9 @@ class DiscreteBetas(dk.AbstractSchedule):
     def __init__(self, betas: Float[np.ndarray, " levels"]):
         if len(betas) < 2:
             raise ValueError(f"betas must have at least 2 entries, got {len(betas)}.")
-        if not np.all((betas > 0) & (betas < 1)):
-            raise ValueError(
-                f"betas must be in (0, 1), got values from {betas.min()} to {betas.max()}."
-            )
+        low, high = betas.min(), betas.max()
+        if not 0 < low <= high < 1:
+            raise ValueError(f"betas must be in (0, 1), got values from {low} to {high}.")
         self.cubics = dk.Buffer(jnp.asarray(_monotone_cubics(_logsnr(betas))))
 
     def __call__(self, t: ScalarLike) -> Scalar:
@@ -80,9 +77,8 @@ def _monotone_cubics(values: np.ndarray) -> np.ndarray:
         slopes[1:-1] = 2 * before * after / (before + after)
         slopes[0], slopes[-1] = _end_slope(*secants[:2]), _end_slope(*secants[:-3:-1])
     start, end = slopes[:-1], slopes[1:]
-    rows = np.stack(
-        [values[:-1], start, 3 * secants - 2 * start - end, start + end - 2 * secants], axis=1
-    )
+    square, cube = 3 * secants - 2 * start - end, start + end - 2 * secants
+    rows = np.stack([values[:-1], start, square, cube], axis=1)
     return np.append(rows, [[values[-1], slopes[-1], 0, 0]], axis=0)
 
 
@@ -118,12 +114,10 @@ def linear_beta(
     r"""DDPM's schedule: $\beta_k$ in even steps from $10^{-4}$ to 0.02, 1000 of them.
 
     Ho, Jain and Abbeel 2020 (arXiv 2006.11239), section 4. log SNR runs from 9.2 to -10.1. Choose it to
-    reproduce DDPM and its successors; improved DDPM found that it destroys the information of small
-    images too soon.
+    reproduce DDPM and its successors; improved DDPM found it too noisy too soon for small images.
 
     **Arguments:** `steps`: the number of noise levels; `beta_start`, `beta_end`: the variances of the
-    first and of the last forward step. With another number of steps the ends should change in inverse
-    proportion.
+    first and of the last forward step, which should change in inverse proportion to `steps`.
 
     **Raises:** `ValueError` for fewer than two steps, or a variance that is not in (0, 1).
     """
@@ -140,12 +134,10 @@ def iddpm_cosine(*, steps: int = 1000, offset: float = 0.008) -> DiscreteBetas:
 
     $\bar\alpha_k = f((k + 1) / K) / f(0)$ with $f(u) = \cos^2(\frac\pi2 \frac{u + s}{1 + s})$, and
     $\beta_k = \min(1 - \bar\alpha_k / \bar\alpha_{k - 1},\ 0.999)$: Nichol and Dhariwal 2021 (arXiv
-    2102.09672), equation 17 and below. log SNR runs from 10.1 to -19.8; the last step removes nearly all
-    of the remaining signal. Choose it to reproduce improved DDPM; `cosine` of diffkit is the same curve
-    in continuous time, with ends of your choice.
+    2102.09672), equation 17 and below. log SNR runs from 10.1 to -19.8. Choose it to reproduce improved
+    DDPM; diffkit's `cosine` is the same curve in continuous time, with ends of your choice.
 
-    **Arguments:** `steps`: K, the number of noise levels; `offset`: s, which keeps the first step
-    from being too small.
+    **Arguments:** `steps`: K, the number of noise levels; `offset`: s, for a larger first step.
 
     **Raises:** `ValueError` for fewer than two steps, or an offset that is negative.
     """

@@ -21,10 +21,10 @@ def _check_data_std(data_std: float) -> float:
 
 
 class Preconditioning(eqx.Module):
-    """The four functions of the noise level in EDM's denoiser, at one noise level.
+    """The scalars of EDM's denoiser at one noise level.
 
-    **Attributes:** scalars: `c_skip`, the share of the latent in the output; `c_out`, the scale of the
-    network's output; `c_in`, the scale of its input; `c_noise`, its input for the noise level.
+    **Attributes:** `c_skip`, the share of the latent in the output; `c_out`, the scale of the network's
+    output; `c_in`, the scale of its input; `c_noise`, its input for the noise level.
     """
 
     c_skip: Scalar
@@ -41,17 +41,14 @@ def preconditioning(sigma: ScalarLike, data_std: float = 0.5) -> Preconditioning
     conditions (appendix B.6): input and target of the network have unit variance, and $c_{skip}$ minimises
     $c_{out}$, which amplifies the network's errors.
 
-    No part of diffkit calls it; it is here for comparison. A `diffkit.Denoiser` with the parameterization
-    `F`, the variance exploding process and this `data_std` is the published formula.
+    It is here for comparison: a `diffkit.Denoiser` with the parameterization `F`, the variance exploding
+    process and this `data_std` is the published formula.
 
     **Arguments:** `sigma`: the noise level, positive; `data_std`: s.
 
-    **Returns:** a `Preconditioning`.
-
     **Raises:** `ValueError` if `data_std` is not positive.
     """
-    data_std = _check_data_std(data_std)
-    sigma = as_float(sigma)
+    data_std, sigma = _check_data_std(data_std), as_float(sigma)
     norm = jnp.hypot(sigma, data_std)
     return Preconditioning(
         c_skip=jnp.square(data_std / norm),
@@ -83,10 +80,7 @@ class F(dk.AbstractParameterization):
     **Raises:** `ValueError` if `data_std` is not positive.
     """
 
-    data_std: float = eqx.field(static=True)
-
-    def __init__(self, *, data_std: float = 1.0):
-        self.data_std = _check_data_std(data_std)
+    data_std: float = eqx.field(default=1.0, converter=_check_data_std, static=True, kw_only=True)
 
     def coefficients(self, level: dk.NoiseLevel) -> tuple[Scalar, Scalar]:
         rho = level.rho

@@ -54,7 +54,6 @@ EDM = dk.register("preset", "edm")(
 )
 """EDM with the paper's hyper-parameters for unconditional CIFAR-10 (configuration F, DDPM++).
 
-Not here: its augmentation of the data, and the
-re-arranged U-Net inside (`unet` is the nearest). The ramp of the moving average is another one: see
-docs/plugins/edm.md.
+Not here: its augmentation of the data, and its re-arranged U-Net (`unet` is the nearest). The ramp of the
+moving average is another one: see docs/plugins/edm.md.
 """

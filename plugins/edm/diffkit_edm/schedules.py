@@ -33,8 +33,7 @@ class LogNormal(dk.AbstractSchedule):
     nearly all of its time at middle noise levels. It is wasteful for likelihoods, since it hardly ever
     visits the ends. To sample, use the grid `rho`.
 
-    In float32 both tails keep their digits: it computes the smaller of the two probabilities, never its
-    complement to 1. Only the rounding of t itself remains, 6e-8 near 1.
+    It computes the smaller of the two probabilities, so both tails keep their digits in float32.
 
     **Arguments:**
 
@@ -45,43 +44,32 @@ class LogNormal(dk.AbstractSchedule):
     positive and increasing, or one is more than 12 standard deviations from the mean.
     """
 
-    P_mean: float = eqx.field(static=True)
-    P_std: float = eqx.field(static=True)
-    sigma_min: float = eqx.field(static=True)
-    sigma_max: float = eqx.field(static=True)
+    P_mean: float = eqx.field(default=-1.2, converter=float, static=True)
+    P_std: float = eqx.field(default=1.2, converter=float, static=True)
+    sigma_min: float = eqx.field(default=0.002, converter=float, static=True)
+    sigma_max: float = eqx.field(default=80.0, converter=float, static=True)
 
-    def __init__(
-        self,
-        P_mean: float = -1.2,
-        P_std: float = 1.2,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-    ):
-        if not math.isfinite(P_mean):
-            raise ValueError(f"P_mean must be finite, got {P_mean}.")
-        if not (math.isfinite(P_std) and P_std > 0):
-            raise ValueError(f"P_std must be a positive number, got {P_std}.")
-        if not (math.isfinite(sigma_max) and sigma_max > sigma_min > 0):
+    def __check_init__(self):
+        if not math.isfinite(self.P_mean):
+            raise ValueError(f"P_mean must be finite, got {self.P_mean}.")
+        if not (math.isfinite(self.P_std) and self.P_std > 0):
+            raise ValueError(f"P_std must be a positive number, got {self.P_std}.")
+        if not (math.isfinite(self.sigma_max) and self.sigma_max > self.sigma_min > 0):
+            got = f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
             raise ValueError(
-                "sigma_min must be positive and sigma_max finite and greater than it, "
-                f"got {sigma_min=}, {sigma_max=}."
+                f"sigma_min must be positive and sigma_max finite and greater than it, got {got}."
             )
-        self.P_mean, self.P_std = float(P_mean), float(P_std)
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         for name, z in zip(("sigma_min", "sigma_max"), self._ends(), strict=True):
             if abs(z) > _LARGEST_DEVIATION:
                 raise ValueError(
                     f"{name} must be within {_LARGEST_DEVIATION:.0f} standard deviations of the mean, "
                     f"since float32 knows no probabilities beyond: ln({getattr(self, name)}) is "
-                    f"{z:.1f} of them from it, with {P_mean=}, {P_std=}."
+                    f"{z:.1f} of them from it, with P_mean={self.P_mean}, P_std={self.P_std}."
                 )
 
     def _ends(self) -> tuple[float, float]:
-        low, high = (
-            (math.log(sigma) - self.P_mean) / self.P_std
-            for sigma in (self.sigma_min, self.sigma_max)
-        )
-        return low, high
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return (low - self.P_mean) / self.P_std, (high - self.P_mean) / self.P_std
 
     def _tails(self) -> tuple[float, float, float]:
         """The probabilities below, above, and between the two ends."""

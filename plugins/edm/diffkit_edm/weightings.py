@@ -33,9 +33,7 @@ def edm(
     - `P_mean`, `P_std`: of $\ln \sigma$, see `LogNormal`.
     - `sigma_data`: the standard deviation of the data in F; EDM's 0.5 is that of images in [-1, 1]. `None`
       means the model's `data_std`: the plain error of the F that the model predicts.
-    - `data_std`: the model's, for `sigma_data=None`. diffkit fills it in.
-    - `logsnr_range`: (max, min), the range in which the weighting is needed. diffkit fills in the ends of
-      the model's schedule.
+    - `data_std`, `logsnr_range`: the model's, and (max, min) of its schedule; diffkit fills them in.
 
     **Raises:** `ValueError` for a value out of its range, or a range wider than `LogNormal` takes.
     """

@@ -6,33 +6,33 @@ to 0.9933. The networks are `unet` with the published width, depth and attention
 diffkit scales their input to unit variance.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import diffkit as dk
 
-_SCHEDULE = ("straight_line", {"logsnr_min": -10.0})
+
+def _unet(**options: Any) -> tuple[str, Mapping[str, Any]]:
+    return "unet", options
+
+
+_COMMON: Mapping[str, Any] = {
+    "schedule": ("straight_line", {"logsnr_min": -10.0}),
+    "process": "straight",  # equation 22 of flow matching, with sigma_min = 0
+    "parameterization": "velocity",  # equation 23
+    "grid": "uniform_t",
+    "decoder": "discretized",
+}
 
 FLOW_MATCHING = dk.register("preset", "flow_matching")(
     dk.Preset(
-        schedule=_SCHEDULE,
-        process="straight",  # equation 22, with sigma_min = 0
-        parameterization="velocity",  # equation 23
         weighting="simple",
         loss=dk.Loss(),
         time_sampler="uniform",  # equation 9
         sampler="midpoint",  # section 6.2, for few steps; the paper's tables are from dopri5
-        grid="uniform_t",
-        decoder="discretized",
         # Appendix E, table 3, column CIFAR10: 256 channels, multipliers 1, 2, 2, 2, depth 2, attention
         # at 16x16, no dropout.
-        network=(
-            "unet",
-            {
-                "width": 256,
-                "multipliers": (1, 2, 2, 2),
-                "depth": 2,
-                "attention": (1,),
-                "dropout": 0.0,
-            },
-        ),
+        network=_unet(width=256, multipliers=(1, 2, 2, 2), depth=2, attention=(1,), dropout=0.0),
         train={
             # Table 3: 391k iterations of 256 images, Adam, 5e-4 with 45k steps of warm-up.
             "steps": 391_000,
@@ -52,6 +52,7 @@ FLOW_MATCHING = dk.register("preset", "flow_matching")(
             "ema_warmup": False,
             "checkpoint_every": 10_000,  # ours
         },
+        **_COMMON,
     )
 )
 """Flow matching with optimal transport paths (Lipman et al. 2023, arXiv 2210.02747) for CIFAR-10.
@@ -61,29 +62,15 @@ Times are uniform; the loss is the plain error of the velocity.
 
 RECTIFIED_FLOW = dk.register("preset", "rectified_flow")(
     dk.Preset(
-        schedule=_SCHEDULE,
-        process="straight",
-        parameterization="velocity",
         # Esser et al. 2024, section 3.1 and table 1: rf/lognorm(0.00, 1.00). Liu et al. have uniform
         # times: `weighting.times=uniform time_sampler=uniform`.
         weighting=("simple", {"times": "logit_normal"}),
         loss=dk.Loss(times="logit_normal"),
         time_sampler="logit_normal",
         sampler="euler",  # Esser et al.; the file below has RK45, of which Euler is the alternative
-        grid="uniform_t",
-        decoder="discretized",
         # ImageGeneration/configs/rectified_flow/cifar10_rf_gaussian_ddpmpp.py of the code of Liu et al.
         # (DDPM++).
-        network=(
-            "unet",
-            {
-                "width": 128,
-                "multipliers": (1, 2, 2, 2),
-                "depth": 4,
-                "attention": (1,),
-                "dropout": 0.15,
-            },
-        ),
+        network=_unet(width=128, multipliers=(1, 2, 2, 2), depth=4, attention=(1,), dropout=0.15),
         train={
             # The same file. The code is derived from github.com/yang-song/score_sde_pytorch, whose
             # models/ema.py has a ramp.
@@ -100,6 +87,7 @@ RECTIFIED_FLOW = dk.register("preset", "rectified_flow")(
             "clip": 1.0,
             "checkpoint_every": 10_000,  # `training.snapshot_freq_for_preemption`
         },
+        **_COMMON,
     )
 )
 """Rectified flow (Liu, Gong and Liu 2023, arXiv 2209.03003) for CIFAR-10, with logit-normal times.

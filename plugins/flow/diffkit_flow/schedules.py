@@ -21,15 +21,14 @@ class StraightLine(dk.AbstractSchedule):
 
     With the process `straight`, $\tau$ is the share of noise in $z = (1 - \tau) x + \tau \epsilon$
     (Liu, Gong and Liu 2023, arXiv 2209.03003; Lipman et al. 2023, arXiv 2210.02747). Its log SNR is
-    infinite at both ends, so $\tau = \tau_0 + t\,(\tau_1 - \tau_0)$ runs over the part between the two
-    endpoints only. Choose it to train with the times of these papers and to sample in even steps along the
-    path. It treats high and low noise alike, and spends a little more time at the ends than `cosine`.
+    infinite at both ends, so $\tau = \tau_0 + t\,(\tau_1 - \tau_0)$ runs between the two endpoints. Choose
+    it to train with the times of these papers and to sample in even steps along the path. It treats high
+    and low noise alike, and spends a little more time at the ends than `cosine`.
 
-    Each half is computed from its own end, by `log1p`: the endpoints are exact, and next to them the
-    curve keeps its digits in float32.
+    Each half is computed from its own end: the endpoints are exact, and the curve keeps its digits.
 
-    **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: the number of values
-    of a dimension of the data, which sets the default of `logsnr_max` (`diffkit.schedules.check_range`).
+    **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: of the data, which
+    set the default of `logsnr_max` (`diffkit.schedules.check_range`).
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
     """

@@ -20,16 +20,11 @@ class LogitNormal(dk.AbstractTimeSampler):
     Esser et al. 2024 (arXiv 2403.03206, equation 19), who call their best choice rf/lognorm(0, 1). It draws
     the middle of the path, where the velocity is hardest to predict, more often, and the ends hardly ever.
     Like every time sampler it changes the variance of a loss, not the loss. If the loss itself should
-    prefer the middle, as in the papers, choose that weighting:
-    `weighting=simple weighting.times=logit_normal`.
+    prefer the middle, as in the papers, choose `weighting=simple weighting.times=logit_normal`.
 
     Choose it with weightings that vanish at the ends as its density does, such as that one. Never use it
-    for a bound (`weighting=elbo`, `diffkit.vlb`): the density goes to zero at t = 0 and t = 1, where the
-    importance 1 / p is unbounded, so the estimate has infinite variance unless the weighting vanishes too.
-    Any finite number of draws then misses the contribution of the ends, and most estimates are too small.
-
-    A draw is never exactly 0 or 1, and its importance 1 / p comes from the normal variable, not from the
-    rounded t.
+    for a bound (`weighting=elbo`, `diffkit.vlb`): the importance 1 / p is unbounded at both ends, so the
+    estimate has infinite variance, and most estimates miss the contribution of the ends.
 
     **Arguments:** `mean`, `std`: m and s. A negative mean prefers data, a positive one noise; a larger
     deviation spreads the times.
@@ -53,7 +48,7 @@ class LogitNormal(dk.AbstractTimeSampler):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         normal = jax.random.normal(key, (batch_size,))
         logit = self.mean + self.std * normal
-        # t (1 - t) / (s p(normal)).
+        # From the normal variable, not from the rounded t: t (1 - t) s / p(normal).
         importance = (self.std * math.sqrt(2 * math.pi)) * jnp.exp(
             jax.nn.log_sigmoid(logit) + jax.nn.log_sigmoid(-logit) + 0.5 * jnp.square(normal)
         )

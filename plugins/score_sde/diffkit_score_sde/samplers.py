@@ -39,17 +39,15 @@ class EulerMaruyama(AbstractOneStepSampler):
 
     with $\xi$ standard normal: the predictor of the paper's algorithm 2 ("reverse diffusion",
     appendix E). The mean is that of ancestral sampling; the noise is that of the forward step, larger by
-    the factor $\rho_t / \rho_s$. So with few steps it leaves too much variance, while ancestral sampling
-    leaves too little. The paper discretises the VP and sub-VP SDE in their own latents and times; the limit
-    and the order are the same.
+    the factor $\rho_t / \rho_s$, which leaves too much variance with few steps. The paper discretises the
+    VP and sub-VP SDE in their own latents and times; the limit and the order are the same.
 
     If $\rho$ falls to less than half in a step, the noise has the standard deviation
     $2 \rho_s \sqrt{1 - \rho_s^2 / \rho_t^2}$ instead of $\sqrt{\rho_t^2 - \rho_s^2}$. Without this cap a
     single step from $\rho_t = 80$ would leave noise of that size in the sample.
 
     Choose it, with a thousand steps, to reproduce the paper's VP and sub-VP samples. The noise of the last
-    step stays in the sample; the paper omits it (its appendix G, "Denoising"), which matters if the last
-    step is large.
+    step stays in the sample; the paper omits it (its appendix G, "Denoising").
     """
 
     stochastic: ClassVar[bool] = True
@@ -78,20 +76,17 @@ class PredictorCorrector(AbstractOneStepSampler):
     **How it differs from the paper** (algorithms 1 and 4), and why. There the step size
     $2 (r \lVert \xi \rVert / \lVert \nabla \log p \rVert)^2$ comes from a ratio of norms, the same for
     every number of steps. On a Gaussian in many dimensions that leaves a variance too large by the factor
-    $1 + r^2$ (2.6 % at the paper's r = 0.16), however many steps are taken; in two dimensions the ratio has
-    no mean; and over a batch it ties examples together. Here the corrector scales with the step and
-    vanishes with it, so the method converges, for each example separately. Where there is only noise, the
-    paper's step is $1 - a = 2 r^2$: r = 0.16 at 1000 steps from 50 to 0.01 is c = 3.09. Correctors come
-    before the predictor, as in the published code; algorithm 1 has them after it.
+    $1 + r^2$ (2.6 % at the paper's r = 0.16), however many steps are taken; and over a batch it ties
+    examples together. Here the corrector vanishes with the step, so the method converges, for each example
+    separately. Where there is only noise, the paper's step is $1 - a = 2 r^2$: r = 0.16 at 1000 steps from
+    50 to 0.01 is c = 3.09. Correctors come before the predictor, as in the published code.
 
-    In a long step (`diffkit.samplers.is_long`) a correction at the level of t is wasted, since the error of
-    the step comes after it. Such a step uses the same network calls for ancestral steps along the way.
+    A long step (`diffkit.samplers.is_long`) uses the same network calls for ancestral steps along the way.
 
     **Arguments:**
 
-    - `corrector`: c, the amount of noise replaced per step. 1 replaces as much as the step removes; on a
-      Gaussian the bias is then a third of Euler-Maruyama's. Larger values correct more where the data fill
-      few directions, and lose variance where they are spread out.
+    - `corrector`: c, the amount of noise replaced per step. 1 replaces as much as the step removes. Larger
+      values correct more where the data fill few directions, and lose variance where they are spread out.
     - `corrector_steps`: corrector steps before each predictor, each one network call.
 
     **Raises:** `ValueError` if `corrector` is not positive and finite or `corrector_steps` is below 1.

@@ -7,10 +7,8 @@ $$B(t) = \beta_{\min} t + \tfrac12 (\beta_{\max} - \beta_{\min})\, t^2, \qquad \
 
 Under the VP SDE $\sigma^2 = 1 - e^{-B}$, under the sub-VP SDE $\sigma = 1 - e^{-B}$: the same $B$ gives
 two schedules of $\lambda = \log \alpha^2 / \sigma^2$, which run under any process here. The schedule of
-the VE SDE, $\sigma$ geometric in time, is the core's `linear_logsnr`.
-
-At $t = 0$ the log SNR is infinite, so their $t$ only runs over $[t_{\min}, 1]$; here that is
-$t \in [0, 1]$.
+the VE SDE, $\sigma$ geometric in time, is the core's `linear_logsnr`. Their $t \in [t_{\min}, 1]$, since
+the log SNR is infinite at 0, is our $t \in [0, 1]$.
 """
 
 import abc
@@ -26,20 +24,19 @@ from diffkit.typing import Scalar, ScalarLike, as_float
 class AbstractBeta(dk.AbstractSchedule):
     """A schedule whose `logsnr` is a function of B(t), the integral of a linear beta(t)."""
 
-    beta_min: eqx.AbstractVar[float]
-    beta_max: eqx.AbstractVar[float]
+    beta_min: float = eqx.field(default=0.1, static=True)
+    beta_max: float = eqx.field(default=20.0, static=True)
     t_min: eqx.AbstractVar[float]
 
     def __check_init__(self):
-        if not 0 <= self.beta_min <= self.beta_max < float("inf") or self.beta_max == 0:
+        low, high, t_min = self.beta_min, self.beta_max, self.t_min
+        if not 0 <= low <= high < float("inf") or high == 0:
             raise ValueError(
                 "beta_min and beta_max must be finite with 0 <= beta_min <= beta_max and "
-                f"beta_max > 0, got beta_min={self.beta_min}, beta_max={self.beta_max}."
+                f"beta_max > 0, got beta_min={low}, beta_max={high}."
             )
-        if not 0 < self.t_min < 1:
-            raise ValueError(
-                f"t_min must be in (0, 1), since logsnr is infinite at 0; got {self.t_min}."
-            )
+        if not 0 < t_min < 1:
+            raise ValueError(f"t_min must be in (0, 1), with logsnr infinite at 0; got {t_min}.")
 
     @abc.abstractmethod
     def logsnr_at(self, integral: Scalar) -> Scalar:
@@ -69,19 +66,16 @@ class VPBeta(AbstractBeta):
     r"""The VP SDE with linear beta: $\lambda = -\log(e^B - 1)$. The limit of DDPM's linear schedule.
 
     It spends most of its time at low signal-to-noise ratios, which is good for samples; the published VP
-    models were trained with it. Their own `t_min` is 1e-5 for training and likelihoods (a log SNR of 13.8,
-    near VDM's 13.3) and 1e-3 for sampling (9.1); here a model has one range for both, by default the whole
-    one.
+    models were trained with it. Their own `t_min` is 1e-5 for training and likelihoods (a log SNR of 13.8)
+    and 1e-3 for sampling (9.1); here a model has one range for both.
 
-    **Arguments:** `beta_min`, `beta_max`: beta at the ends of their time (appendix C of the paper, from
-    DDPM's 1e-4 and 0.02 at 1000 steps); `t_min`: their time at our t = 0.
+    **Arguments:** `beta_min`, `beta_max`: beta at the ends of their time (appendix C of the paper);
+    `t_min`: their time at our t = 0.
 
     **Raises:** `ValueError` if not 0 <= beta_min <= beta_max, `beta_max` is 0, or `t_min` is not in
     (0, 1).
     """
 
-    beta_min: float = eqx.field(default=0.1, static=True)
-    beta_max: float = eqx.field(default=20.0, static=True)
     t_min: float = eqx.field(default=1e-5, static=True)
 
     def logsnr_at(self, integral: Scalar) -> Scalar:
@@ -98,8 +92,7 @@ class SubVPBeta(AbstractBeta):
 
     Since $\sigma$ is the square of that of `vp_beta`, the log SNR at the data end is twice as large: 18.2
     at the default `t_min` of 1e-3, with which the published models sample. They train down to 1e-5, that is
-    27.6, where the noise is a few units in the last place of float32 and nothing can be learnt. Choose it
-    to reproduce the paper's sub-VP models.
+    27.6, where float32 leaves nothing to learn. Choose it to reproduce the paper's sub-VP models.
 
     **Arguments:** `beta_min`, `beta_max`: beta at the ends of their time, as for `vp_beta`; `t_min`:
     their time at our t = 0.
@@ -108,8 +101,6 @@ class SubVPBeta(AbstractBeta):
     (0, 1).
     """
 
-    beta_min: float = eqx.field(default=0.1, static=True)
-    beta_max: float = eqx.field(default=20.0, static=True)
     t_min: float = eqx.field(default=1e-3, static=True)
 
     def logsnr_at(self, integral: Scalar) -> Scalar:

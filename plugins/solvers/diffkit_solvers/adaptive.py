@@ -16,10 +16,9 @@ _METHODS = {"tsit5": "Tsit5", "dopri8": "Dopri8"}
 class Adaptive(AbstractOneStepSampler):
     r"""An adaptive Runge-Kutta solver of the probability-flow ODE.
 
-    Solves each step of the grid to the tolerance, with as many solver steps as needed, separately for each
-    example (a batch waits for its slowest). The number of steps of the grid does not affect the result; one
-    is the cheapest. Choose it as a reference, or if the error must be known; it calls the network some
-    hundreds of times.
+    Solves each step of the grid to the tolerance, separately for each example (a batch waits for its
+    slowest). One step of the grid is the cheapest. Choose it as a reference, or if the error must be known;
+    it calls the network some hundreds of times.
 
     It solves the form `v`, $u = \cos\varphi\, y$ with $du / d\varphi = v$ and $\tan \varphi = \rho$
     (u is the latent of the variance preserving process), with the logsnr in place of time:
@@ -28,14 +27,12 @@ class Adaptive(AbstractOneStepSampler):
 
     **Arguments:**
 
-    - `rtol`, `atol`: the relative and absolute tolerance of each of the solver's steps. In float32
-      about 1e-6 is the limit.
-    - `method`: `tsit5` (Tsitouras' method of order 5) or `dopri8` (Dormand and Prince's of order 8,
-      for tolerances below some 1e-7, in float64).
+    - `rtol`, `atol`: the relative and absolute tolerance of each of the solver's steps; about 1e-6 is the
+      limit in float32.
+    - `method`: `tsit5` (Tsitouras, order 5) or `dopri8` (Dormand and Prince, order 8, for float64).
     - `max_steps`: the most steps of the solver in one step of the grid; more is an error at run time.
 
-    **Raises:** `ValueError` for a tolerance that is not positive, an unknown method or less than one
-    step.
+    **Raises:** `ValueError` for a tolerance that is not positive, an unknown method or less than one step.
     """
 
     stochastic: ClassVar[bool] = False

@@ -13,14 +13,12 @@ with the divided differences $[\tau_0, \dots, \tau_k]\, q$.
 **The corrector.** Once q is known at the end of a step, the step can be redone with that point in the
 polynomial, from the same start and with the same earlier points (the idea of UniC: Zhao, Bai, Rao,
 Zhou and Lu 2023, arXiv 2302.04867, section 3). In Newton's form this adds one more term,
-$I_p\, [\tau_0, \dots, \tau_{p-1}, \tau_{new}]\, q$: no call of the network, nothing to redo, and a
-divided difference that the next step needs anyway.
+$I_p\, [\tau_0, \dots, \tau_{p-1}, \tau_{new}]\, q$: no call of the network, and nothing to redo.
 
-**The numbers.** Gauss-Legendre quadrature in $\lambda$ computes the integrals, on scalars. Closed
-forms exist (the papers print them), but in short steps they are differences of nearly equal numbers:
-at some hundred steps they have no digits left in float32. Each $\tau - \tau_i$ is computed as an offset
-from the start of the step, by `expm1`. The step is an increment of y, written in differences of q, so
-it integrates a constant q exactly.
+**The numbers.** Gauss-Legendre quadrature in $\lambda$ computes the integrals, on scalars. The papers'
+closed forms are differences of nearly equal numbers in short steps: at some hundred steps they have no
+digits left in float32. Each $\tau - \tau_i$ is computed as an offset from the start of the step, by
+`expm1`. The step is an increment of y, written in differences of q, so it integrates a constant q exactly.
 """
 
 import itertools
@@ -44,9 +42,8 @@ _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(10)
 _NODES, _NODE_WEIGHTS = (1 + _NODES) / 2, _NODE_WEIGHTS / 2
 
 # Orders 2, 3 and 4 are used where the weights have sum |w_j| <= limit |sum w_j|. For equal steps in
-# kappa that ratio is 2, 3.67 and 6.67; for equal steps in logsnr it is below 3, 7 and 15 however long
-# they are. The limits were chosen by experiment: nine Gaussians and mixtures on eight grids, three of
-# them with jumps.
+# kappa that ratio is 2, 3.67 and 6.67; for equal steps in logsnr it is below 3, 7 and 15. The limits were
+# chosen by experiment: nine Gaussians and mixtures on eight grids.
 _LIMITS = (3.0, 7.0, 10.0)
 
 # A step is corrected where this bounds the factor by which the correction multiplies an error of y at
@@ -63,8 +60,7 @@ class History(eqx.Module):
 
     **Attributes:**
 
-    - `quantities`: the last values of the form's quantity, the latest first.
-    - `logsnr`: where they were taken.
+    - `quantities`: the last values of the form's quantity, the latest first; `logsnr`: where they are.
     - `count`: how many there have been since the start or the last long step.
     - `pending`: entry k is the integral of the corrector's term for the last step if that step had
       k + 1 points, else 0; all are 0 if it is not to be corrected.
@@ -82,9 +78,8 @@ class Multistep(dk.AbstractSampler):
 
     Choose it with its defaults, the velocity of the straight path with a corrector, from twenty calls on,
     on grids even in logsnr or in a power of rho (`uniform_logsnr`, `rho`): there it is the most accurate on
-    average over the problems of `benchmarks/samplers.py`, and with `points=4` is more so at most counts.
-    Below twenty choose `deis`. On grids uniform in time (`uniform_t`) choose `ab_v`.
-    The published samplers are other choices, with their own names:
+    average over the problems of `benchmarks/samplers.py`. Below twenty choose `deis`. On grids uniform in
+    time (`uniform_t`) choose `ab_v`. The published samplers are other choices, with their own names:
 
     | name | `form` | `variable` | `points` | `corrector` | `midpoint` | `eta` |
     |---|---|---|---|---|---|---|
@@ -98,18 +93,16 @@ class Multistep(dk.AbstractSampler):
 
     **Order.** p points give order p, and p + 1 with the corrector. The method starts with one point and
     gains one with each step; with three points or more the first steps are always corrected, which leaves
-    a single error of order 3 from the start. It does not show if the data are lost in noise at the start,
-    as they should be; a method of order above 3 that starts in the middle is of order 3.
+    a single error of order 3 from the start. It shows only in a method of order above 3 that starts in the
+    middle, not in noise.
 
     After a much shorter step, extrapolation magnifies errors. The order of the step is then lowered to the
     highest whose weights have $\sum_j |w_j|$ at most 3, 7 or 10 times $|\sum_j w_j|$ (for 2, 3, 4 points).
 
-    **Long steps.** In a step of more than 4.25 in logsnr, where $\rho$ falls to less than an eighth, a
-    polynomial in logsnr has one point: the others are too far away. If `diffkit.samplers.is_long` too, a
-    polynomial in any variable has one, the step is not corrected, and the history is dropped. Without noise
-    it is a step of DDIM; in the form `v` one point would be a step along the tangent of a circle. The error
-    of one to four steps is therefore at most twice that of DDIM. Once three earlier values are known, 8
-    replaces 4.25.
+    **Long steps.** In a step of more than 4.25 in logsnr (8 once three earlier values are known) a
+    polynomial in logsnr has one point. If `diffkit.samplers.is_long` too, a polynomial in any variable has
+    one, the step is not corrected, and the history is dropped. Without noise it is a step of DDIM, so the
+    error of one to four steps is at most twice that of DDIM.
 
     **Noise.** With `eta` above 0 it is the multistep method for the reverse SDE: form `x` with
     $u = y / \rho^{1 + \eta^2}$ and $\kappa = \rho^{-(1 + \eta^2)}$, and noise of variance
@@ -123,15 +116,13 @@ class Multistep(dk.AbstractSampler):
     - `form`: the quantity to extrapolate and its scaling, a name in `diffkit.samplers.FORMS`.
     - `variable`: of the polynomial: `logsnr`, `rho`, or `kappa`, the form's own variable.
     - `points`: how many values the polynomial goes through, 1 to 4.
-    - `corrector`: correct each step once its end is known, unless it is so long that this could magnify
-      errors.
+    - `corrector`: correct each step once its end is known, unless this could magnify errors.
     - `midpoint`: use the value in the middle of the step (in logsnr) for the whole step instead of
       integrating the polynomial. It is of order 2 and extrapolates half as far: milder in long steps.
     - `eta`: the strength of the noise; 0 is the probability-flow ODE.
 
-    **Raises:** `ValueError` for an unknown form or variable, for `points` out of range, for `midpoint`
-    with more than 2 points or a corrector, for `eta` negative or not finite, and for noise in a form
-    other than `x`.
+    **Raises:** `ValueError` for an unknown form or variable, a number out of range, `midpoint` with more
+    than 2 points or a corrector, and noise in a form other than `x`.
     """
 
     calls: ClassVar[int] = 1
@@ -143,12 +134,9 @@ class Multistep(dk.AbstractSampler):
     eta: float = eqx.field(default=0.0, static=True)
 
     def __check_init__(self):
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}.")
-        if self.variable not in _VARIABLES:
-            raise ValueError(
-                f"variable must be one of {', '.join(_VARIABLES)}, got {self.variable!r}."
-            )
+        for name, known in (("form", FORMS), ("variable", _VARIABLES)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
         if not 1 <= self.points <= len(_LIMITS) + 1:
             raise ValueError(f"points must be from 1 to {len(_LIMITS) + 1}, got {self.points}.")
         if self.midpoint and (self.points > 2 or self.corrector):
@@ -160,7 +148,7 @@ class Multistep(dk.AbstractSampler):
             raise ValueError(f"eta must be finite and at least 0, got {self.eta}.")
         if self.eta > 0 and self.form != "x":
             raise ValueError(
-                f"eta above 0 needs form='x', the form of the reverse SDE; got {self.form!r}."
+                f"eta above 0, for the reverse SDE, needs form='x'; got {self.form!r}."
             )
 
     @property
@@ -175,12 +163,8 @@ class Multistep(dk.AbstractSampler):
     def init(self, y: Example) -> History:
         # With a corrector the new value stands beside all those of the last step.
         size = self.points if self.corrector else self.points - 1
-        return History(
-            quantities=(jnp.zeros_like(y),) * size,
-            logsnr=jnp.zeros(size, y.dtype),
-            count=jnp.zeros((), int),
-            pending=jnp.zeros(size, y.dtype),
-        )
+        nothing = jnp.zeros(size, y.dtype)
+        return History((jnp.zeros_like(y),) * size, nothing, jnp.zeros((), int), nothing)
 
     def step(
         self,
@@ -260,10 +244,7 @@ class Multistep(dk.AbstractSampler):
     def _integrals(
         self, form: Form, tau: Float[Array, " points"], logsnr_t: Scalar, logsnr_s: Scalar
     ) -> tuple[Float[Array, " points"], Scalar]:
-        """The terms of the step, per unit of the scale at its end.
-
-        **Returns:** the integrals of Newton's basis polynomials; and the change of y at constant u.
-        """
+        """By the scale at the end: the integrals of Newton's basis, and the change of y at constant u."""
         length, scale = logsnr_s - logsnr_t, form.scale(logsnr_s)
         whole = form.offset(logsnr_s, logsnr_t) / scale
         nodes = logsnr_t + length * jnp.asarray(_NODES, tau.dtype)
@@ -283,8 +264,7 @@ class Multistep(dk.AbstractSampler):
 
 def _divided_differences(tau: Float[Array, " points"]) -> Float[Array, "points points"]:
     """Row k: the factors of the values in the divided difference of the first k + 1 of them."""
-    size = tau.shape[0]
-    gaps = tau[:, None] - tau[None, :] + jnp.eye(size, dtype=tau.dtype)
+    gaps = tau[:, None] - tau[None, :] + jnp.eye(len(tau), dtype=tau.dtype)
     return jnp.tril((1 / jnp.cumprod(gaps, axis=1)).T)
 
 
@@ -306,17 +286,10 @@ def _noisy(eta: float) -> Form:
 
 
 def _contracts(
-    form: Form,
-    gaps: Float[Array, " points"],
-    integrals: Float[Array, " points"],
-    logsnr_s: Scalar,
+    form: Form, gaps: Float[Array, " points"], integrals: Float[Array, " points"], logsnr_s: Scalar
 ) -> Bool[Array, " points"]:
-    """Whether a correction by the new point, after 1, 2, ... others, would not magnify errors.
-
-    If the data are a single point, an error of y at the new point is one of rho eps. The quantity then
-    errs by its coefficient of eps over rho, and the correction by the new point's weight times that.
-
-    **Arguments:** `gaps`, of the new point from each of the others; `integrals`, of the corrector's terms.
-    """
+    """Whether a correction by the new point, with these gaps from 1, 2, ... others, magnifies no error."""
+    # If the data are a single point, an error of y at the new point is one of rho eps. The quantity then
+    # errs by its coefficient of eps over rho, and the correction by the new point's weight times that.
     response = jnp.abs(form.coefficients(logsnr_s)[1]) * jnp.exp(logsnr_s / 2)
     return jnp.abs(integrals / jnp.cumprod(gaps)) * response <= _CONTRACTION

@@ -9,9 +9,8 @@ from diffkit_solvers.multistep import Multistep
 def dpmpp_2m() -> Multistep:
     r"""DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), of order 2.
 
-    Extrapolates the predicted data along a straight line in logsnr to the middle of the step. Choose it
-    to compare with published samples, many of them made with it, or under strong guidance, where higher
-    orders are less stable.
+    Extrapolates the predicted data along a straight line in logsnr to the middle of the step. Choose it to
+    compare with published samples, or under strong guidance, where higher orders are less stable.
     """
     return Multistep(form="x", points=2, corrector=False, midpoint=True)
 
@@ -20,9 +19,8 @@ def dpmpp_2m() -> Multistep:
 def dpmpp_3m() -> Multistep:
     r"""The third-order multistep DPM-Solver++ (arXiv 2211.01095, appendix), of order 3.
 
-    The predicted data are a parabola in logsnr. Choose it to compare, from some twenty calls on. (It
-    takes the whole second derivative. With half of it, as in two well-known implementations, the order
-    is 2.)
+    The predicted data are a parabola in logsnr. Choose it to compare, from some twenty calls on. (With half
+    of the second derivative, as in two well-known implementations, the order is 2.)
     """
     return Multistep(form="x", points=3, corrector=False)
 
@@ -61,10 +59,9 @@ def unipc(order: int = 3, variable: str = "logsnr") -> Multistep:
 def deis(order: int = 3, variable: str = "logsnr") -> Multistep:
     r"""DEIS: the exponential Adams-Bashforth method (Zhang and Chen 2023, arXiv 2204.13902, section 3).
 
-    The predicted noise is a polynomial in `variable`. With `rho` it is the paper's rhoAB-DEIS, the
-    classical Adams-Bashforth method in sigma (k-diffusion's LMS). The paper prefers the time of the
-    schedule; logsnr, which does not depend on the schedule, was more accurate than rho in all our
-    measurements. Choose it below twenty calls on grids even in logsnr or in a power of rho
+    The predicted noise is a polynomial in `variable`. With `rho` it is the paper's rhoAB-DEIS
+    (k-diffusion's LMS). The paper prefers the time of the schedule; logsnr was more accurate than rho in
+    all our measurements. Choose it below twenty calls on grids even in logsnr or in a power of rho
     (`uniform_logsnr`, `rho`).
 
     **Arguments:** `order`, 1 to 4 (1 is DDIM); `variable`, as in `Multistep`.
@@ -79,10 +76,8 @@ def ab_v(order: int = 3) -> Multistep:
     r"""The Adams-Bashforth method for v in the angle $\varphi = \arctan \rho$.
 
     In the angle the probability-flow ODE of the variance preserving process is $dz / d\varphi = v$
-    (Salimans and Ho 2022, arXiv 2202.00512, appendix D); its right-hand side stays of order one at both
-    ends. Choose it on grids uniform in time (`uniform_t`) from twenty calls on, under the cosine schedule,
-    the straight path and the VP SDE alike. On `uniform_logsnr` and `rho` it is less accurate than
-    `multistep`.
+    (Salimans and Ho 2022, arXiv 2202.00512, appendix D). Choose it on grids uniform in time (`uniform_t`)
+    from twenty calls on. On `uniform_logsnr` and `rho` it is less accurate than `multistep`.
 
     **Arguments:** `order`, 1 to 4.
 
@@ -96,8 +91,7 @@ def heun() -> RungeKutta2:
     r"""Heun's method for $dy / d\rho = \hat\epsilon$, of order 2 with two calls a step.
 
     EDM's deterministic sampler (Karras et al. 2022, arXiv 2206.00364, algorithm 1). Choose it as a
-    reference: it is robust and needs no history, so guidance may change between steps; the multistep
-    methods reach its accuracy in half the calls or less. A step in which rho falls to less than a fifth
-    becomes two steps of DDIM (see `diffkit.samplers.RungeKutta2`).
+    reference: it is robust and needs no history; the multistep methods reach its accuracy in half the calls
+    or less. A step in which rho falls to less than a fifth becomes two steps of DDIM.
     """
     return RungeKutta2(form="eps", node=1.0)

@@ -35,9 +35,9 @@ _CONFIG_KEYS: Final = (
 def _extension(code: int, data: bytes) -> Any:
     if code != 1:
         raise ValueError(
-            f"msgpack_path holds an extension of type {code}, expected arrays (type 1) only."
+            f"msgpack_path holds an extension of type {code}, expected type 1, arrays."
         )
-    shape, dtype, buffer = msgpack.unpackb(data, raw=False)
+    shape, dtype, buffer = msgpack.unpackb(data)
     return np.frombuffer(buffer, dtype=np.dtype(dtype)).reshape(shape)
 
 
@@ -45,17 +45,14 @@ def _read_params(path: Path, group: str, needed: Sequence[str]) -> Mapping[str, 
     if not path.is_file():
         raise FileNotFoundError(f"msgpack_path must be a checkpoint file, there is none at {path}.")
     try:
-        stored = msgpack.unpackb(
-            path.read_bytes(), ext_hook=_extension, raw=False, strict_map_key=False
-        )
+        stored = msgpack.unpackb(path.read_bytes(), ext_hook=_extension, strict_map_key=False)
     except (msgpack.UnpackException, ValueError, TypeError) as error:
         raise ValueError(f"msgpack_path {path} is not a Flax msgpack file: {error}") from error
     if not isinstance(stored, dict) or not isinstance(stored.get(group), dict):
         found = sorted(map(str, stored)) if isinstance(stored, dict) else type(stored).__name__
         raise ValueError(f"msgpack_path {path} has no {group!r}; it holds {found}.")
     params = stored[group]
-    missing = [name for name in needed if name not in params]
-    if missing:
+    if missing := [name for name in needed if name not in params]:
         raise ValueError(
             f"msgpack_path {path} has no {' and no '.join(missing)} in its {group}; it has "
             f"{', '.join(params)}."
@@ -65,8 +62,7 @@ def _read_params(path: Path, group: str, needed: Sequence[str]) -> Mapping[str, 
 
 def _read_config(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     values = config if isinstance(config, Mapping) else json.loads(Path(config).read_text())
-    missing = [name for name in _CONFIG_KEYS if name not in values]
-    if missing:
+    if missing := [name for name in _CONFIG_KEYS if name not in values]:
         raise ValueError(f"config lacks {', '.join(missing)}; it has {', '.join(values)}.")
     return values
 
@@ -81,6 +77,9 @@ def _schedule(config: Mapping[str, Any], params: Mapping[str, Any]) -> dk.Abstra
     def scalar(value: Any) -> jax.Array:
         return jnp.asarray(value, jnp.float32).reshape(())
 
+    def vector(value: Any) -> jax.Array:
+        return jnp.asarray(value, jnp.float32).reshape(-1)
+
     gamma = params["gamma"]
     if kind == "learnable_scalar":  # gamma = b + |w| t
         return eqx.tree_at(
@@ -89,39 +88,21 @@ def _schedule(config: Mapping[str, Any], params: Mapping[str, Any]) -> dk.Abstra
             (-scalar(gamma["b"]), scalar(gamma["w"])),
         )
     if kind == "learnable_nnet":  # gamma = b1 + |w1| t + mean(|w3| tanh((|w2| (2 t - 1) + b2) / 2))
-        schedule = LearnedMonotone(
-            -low,
-            -high,
-            hidden=gamma["l2"]["kernel"].size,
-            normalize=False,
-            key=jax.random.key(0),
-        )
+        hidden, key = gamma["l2"]["kernel"].size, jax.random.key(0)
+        schedule = LearnedMonotone(-low, -high, hidden=hidden, normalize=False, key=key)
         gap = scalar(gamma["l1"]["kernel"])
-
-        def vector(value: Any) -> jax.Array:
-            return jnp.asarray(value, jnp.float32).reshape(-1)
-
         # A weight of zero has no logarithm; this one gives the same function.
         slope = jnp.maximum(jnp.abs(vector(gamma["l2"]["kernel"])), 1e-30)
         # diffkit's network has slope 1 where the reference's has |w1|.
         height = jnp.maximum(jnp.abs(vector(gamma["l3"]["kernel"]) / gap), 1e-30)
-        return eqx.tree_at(
-            lambda s: (
-                s.ends.start,
-                s.ends.gap,
-                s.interior.log_slope,
-                s.interior.centre,
-                s.interior.log_height,
-            ),
-            schedule,
-            (
-                -scalar(gamma["l1"]["bias"]),
-                gap,
-                jnp.log(slope),
-                -vector(gamma["l2"]["bias"]) / slope,
-                jnp.log(height),
-            ),
-        )
+        centre = -vector(gamma["l2"]["bias"]) / slope
+        values = (-scalar(gamma["l1"]["bias"]), gap, jnp.log(slope), centre, jnp.log(height))
+
+        def leaves(s: LearnedMonotone) -> tuple[Any, ...]:
+            ends, inside = s.ends, s.interior
+            return ends.start, ends.gap, inside.log_slope, inside.centre, inside.log_height
+
+        return eqx.tree_at(leaves, schedule, values)
     raise ValueError(
         f"config gamma_type must be fixed, learnable_scalar or learnable_nnet, got {kind!r}."
     )
@@ -136,15 +117,13 @@ def import_reference(
 ) -> dk.DiffusionModel:
     """A checkpoint of the reference implementation as a diffkit model.
 
-    The reference's monotone network is not normalised to its endpoints. It is imported unchanged, with
-    `LearnedMonotone(normalize=False)`, so that the numbers agree.
+    Its monotone network becomes a `LearnedMonotone(normalize=False)`, so that the numbers agree.
 
     **Arguments:**
 
     - `msgpack_path`: the checkpoint, a Flax msgpack file.
     - `config`: the reference's model configuration, a mapping or the path of a JSON file.
-    - `shape`: (channels, height, width) of one image, which the checkpoint does not contain. The published
-      checkpoints are for 32x32.
+    - `shape`: (channels, height, width) of one image; the published checkpoints are for 32x32.
     - `group`: `"params"`, or `"ema_params"` for the averaged ones.
 
     **Returns:** the model. Its network takes the reference's conditioning number as a condition of

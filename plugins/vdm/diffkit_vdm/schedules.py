@@ -1,9 +1,8 @@
 r"""Learned schedules with exact endpoints (VDM section 3.2 and appendix H).
 
 Both schedules are $\lambda(t) = (1 - s)\,\lambda_{\max} + s\,\lambda_{\min}$ with $s = s(t)$
-increasing. The endpoints have their own parameters, separate from those of the interior $s$, since the two
-follow different objectives. The VLB depends on the endpoints; in continuous time it does not depend on the
-interior, which is free to minimise the variance of the estimate.
+increasing. The endpoints, on which the VLB depends, have their own parameters. In continuous time it does
+not depend on the interior $s$, which is free to minimise the variance of the estimate.
 """
 
 import math
@@ -19,11 +18,7 @@ from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
 
 
 class Endpoints(eqx.Module):
-    """`logsnr` at t = 0, and the distance down to t = 1 up to its sign.
-
-    Only the absolute value of the distance matters, so the order of the endpoints survives any gradient
-    step.
-    """
+    """`logsnr` at t = 0, and the distance down to t = 1: by its absolute value, so their order is kept."""
 
     start: Scalar
     gap: Scalar
@@ -52,12 +47,8 @@ class LearnedLinear(dk.AbstractSchedule):
     The published VDM checkpoints use it. The endpoints find the noise level at which the decoder costs
     least, and the one at which nothing is left of the data.
 
-    **Arguments:**
-
-    - `logsnr_max`, `logsnr_min`: the endpoints before training; the first by default VDM's for the
-      data's levels (`diffkit.schedules.check_range`).
-    - `levels`: how many values a dimension of the data takes, `None` for continuous data.
-    - `learn_endpoints`: `False` keeps them as they are.
+    **Arguments:** `logsnr_max`, `logsnr_min`: the endpoints before training; the first by default VDM's for
+    the `levels` of the data (`diffkit.schedules.check_range`); `learn_endpoints`: `False` keeps them.
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
     """
@@ -95,8 +86,8 @@ class MonotoneNetwork(eqx.Module):
     $$h(t) = t + \tfrac1n \sum_i e^{a_i} \tanh(\tfrac12\, e^{b_i} (2t - 1 - c_i))$$
 
     The three linear layers of VDM appendix H. The first, which goes straight to the output, has weight 1,
-    since only the shape of h matters. The parameters are the logarithms of the positive weights: the best
-    density of logsnr spans orders of magnitude, and so must they.
+    since only the shape of h matters. The parameters are logarithms of positive weights, which must span
+    orders of magnitude as the best density of logsnr does.
     """
 
     log_slope: Float[Array, " hidden"]
@@ -130,15 +121,11 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
 
     **Arguments:**
 
-    - `logsnr_max`, `logsnr_min`: the endpoints before training; the first by default VDM's for the
-      data's levels (`diffkit.schedules.check_range`).
-    - `levels`: how many values a dimension of the data takes, `None` for continuous data.
-    - `learn_endpoints`: `False` keeps them as they are.
+    - `logsnr_max`, `logsnr_min`, `levels`, `learn_endpoints`: as in `LearnedLinear`.
     - `hidden`: the number of hidden units.
     - `minimise_variance`: `True` trains the interior to minimise the variance of the estimate of the
       diffusion loss (VDM section 5.3 and appendix I.2), and the endpoints to minimise its mean.
-    - `normalize`: `False` uses s = h, like the reference implementation, whose schedule then drifts off its
-      endpoints; only for its checkpoints.
+    - `normalize`: `False` uses s = h, only for checkpoints of the reference: it drifts off its endpoints.
     - `key`: for the initial weights.
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, one is not finite, `hidden < 1`, or with
@@ -170,14 +157,11 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
             )
         self.ends = _endpoints(logsnr_max, logsnr_min, levels, learn_endpoints)
         self.interior = MonotoneNetwork(hidden, key=key)
-        self.normalize = normalize
-        self.minimise_variance = minimise_variance
+        self.normalize, self.minimise_variance = normalize, minimise_variance
 
     def interior_parameters(self) -> "LearnedMonotone":
-        nothing = jax.tree.map(lambda _: False, self)
-        return eqx.tree_at(
-            lambda s: s.interior, nothing, jax.tree.map(lambda _: True, self.interior)
-        )
+        nothing, all_of_it = jax.tree.map(lambda _: False, self), jax.tree.map(lambda _: True, self)
+        return eqx.tree_at(lambda s: s.interior, nothing, all_of_it.interior)
 
     def _position(self, t: Scalar) -> Scalar:
         if not self.normalize:
@@ -206,11 +190,9 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
             later = self(middle) > logsnr
             return jnp.where(later, middle, low), jnp.where(later, high, middle)
 
-        low, high = jax.lax.fori_loop(
-            0, halvings, halve, (jnp.zeros_like(logsnr), jnp.ones_like(logsnr))
-        )
+        ends = (jnp.zeros_like(logsnr), jnp.ones_like(logsnr))
+        low, high = jax.lax.fori_loop(0, halvings, halve, ends)
         t = jax.lax.stop_gradient(0.5 * (low + high))
-        # A bisection has no derivative. One step of Newton's method from its result has the right one, by
-        # logsnr and by the parameters, and no other effect.
+        # A bisection has no derivative. One step of Newton's method has the right one, and no other effect.
         reached, slope = jax.jvp(self, (t,), (jnp.ones_like(t),))
         return t - (reached - logsnr) / jax.lax.stop_gradient(slope)

@@ -2,8 +2,7 @@
 
 Unlike the usual U-Net it never changes the resolution, since likelihood depends on the finest details.
 `depth` residual blocks go down, two with attention between them form the middle, and `depth + 1` blocks go
-up, each reading the output of one block on the way down. Fourier features of the input let the network
-resolve neighbouring grey levels.
+up, each reading the output of one on the way down. Fourier features of the input resolve grey levels.
 """
 
 from collections.abc import Mapping
@@ -44,7 +43,7 @@ class VDMUNet(AbstractNetwork):
 
     At the start it returns `z` itself: the last convolution is zero, and `z` is added to it since the noise
     is close to `z` over much of the noise range. With the same parameters it equals the reference
-    implementation numerically (`vdm_unet_from_reference`).
+    implementation (`vdm_unet_from_reference`).
     """
 
     rank: ClassVar[int | None] = 3
@@ -90,14 +89,13 @@ class VDMUNet(AbstractNetwork):
         """**Arguments:**
 
         - `shape`: (channels, height, width) of one image.
-        - `width`: channels of every block; 4 or more.
+        - `width`: channels of every block, 4 or more.
         - `depth`: residual blocks on the way down; the way up has one more.
         - `attention`: attention after every block. The middle always has attention.
         - `dropout`: rate within the blocks.
         - `fourier`: exponents n of the input's `fourier_features`; empty for none.
         - `groups`: of every normalisation. A group of one channel would remove what the noise level adds
-          to that channel, so for a width of 32 or less choose fewer than the reference's 32: an eighth of
-          the width works well.
+          to it, so for a width of 32 or less choose fewer: an eighth of the width works well.
         - `remat`: keep only the blocks' inputs for the backward pass: less memory, more time.
         - `levels`: the number of values of a dimension of the data; scales the features' frequencies.
         - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
@@ -117,9 +115,8 @@ class VDMUNet(AbstractNetwork):
             dropout=dropout,
         )
         channels, _, _ = check_image(shape, self)
-        check_at_least("width", width, 4)
-        check_at_least("depth", depth, 1)
-        check_at_least("groups", groups, 1)
+        for name, value, least in (("width", width, 4), ("depth", depth, 1), ("groups", groups, 1)):
+            check_at_least(name, value, least)
         self.shape, self.width, self.depth, self.fourier = shape, width, depth, fourier
         self.levels, self.outputs = levels, outputs
         self.condition_size, self.logsnr_range = condition_size, logsnr_range
@@ -130,10 +127,8 @@ class VDMUNet(AbstractNetwork):
 
         def stage(inputs: int, key: PRNGKey) -> Stage:
             key, attention_key = jax.random.split(key)
-            return Stage(
-                residual(inputs, key),
-                SelfAttention(width, groups=groups, key=attention_key) if attention else None,
-            )
+            attend = SelfAttention(width, groups=groups, key=attention_key) if attention else None
+            return Stage(residual(inputs, key), attend)
 
         keys = jax.random.split(key, 9)
         self.embed1 = Dense(width + condition_size, 4 * width, key=keys[0])
@@ -156,13 +151,9 @@ class VDMUNet(AbstractNetwork):
         key: PRNGKey | None = None,
     ) -> Float[Array, "outputs height width"]:
         """Evaluate on one image; see `AbstractNetwork`."""
-        dtype = jnp.dtype(self.dtype)
         embedding = embed(self, logsnr, condition)
-
         image = jnp.transpose(z, (1, 2, 0))
-        features = jnp.concatenate(
-            [image, fourier_features(image, self.fourier, self.levels)], axis=-1
-        )
+        waves = fourier_features(image, self.fourier, self.levels)
         if key is None:
             down_keys = middle_key1 = middle_key2 = up_keys = None
         else:
@@ -178,7 +169,7 @@ class VDMUNet(AbstractNetwork):
             skip, key = inputs
             return stage(h, embedding, skip=skip, key=key), None
 
-        first = self.conv_in(features.astype(dtype))
+        first = self.conv_in(jnp.concatenate([image, waves], axis=-1).astype(self.dtype))
         h, skips = scan_blocks(go_down, self.down, first, down_keys, remat=self.remat)
         h = self.middle1(h, embedding, key=middle_key1)
         h = self.middle_attention(h)
@@ -187,6 +178,17 @@ class VDMUNet(AbstractNetwork):
         h, _ = scan_blocks(go_up, self.up, h, (skips, up_keys), remat=self.remat)
         h = self.conv_out(jax.nn.silu(self.norm_out(h)))
         return add_latent(z, jnp.transpose(h, (2, 0, 1)))
+
+
+# The layers of a block and of an attention, by our names and by the reference's.
+_BLOCK = {
+    "norm1": "GroupNorm_0",
+    "conv1": "conv1",
+    "project": "cond_proj",
+    "norm2": "GroupNorm_1",
+    "conv2": "conv2",
+}
+_ATTENTION = {"norm": "GroupNorm_0", "query": "q", "key": "k", "value": "v", "out": "proj_out"}
 
 
 def vdm_unet_from_reference(
@@ -199,46 +201,31 @@ def vdm_unet_from_reference(
     - `params`: the nested dictionary of arrays under `score_model` in a checkpoint of
       github.com/google-research/vdm.
     - `shape`: (channels, height, width) of one image.
-    - `config`: the reference's configuration: `sm_n_embd`, `sm_n_layer`, `sm_pdrop`,
-      `with_fourier_features`, `with_attention`, `gamma_min`, `gamma_max`.
+    - `config`: the reference's configuration.
 
     **Returns:** the network, in float32, with `condition_size=1`.
 
     **Raises:** `ValueError` if a parameter is missing or its shape differs from the configuration's.
     """
 
-    def dense(tree: Mapping[str, Any]) -> dict[str, Any]:
+    def layer(tree: Mapping[str, Any]) -> dict[str, Any]:
+        if "scale" in tree:
+            return {"scale": tree["scale"], "bias": tree["bias"]}
         return {"weight": tree["kernel"], "bias": tree.get("bias")}
 
-    def norm(tree: Mapping[str, Any]) -> dict[str, Any]:
-        return {"scale": tree["scale"], "bias": tree["bias"]}
-
-    def block(name: str) -> dict[str, Any]:
+    def layers(name: str, names: Mapping[str, str]) -> dict[str, Any]:
         tree = params[name]
-        return {
-            "norm1": norm(tree["GroupNorm_0"]),
-            "conv1": dense(tree["conv1"]),
-            "project": dense(tree["cond_proj"]),
-            "norm2": norm(tree["GroupNorm_1"]),
-            "conv2": dense(tree["conv2"]),
-            "shortcut": dense(tree["nin_shortcut"]) if "nin_shortcut" in tree else None,
-        }
-
-    def attention(name: str) -> dict[str, Any]:
-        tree = params[name]
-        return {
-            "norm": norm(tree["GroupNorm_0"]),
-            "query": dense(tree["q"]),
-            "key": dense(tree["k"]),
-            "value": dense(tree["v"]),
-            "out": dense(tree["proj_out"]),
-        }
+        found = {ours: layer(tree[theirs]) for ours, theirs in names.items()}
+        # Where a block keeps its width there is none.
+        return found | {"shortcut": layer(tree["nin_shortcut"]) if "nin_shortcut" in tree else None}
 
     def stages(way: str, count: int) -> dict[str, Any]:
         each = [
             {
-                "block": block(f"{way}.block_{i}"),
-                "attention": attention(f"{way}.attn_{i}") if config["with_attention"] else None,
+                "block": layers(f"{way}.block_{i}", _BLOCK),
+                "attention": layers(f"{way}.attn_{i}", _ATTENTION)
+                if config["with_attention"]
+                else None,
             }
             for i in range(count)
         ]
@@ -257,16 +244,16 @@ def vdm_unet_from_reference(
     )
     try:
         values: dict[str, Any] = {
-            "embed1": dense(params["dense0"]),
-            "embed2": dense(params["dense1"]),
-            "conv_in": dense(params["conv_in"]),
+            "embed1": layer(params["dense0"]),
+            "embed2": layer(params["dense1"]),
+            "conv_in": layer(params["conv_in"]),
             "down": stages("down", network.depth),
-            "middle1": block("mid.block_1"),
-            "middle_attention": attention("mid.attn_1"),
-            "middle2": block("mid.block_2"),
+            "middle1": layers("mid.block_1", _BLOCK),
+            "middle_attention": layers("mid.attn_1", _ATTENTION),
+            "middle2": layers("mid.block_2", _BLOCK),
             "up": stages("up", network.depth + 1),
-            "norm_out": norm(params["GroupNorm_0"]),
-            "conv_out": dense(params["conv_out"]),
+            "norm_out": layer(params["GroupNorm_0"]),
+            "conv_out": layer(params["conv_out"]),
         }
     except KeyError as error:
         raise ValueError(
@@ -282,9 +269,8 @@ def vdm_unet_from_reference(
             value = None if value is None else value[entry.name]
         if value is None or np.shape(value) != leaf.shape:
             found = "nothing" if value is None else f"shape {np.shape(value)}"
-            raise ValueError(
-                f"params has {found} for {jax.tree_util.keystr(path)}, expected shape {leaf.shape}."
-            )
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"params has {found} for {name}, expected shape {leaf.shape}.")
         return jnp.asarray(value, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(fill, network)
