@@ -105,7 +105,6 @@ class LinearLogSNR(AbstractSchedule):
     `logsnr_min`: log SNR at t = 1; `levels`: the number of values of a dimension of the data, `None` for
     continuous data.
 
-
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
     """
 
