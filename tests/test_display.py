@@ -89,6 +89,9 @@ def test_a_fit_in_a_screen_and_evaluated_as_it_was_trained(toy, toy_model):
     found = [dk.evaluate(fitted, toy.test, **options), fitted.evaluate(toy.test, **options)]
     assert [each.steps for each in found] == [3, 3]
     assert found[0].total == found[1].total
+    shown, (mean, error) = repr(found[0]), found[0].bits_per_dim
+    assert shown.startswith(f"Evaluation: {mean:.4f} +- {error:.4f} bits/dim (prior ")
+    assert shown.endswith(f"T = 3, {len(toy.test)} examples, draws of each: 2")
 
 
 @pytest.mark.parametrize("name", dk.available("preset"))

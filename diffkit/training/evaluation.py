@@ -22,6 +22,7 @@ from diffkit.typing import PRNGKey
 
 # A pilot takes the network calls of one batch: at most an eighth of an evaluation.
 _BATCHES_FOR_A_PILOT = 8
+_TERMS = ("prior", "reconstruction", "diffusion", "total")
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,19 @@ class Evaluation:
         scale = 1 / (self.dimensions * math.log(2))
         return scale * nats[0], scale * nats[1]
 
+    def __repr__(self) -> str:
+        mean, error = self.bits_per_dim
+        named = [f"{name} {self._bits(getattr(self, name))[0]:.4f}" for name in _TERMS[:3]]
+        times = "continuous time" if self.steps is None else f"T = {self.steps}"
+        return (
+            f"Evaluation: {mean:.4f} +- {error:.4f} bits/dim ({', '.join(named)}), {times}, "
+            f"{self.examples} examples, draws of each: {self.passes}"
+        )
+
     def as_dict(self) -> dict[str, float | int | str | None]:
         """Plain values in bits per dimension, for a JSON file: `None` for an unknown standard error."""
         record: dict[str, float | int | str | None] = {}
-        for name in ("prior", "reconstruction", "diffusion", "total"):
+        for name in _TERMS:
             mean, error = self._bits(getattr(self, name))
             record[f"{name}_bits_per_dim"] = mean
             record[f"{name}_standard_error"] = error if math.isfinite(error) else None
