@@ -128,6 +128,7 @@ def test_classes_are_abstract_or_final():
         missing = [
             *getattr(cls, "__abstractmethods__", ()),
             *getattr(cls, "__abstractvars__", ()),
+            *getattr(cls, "__abstractclassvars__", ()),
         ]
         # A dataset is its four fields, which a subclass sets.
         missing = missing or cls is dk.data.AbstractDataset
