@@ -186,7 +186,7 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
     if not config and like is None:
         raise ValueError(
             f"run {path} was started in Python by an older version and has no {CONFIG_FILE}: "
-            "dk.load_run(path, like=...), with a model of the same structure."
+            "read it with dk.load_run(path, like=MODEL), a model of the same structure."
         )
     checkpoints = Checkpoints(path / CHECKPOINTS)
     try:

@@ -315,7 +315,7 @@ def test_a_run_of_python_is_for_python(runs, capfd):
     shutil.copytree("flow/checkpoints", "python/checkpoints")  # as `fit` in Python leaves it
     for command in ("evaluate", "sample"):
         said = fails([command, "python"], capfd)
-        assert "pass like=, a model of the same structure" in said
+        assert "dk.load_run(path, like=MODEL), a model of the same structure" in said
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OverflowError("too large"), EOFError("cut off")])

@@ -57,7 +57,7 @@ PACKED = gzip.compress(PLAIN, mtime=0)
         (PLAIN[:-1], r"truncated: its header says 6 bytes.*\(2, 3\), uint8\), got 5"),
         (PLAIN + b"\0", "more than the 6 bytes"),
         (idx_bytes(0x08, (2**32 - 1,) * 3, bytes(6)), "truncated.*got 6"),
-        (idx_bytes(0x08, (1,) * 200, b"\0"), "says that it has 200 axes"),
+        (idx_bytes(0x08, (1,) * 200, b"\0"), "has 200 axes"),
         (PACKED[:-12], "damaged or was not downloaded in full"),
         (PACKED[:10] + b"\xff" * 20, "damaged or was not downloaded in full"),
         (PACKED[:-8] + bytes(8), "damaged or was not downloaded in full: CRC"),
