@@ -1,5 +1,6 @@
 """What all tests share: keys, and small models and data."""
 
+import copy
 import hashlib
 import itertools
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import diffkit as dk
+from diffkit import registry
 
 
 @pytest.fixture
@@ -52,3 +54,12 @@ def toy_model():
         return dk.preset("vdm", **parts).model(**spec, key=jax.random.key(0))
 
     return make
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """The registry, with what a test adds forgotten afterwards."""
+    dk.plugins()
+    state = copy.copy(registry._STATE)
+    state.parts = {kind: dict(parts) for kind, parts in state.parts.items()}
+    monkeypatch.setattr(registry, "_STATE", state)
