@@ -167,11 +167,9 @@ class Codec:
     """Codes images losslessly with a model: the better its likelihood, the shorter the file.
 
     Bits-back coding over all latents of the discrete-time model (`diffkit_bitsback.Chain`), chunk by chunk,
-    so that files can exceed memory and damage is confined.
-
-    Only the model that wrote a file can read it, on a machine that rounds the same way: the same kind of
-    processor or accelerator, with the same versions of jax. Both are tested before decoding. Do not use a
-    file as an archive: keep the run and the environment, or the images.
+    so that files can exceed memory and damage is confined. Only the model that wrote a file can read it, on
+    the same kind of processor or accelerator, with the same versions of jax. So a file is no archive: keep
+    the run and the environment, or the images.
 
     **Arguments:**
 
@@ -338,9 +336,7 @@ class Codec:
         return (part.images for part in decoding.chunks(damaged=damaged, progress=progress))
 
     def open(self, file: BufferedIOBase) -> "Decoding":
-        """A file's checked header, and its chunks.
-
-        **Arguments:** `file`: open for reading in binary, and seekable.
+        """The checked header and the chunks of a file, open for reading in binary, and seekable.
 
         **Raises:** as `decode`, before any image is read.
         """
@@ -438,14 +434,12 @@ class Codec:
     def _probe(self) -> str:
         """The digest of a coded batch of made-up images, which is decoded once as a test.
 
-        It includes NumPy's functions: on another processor they may round one number in many differently,
-        too rarely to show in a batch but too often for a large file.
+        It includes NumPy's functions, which another processor rounds differently too rarely for a batch.
         """
         if self._known_probe is None:
             places = np.linspace(0, self.steps, min(self.steps, _PROBE_STEPS) + 1).round()
-            chain = self._chain.with_logsnrs(
-                self.logsnrs[np.unique(places.astype(int))], first_batch=self.batch_size
-            )
+            logsnrs = self.logsnrs[np.unique(places.astype(int))]
+            chain = self._chain.with_logsnrs(logsnrs, first_batch=self.batch_size)
             shape = (self.batch_size, *self.model.shape)
             # Numbers that are the same in every version of NumPy.
             raw = hashlib.shake_256(b"diffkit bitsback probe").digest(4 * math.prod(shape))
@@ -458,8 +452,7 @@ class Codec:
             if not good:
                 raise CannotReproduce(
                     "a batch encoded just now does not decode: the network does not give the same floats "
-                    f"twice on this machine ({_device()}), although it was compiled to. Encode on the "
-                    "processor, with JAX_PLATFORMS=cpu."
+                    f"twice on this machine ({_device()}). Encode on the processor, with JAX_PLATFORMS=cpu."
                 )
             x = np.linspace(0.001, 60, 2**16)
             functions = (np.exp(-x), np.expm1(-x), np.log2(x), np.sqrt(x))

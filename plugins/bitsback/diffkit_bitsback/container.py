@@ -122,8 +122,8 @@ class Writer:
     def write(self, chunk: Chunk) -> None:
         """Write the next chunk.
 
-        **Raises:** `ValueError` for a chunk that does not follow the previous one, has no images or a wrong
-        number of names, or is too large for the format.
+        **Raises:** `ValueError` for a chunk out of order, without images, with a wrong number of names, or
+        too large.
         """
         if chunk.first != self.images or not 1 <= chunk.count < 2**32:
             got = f"first={chunk.first}, count={chunk.count}"

@@ -69,10 +69,8 @@ class F(dk.AbstractParameterization):
     a function only of $\rho = \sigma / \alpha$ and the standard deviation s of the data, so F is the same
     target under every process (Karras et al. 2022, arXiv 2206.00364, equations 7 and 8). For s = 1 it is
     -v. Choose it if the standard deviation of the data is known and not 1: images in [-1, 1] have about
-    0.5. Like v, it is well conditioned at both ends.
-
-    EDM's input for the noise level, $c_{noise} = \ln(\sigma) / 4$, is $-\lambda / 8$. diffkit's networks
-    map $\lambda$ affinely to the unit interval, so they see $c_{noise}$ up to an affine map.
+    0.5. Like v, it is well conditioned at both ends. EDM's input for the noise level,
+    $c_{noise} = -\lambda / 8$, is what diffkit's networks see up to an affine map.
 
     **Arguments:** `data_std`: s. In a model diffkit fills it in, equal to that of the input's scale; by
     hand, give the `Denoiser` the same number.

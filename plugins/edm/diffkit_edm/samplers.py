@@ -24,14 +24,12 @@ class Churn(AbstractOneStepSampler):
     **How much.** In the paper $\gamma = \min(S_{churn} / N, \sqrt 2 - 1)$ for each of N steps on the
     grid of $\rho = 7$. A step does not know N, but on that grid each covers the same share
     $\delta = |\Delta \sigma^{1/7}| / (\sigma_{max}^{1/7} - \sigma_{min}^{1/7})$ of the way, and
-    $1 / N = \delta / (1 + \delta)$, since N includes the published last step to 0. This gives the
-    definition
+    $1 / N = \delta / (1 + \delta)$, since N includes the published last step to 0. So
 
     $$\gamma = \min\!\left(\text{churn} \cdot \frac{\delta}{1 + \delta},\ \sqrt 2 - 1\right).$$
 
-    On the grid `rho` it is algorithm 2 with the paper's own numbers. Any other grid adds the same amount of
-    noise over the same part of the way; for many steps the limit is the same stochastic differential
-    equation (equation 6 of the paper).
+    Any other grid adds the same amount of noise over the same part of the way; for many steps the limit is
+    the same stochastic differential equation (equation 6 of the paper).
 
     **Arguments:**
 
@@ -41,8 +39,8 @@ class Churn(AbstractOneStepSampler):
       noise is added.
     - `noise`: $S_{noise}$, the standard deviation of the noise in units of the exact one; slightly above 1
       to counter a loss of detail.
-    - `rho`: of the grid that measures the share of the way.
-    - `logsnr_range`: (max, min), the whole way. diffkit fills in the ends of the model's schedule.
+    - `rho`, `logsnr_range`: of the grid that measures the share of the way, and (max, min), the whole way;
+      diffkit fills in the ends of the model's schedule.
 
     **Raises:** `ValueError` for a value out of its range.
     """

@@ -1,7 +1,7 @@
 r"""Samplers of the reverse-time SDE (Song et al. 2021, arXiv 2011.13456).
 
 In the rescaled latent $y = z / \alpha$ every SDE is the variance exploding one, $dy = \sqrt{d\rho^2}\, dw$,
-with the score $-\hat\epsilon / \rho$. So one formula here covers the paper's formulas for each SDE.
+with the score $-\hat\epsilon / \rho$: one formula covers each SDE of the paper.
 """
 
 import math
@@ -101,10 +101,8 @@ class PredictorCorrector(AbstractOneStepSampler):
         if not (math.isfinite(self.corrector) and self.corrector > 0):
             raise ValueError(f"corrector must be positive and finite, got {self.corrector}.")
         if self.corrector_steps < 1:
-            raise ValueError(
-                f"corrector_steps must be at least 1, got {self.corrector_steps}; "
-                "without correctors it is the sampler euler_maruyama."
-            )
+            got = f"{self.corrector_steps}; without correctors it is the sampler euler_maruyama"
+            raise ValueError(f"corrector_steps must be at least 1, got {got}.")
 
     @property
     def calls(self) -> int:

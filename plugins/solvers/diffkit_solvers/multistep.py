@@ -79,17 +79,7 @@ class Multistep(dk.AbstractSampler):
     Choose it with its defaults, the velocity of the straight path with a corrector, from twenty calls on,
     on grids even in logsnr or in a power of rho (`uniform_logsnr`, `rho`): there it is the most accurate on
     average over the problems of `benchmarks/samplers.py`. Below twenty choose `deis`. On grids uniform in
-    time (`uniform_t`) choose `ab_v`. The published samplers are other choices, with their own names:
-
-    | name | `form` | `variable` | `points` | `corrector` | `midpoint` | `eta` |
-    |---|---|---|---|---|---|---|
-    | `multistep` | `velocity` | `logsnr` | 3 | yes | | 0 |
-    | `dpmpp_2m` | `x` | `logsnr` | 2 | | yes | 0 |
-    | `dpmpp_2m_sde` | `x` | `logsnr` | 2 | | yes | 1 |
-    | `dpmpp_3m` | `x` | `logsnr` | 3 | | | 0 |
-    | `unipc` | `x` | `logsnr` | 3 | yes | | 0 |
-    | `deis` | `eps` | `logsnr` | 3 | | | 0 |
-    | `ab_v` | `v` | `kappa` | 3 | | | 0 |
+    time (`uniform_t`) choose `ab_v`. The published samplers are other choices (`diffkit_solvers.named`).
 
     **Order.** p points give order p, and p + 1 with the corrector. The method starts with one point and
     gains one with each step; with three points or more the first steps are always corrected, which leaves
@@ -109,7 +99,7 @@ class Multistep(dk.AbstractSampler):
     $\rho_s^2 \left(1 - (\rho_s / \rho_t)^{2 \eta^2}\right)$ added to $y_s$. For $\eta = 1$ that is the SDE
     of ancestral sampling (Lu et al. 2022, arXiv 2211.01095, appendix on SDE-DPM-Solver++; Gonzalez et
     al. 2023, arXiv 2305.14267, and Xue et al. 2023, arXiv 2309.05019, for other strengths of noise). The
-    weak order is the smaller of 2 and the deterministic one.
+    weak order is at most 2.
 
     **Arguments:**
 
@@ -140,10 +130,8 @@ class Multistep(dk.AbstractSampler):
         if not 1 <= self.points <= len(_LIMITS) + 1:
             raise ValueError(f"points must be from 1 to {len(_LIMITS) + 1}, got {self.points}.")
         if self.midpoint and (self.points > 2 or self.corrector):
-            raise ValueError(
-                "midpoint=True is of order 2: it needs points <= 2 and corrector=False, "
-                f"got points={self.points} and corrector={self.corrector}."
-            )
+            got = f"points={self.points} and corrector={self.corrector}"
+            raise ValueError(f"midpoint=True needs points <= 2 and corrector=False, got {got}.")
         if not (math.isfinite(self.eta) and self.eta >= 0):
             raise ValueError(f"eta must be finite and at least 0, got {self.eta}.")
         if self.eta > 0 and self.form != "x":
@@ -189,7 +177,7 @@ class Multistep(dk.AbstractSampler):
         back = jnp.arange(1, size + 1)
         there = back <= state.count
         tau = jnp.where(there, self._offsets(form, state.logsnr, logsnr_t), (1 + back) * end)
-        tau = jnp.concatenate([jnp.zeros(1, y.dtype), tau])
+        tau = jnp.append(jnp.zeros(1, y.dtype), tau)
         differences = _divided_differences(tau)
         integrals, growth = self._integrals(form, tau, logsnr_t, logsnr_s)
 
@@ -225,12 +213,9 @@ class Multistep(dk.AbstractSampler):
             correct = correct & (state.count + 1 <= self.points - 2)
         pending = jnp.where(jnp.stack(exactly)[:size] & correct, integrals[1:], 0)
 
-        return y, History(
-            quantities=(newest, *state.quantities)[:size],
-            logsnr=jnp.concatenate([logsnr_t[None].astype(y.dtype), state.logsnr])[:size],
-            count=jnp.where(long, 1, state.count + 1),
-            pending=pending,
-        )
+        places = jnp.append(logsnr_t.astype(y.dtype), state.logsnr)[:size]
+        count = jnp.where(long, 1, state.count + 1)
+        return y, History((newest, *state.quantities)[:size], places, count, pending)
 
     def _offsets(
         self, form: Form, logsnr: Float[Array, " n"], origin: Scalar
