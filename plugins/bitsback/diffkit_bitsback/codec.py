@@ -186,7 +186,7 @@ class Codec:
     **Attributes:** the arguments; `fingerprint`: of the model; `logsnrs`: from data to noise.
 
     **Raises:** `CannotEncode` for a model without discrete levels; `ValueError` for a number out of range
-    or a label of more than 1000 characters.
+    or a label that is too long.
     """
 
     def __init__(
@@ -396,8 +396,7 @@ class Codec:
             probe = fit._probe()
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             raise CannotReproduce(
-                f"the network cannot be run here as the file was written, with {header.batch_size} images "
-                f"together: {error}"
+                f"the network cannot be run here with {header.batch_size} images together: {error}"
             ) from error
         if probe != header.probe:
             raise CannotReproduce(
@@ -408,12 +407,9 @@ class Codec:
 
     def _with_settings(self, header: Header) -> "Codec":
         theirs = _settings(header)
-        for known in (self, self._other):
-            if (
-                known is not None
-                and (known.steps, _describe(known.grid)) == (header.steps, header.grid)
-                and _settings(known) == theirs
-            ):
+        for known in filter(None, (self, self._other)):
+            place = (known.steps, _describe(known.grid))
+            if place == (header.steps, header.grid) and _settings(known) == theirs:
                 return known
         try:
             grid = self.grid

@@ -114,11 +114,10 @@ def rates(
                 progress(before + coded)
 
         _, statistics = chain.encode(images, progress=told)
-        evaluation = None
+        evaluation, key = None, jax.random.key(0)
         if isinstance(grid, dk.UniformT):
-            evaluation = dk.evaluate(
-                model, ArraySource(images), key=jax.random.key(0), steps=number, passes=passes
-            )
+            source = ArraySource(images)
+            evaluation = dk.evaluate(model, source, key=key, steps=number, passes=passes)
         found.append(Rate(number, statistics, evaluation))
     return found
 

@@ -118,10 +118,9 @@ def edm_heun(
     the decoder replaces the last step to 0 of both algorithms. A step in which $\sigma$ falls to less than
     a fifth becomes two steps of DDIM, as in `diffkit.samplers.RungeKutta2`.
 
-    Published choices of (churn, churn_min, churn_max, noise), from table 5 of the paper: for CIFAR-10
-    with an older VP network (30, 0.01, 1, 1.007), with an older VE network (80, 0.05, 1, 1.007); for
-    ImageNet-64 with an older network (80, 0.05, 50, 1.003), with EDM's own (40, 0.05, 50, 1.003). With
-    EDM's own networks for CIFAR-10 no churn is best.
+    (churn, churn_min, churn_max, noise) in table 5 of the paper: for CIFAR-10 with an older VP network
+    (30, 0.01, 1, 1.007), with an older VE network (80, 0.05, 1, 1.007), with EDM's own no churn; for
+    ImageNet-64 with an older network (80, 0.05, 50, 1.003), with EDM's own (40, 0.05, 50, 1.003).
 
     **Arguments:** those of `Churn`; diffkit fills in `logsnr_range`.
 

@@ -15,8 +15,8 @@ import diffkit as dk
 from diffkit.samplers import AbstractOneStepSampler, Denoise, Step, between, is_long
 from diffkit.typing import Example, PRNGKey, Scalar
 
-# The most noise that a step leaves, in units of the level at its end. With twice that level, 16 even steps
-# from rho = 80 to 0.002, and all finer ones, have the published noise.
+# The most noise that a step leaves, in units of the level at its end: 16 even steps from rho = 80 to 0.002,
+# and all finer ones, have the published noise.
 _MOST_NOISE = 2.0
 
 
@@ -70,8 +70,7 @@ class PredictorCorrector(AbstractOneStepSampler):
       \qquad a = e^{-c\,(\lambda_s - \lambda_t)},$$
 
     the exact solution of the Langevin equation for a frozen $\hat x$. Its weak order is 1. It forgets
-    errors of the network or of large steps faster, at the price of more calls: choose it if samples from a
-    trained network matter more than time.
+    errors faster, at the price of more calls: choose it if samples matter more than time.
 
     **How it differs from the paper** (algorithms 1 and 4), and why. There the step size
     $2 (r \lVert \xi \rVert / \lVert \nabla \log p \rVert)^2$ comes from a ratio of norms, the same for

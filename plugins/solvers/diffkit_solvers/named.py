@@ -44,9 +44,8 @@ def unipc(order: int = 3, variable: str = "logsnr") -> Multistep:
     r"""UniPC (Zhao et al. 2023, arXiv 2302.04867): DPM-Solver++ with a corrector that costs no call.
 
     `order` is that of the predictor, as in the paper's UniPC-p; with the corrector it converges with order
-    p + 1. The coefficients are the exact integrals ($B(h)$ in the paper stands for approximations).
-    Choose it instead of `multistep` to compare with published samples. With `variable="rho"` it is more
-    accurate below forty calls.
+    p + 1. The coefficients are the exact integrals. Choose it instead of `multistep` to compare with
+    published samples. With `variable="rho"` it is more accurate below forty calls.
 
     **Arguments:** `order`, 1 to 4; `variable`: that of the interpolating polynomial, as in `Multistep`.
 

@@ -1,7 +1,7 @@
 """Checkpoints of the reference implementation (github.com/google-research/vdm) as diffkit models.
 
-The reference stores `{"step", "params", "ema_params", ...}` by Flax's msgpack serialisation: nested
-maps of arrays, each array an extension of type 1 that holds (shape, dtype, bytes).
+Flax's msgpack serialisation of `{"step", "params", "ema_params", ...}`: nested maps of arrays, each an
+extension of type 1 that holds (shape, dtype, bytes).
 """
 
 import json
