@@ -177,9 +177,9 @@ class Codec:
     - `steps`: T, the number of coded steps. More make a shorter file but take longer.
     - `grid`: the placement of the steps, by default even in time.
     - `batch_size`: images that go through the network together.
-    - `first_batch`: the size of a chunk's first batch, whose latents take the initial bits; later ones grow
-      up to `batch_size`. 1 makes the smallest file, but takes about 15 more batches than `batch_size`.
-    - `chunk`: images per chunk. Each chunk has its own initial bits.
+    - `first_batch`: the size of a chunk's first batch, whose latents take the initial bits. 1 makes the
+      smallest file, but takes about 15 more batches than `batch_size`.
+    - `chunk`: images per chunk, each with its own initial bits.
     - `resolution`, `seed`: as in `diffkit_bitsback.Chain`.
     - `label`: describes the model, such as its checkpoint's step, in the error for a wrong model.
 
@@ -268,7 +268,7 @@ class Codec:
         verify: bool = False,
         progress: Progress | None = None,
     ) -> ChainStatistics:
-        """Code a stream of images, one chunk at a time.
+        """Code a stream of images, one chunk at a time; return the bits of all chunks.
 
         **Arguments:**
 
@@ -279,8 +279,6 @@ class Codec:
         - `source`: what they were read from, `"array"` or `"folder"`.
         - `verify`: decode each chunk before writing it, which doubles the time.
         - `progress`: called with the progress.
-
-        **Returns:** the bits of all chunks.
 
         **Raises:** as `encode`, and `ValueError` if `count` or `names` does not match the number of images,
         for another `source`, or for a folder without names.

@@ -7,10 +7,9 @@ $$P(k) \propto \exp\left(-\frac{(k \delta - \mu)^2}{2 \sigma^2}\right).$$
 
 By Poisson's summation formula a sum over the lattice of a Gaussian times a polynomial differs from
 $1 / \delta$ times the integral by a factor $1 + O(e^{-2 \pi^2 (\sigma / \delta)^2})$: 3e-9 for
-$\sigma = \delta$, 5e-35 for $\sigma = 2 \delta$. So $P(k)$ is $\delta$ times the density, the mean and
-the variance are those of the Gaussian, and the divergence between two such distributions is that of the
-Gaussians. A lattice as coarse as one or two points per standard deviation loses nothing, whereas bins with
-the integrated density would add their own variance $\delta^2 / 12$.
+$\sigma = \delta$. So $P(k)$ is $\delta$ times the density, and mean, variance and divergences are those of
+the Gaussians. One or two points per standard deviation lose nothing, whereas bins with the integrated
+density would add their own variance $\delta^2 / 12$.
 
 Each point within five standard deviations has its own symbol, with its exact frequency in units of
 $2^{-24}$. Each tail beyond is one symbol, followed by the distance in an Elias gamma code with the tail's

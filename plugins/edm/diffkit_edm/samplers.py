@@ -37,8 +37,7 @@ class Churn(AbstractOneStepSampler):
     - `churn`: $S_{churn}$; 0 adds nothing and draws no random numbers.
     - `churn_min`, `churn_max`: $S_{tmin}$ and $S_{tmax}$, the noise levels $\sigma / \alpha$ between which
       noise is added.
-    - `noise`: $S_{noise}$, the standard deviation of the noise in units of the exact one; slightly above 1
-      to counter a loss of detail.
+    - `noise`: $S_{noise}$, the standard deviation of the noise in units of the exact one.
     - `rho`, `logsnr_range`: of the grid that measures the share of the way, and (max, min), the whole way;
       diffkit fills in the ends of the model's schedule.
 

@@ -37,8 +37,8 @@ class LogNormal(dk.AbstractSchedule):
     **Arguments:** `P_mean`, `P_std`: mean and standard deviation of $\ln \sigma$; `sigma_min`, `sigma_max`:
     the noise levels at t = 0 and at t = 1.
 
-    **Raises:** `ValueError` if a value is not finite, `P_std` is not positive, the noise levels are not
-    positive and increasing, or one is more than 12 standard deviations from the mean.
+    **Raises:** `ValueError` if a value is not finite, `P_std` not positive, the noise levels not positive
+    and increasing, or one more than 12 standard deviations from the mean.
     """
 
     P_mean: float = eqx.field(default=-1.2, converter=float, static=True)

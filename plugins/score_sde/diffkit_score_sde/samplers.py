@@ -72,13 +72,13 @@ class PredictorCorrector(AbstractOneStepSampler):
     the exact solution of the Langevin equation for a frozen $\hat x$. Its weak order is 1. It forgets
     errors faster, at the price of more calls: choose it if samples matter more than time.
 
-    **How it differs from the paper** (algorithms 1 and 4), and why. There the step size
+    **How it differs from the paper** (algorithms 1 and 4). There the step size
     $2 (r \lVert \xi \rVert / \lVert \nabla \log p \rVert)^2$ comes from a ratio of norms, the same for
     every number of steps. On a Gaussian in many dimensions that leaves a variance too large by the factor
-    $1 + r^2$ (2.6 % at the paper's r = 0.16), however many steps are taken; and over a batch it ties
-    examples together. Here the corrector vanishes with the step, so the method converges, for each example
-    separately. Where there is only noise, the paper's step is $1 - a = 2 r^2$: r = 0.16 at 1000 steps from
-    50 to 0.01 is c = 3.09. Correctors come before the predictor, as in the published code.
+    $1 + r^2$, however many steps are taken; and it ties the examples of a batch together. Here the
+    corrector vanishes with the step, so the method converges. Where there is only noise, the paper's step
+    is $1 - a = 2 r^2$: r = 0.16 at 1000 steps from 50 to 0.01 is c = 3.09. Correctors come before the
+    predictor, as in the published code.
 
     A long step (`diffkit.samplers.is_long`) uses the same network calls for ancestral steps along the way.
 

@@ -46,8 +46,8 @@ _NODES, _NODE_WEIGHTS = (1 + _NODES) / 2, _NODE_WEIGHTS / 2
 # chosen by experiment: nine Gaussians and mixtures on eight grids.
 _LIMITS = (3.0, 7.0, 10.0)
 
-# A step is corrected where this bounds the factor by which the correction multiplies an error of y at
-# the new point. Without a bound, steps of 4 and more in logsnr diverge in the forms eps and v.
+# The bound on the factor by which a correction may multiply an error of y at the new point. Without one,
+# steps of 4 and more in logsnr diverge in the forms eps and v.
 _CONTRACTION = 1.0
 
 # Once three earlier values are known, steps up to this length in logsnr gain from them: of five on EDM's
@@ -82,12 +82,10 @@ class Multistep(dk.AbstractSampler):
     time (`uniform_t`) choose `ab_v`. The published samplers are other choices (`diffkit_solvers.named`).
 
     **Order.** p points give order p, and p + 1 with the corrector. The method starts with one point and
-    gains one with each step; with three points or more the first steps are always corrected, which leaves
-    a single error of order 3 from the start. It shows only in a method of order above 3 that starts in the
-    middle, not in noise.
-
-    After a much shorter step, extrapolation magnifies errors. The order of the step is then lowered to the
-    highest whose weights have $\sum_j |w_j|$ at most 3, 7 or 10 times $|\sum_j w_j|$ (for 2, 3, 4 points).
+    gains one with each step; with three points or more the first steps are always corrected, so an order
+    above 3 is 3 in a method that starts in the middle, not in noise. After a much shorter step the order
+    falls to the highest whose weights have $\sum_j |w_j|$ at most 3, 7 or 10 times $|\sum_j w_j|$ (for 2,
+    3, 4 points), since extrapolation magnifies errors.
 
     **Long steps.** In a step of more than 4.25 in logsnr (8 once three earlier values are known) a
     polynomial in logsnr has one point. If `diffkit.samplers.is_long` too, a polynomial in any variable has
@@ -107,8 +105,8 @@ class Multistep(dk.AbstractSampler):
     - `variable`: of the polynomial: `logsnr`, `rho`, or `kappa`, the form's own variable.
     - `points`: how many values the polynomial goes through, 1 to 4.
     - `corrector`: correct each step once its end is known, unless this could magnify errors.
-    - `midpoint`: use the value in the middle of the step (in logsnr) for the whole step instead of
-      integrating the polynomial. It is of order 2 and extrapolates half as far: milder in long steps.
+    - `midpoint`: use the value in the middle of the step (in logsnr) for the whole step: of order 2, and
+      milder in long steps.
     - `eta`: the strength of the noise; 0 is the probability-flow ODE.
 
     **Raises:** `ValueError` for an unknown form or variable, a number out of range, `midpoint` with more

@@ -86,8 +86,7 @@ class MonotoneNetwork(eqx.Module):
     $$h(t) = t + \tfrac1n \sum_i e^{a_i} \tanh(\tfrac12\, e^{b_i} (2t - 1 - c_i))$$
 
     The three linear layers of VDM appendix H. The first, which goes straight to the output, has weight 1,
-    since only the shape of h matters. The parameters are logarithms of positive weights, which must span
-    orders of magnitude as the best density of logsnr does.
+    since only the shape of h matters. The logarithms let the other weights span orders of magnitude.
     """
 
     log_slope: Float[Array, " hidden"]
@@ -119,7 +118,7 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
     - `logsnr_max`, `logsnr_min`, `levels`, `learn_endpoints`: as in `LearnedLinear`.
     - `hidden`: the number of hidden units.
     - `minimise_variance`: `True` trains the interior to minimise the variance of the estimate of the
-      diffusion loss (VDM section 5.3 and appendix I.2), and the endpoints to minimise its mean.
+      diffusion loss instead of its mean (VDM section 5.3 and appendix I.2).
     - `normalize`: `False` uses s = h, only for checkpoints of the reference: it drifts off its endpoints.
     - `key`: for the initial weights.
 
