@@ -125,7 +125,7 @@ def _folder(folder: Path, shape: tuple[int, ...]) -> FolderSource:
     found = sorted(file.relative_to(folder).as_posix() for file in _files(folder))
     if not found:
         raise ValueError(f"there are no files in the folder {str(folder)!r}.")
-    source = FolderSource(folder, tuple(found), shape)
+    source = FolderSource(folder=folder, names=tuple(found), shape=shape)
     source.kept_names()
     for name in source.names:  # headers first, before any work begins
         with _opened(folder / name, shape):

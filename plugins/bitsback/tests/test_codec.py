@@ -318,7 +318,7 @@ def test_fingerprints_tell_models_apart(model):
         make(schedule="learned_linear", network=("mlp", {"width": 9, "depth": 1})),
         make(schedule="learned_linear", process="variance_exploding"),
         make(schedule="learned_linear", levels=6),
-        eqx.tree_at(lambda m: m.denoiser.data_std, model, 0.5),
+        make(schedule="learned_linear", data_std=0.5),
     ):
         assert fingerprint(other).structure != mine.structure
 
@@ -574,7 +574,7 @@ def test_round_trip_of_anything(shape, levels, steps, count, batch_size, chunk, 
 @pytest.mark.slow
 def test_round_trip_with_the_network_of_the_preset():
     given = Digits().test.gather(np.arange(5))
-    codec = Codec(make("vdm", (1, 8, 8), 17, network=None), 20, batch_size=4)
+    codec = Codec(make("vdm", (1, 8, 8), 17, network=dk.preset("vdm").network), 20, batch_size=4)
     np.testing.assert_array_equal(codec.decode(codec.encode(given)), given)
 
 

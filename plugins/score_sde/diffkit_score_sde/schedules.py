@@ -24,9 +24,9 @@ from diffkit.typing import Scalar, ScalarLike, as_float
 class AbstractBeta(dk.AbstractSchedule):
     """A schedule whose `logsnr` is a function of B(t), the integral of a linear beta(t)."""
 
+    t_min: eqx.AbstractVar[float]
     beta_min: float = eqx.field(default=0.1, static=True)
     beta_max: float = eqx.field(default=20.0, static=True)
-    t_min: eqx.AbstractVar[float]
 
     def __check_init__(self):
         low, high, t_min = self.beta_min, self.beta_max, self.t_min
