@@ -16,8 +16,7 @@ from diffkit_bitsback.errors import NotACodecFile as NotACodecFile
 from diffkit_bitsback.errors import WrongModel as WrongModel
 from diffkit_bitsback.errors import WrongVersion as WrongVersion
 
-# Imported when it is first asked for: diffkit imports every plugin to see which parts it has, and this
-# one has none.
+# Imported when first asked for: diffkit imports every plugin to see its parts, and this one has none.
 if TYPE_CHECKING:
     from diffkit_bitsback.chain import Chain as Chain
     from diffkit_bitsback.chain import ChainStatistics as ChainStatistics

@@ -8,13 +8,10 @@ bound does, and pays back each step at once (Bit-Swap: Kingma, Abbeel and Ho 201
 2. for i = 1 ... T: pop $y_i$ by $q(y_i \mid y_{i-1})$, push $y_{i-1}$ by $p(y_{i-1} \mid y_i)$;
 3. push $y_T$ by the prior $p(y_T)$.
 
-The stack grows by a one-sample estimate of the bound; its expectation is the VLB of the discrete-time model
-with T steps. The initial bits are those of one latent, not of T. Decoding runs backwards and restores the
-stack.
-
-The distributions are those of the bound: `diffkit.Prediction.reverse` for $p(y_{i-1} \mid y_i)$,
-`diffkit.processes` for the chain and the prior, the model's decoder for $p(x \mid y_0)$. Each latent has
-its own lattice (`diffkit_bitsback.gaussians`), scaled to the narrower of its two coding distributions.
+The stack grows by a one-sample estimate of the VLB of the discrete-time model with T steps, whose
+distributions these are. The initial bits are those of one latent. Decoding runs backwards and restores the
+stack. Each latent has its own lattice (`diffkit_bitsback.gaussians`), scaled to the narrower of its two
+coding distributions.
 """
 
 import functools
@@ -28,16 +25,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, Integer, UInt32
+from jaxtyping import Array, Float, Float64, Integer, UInt32
 
 import diffkit as dk
 from diffkit.processes import rescaled_forward_std, rescaled_posterior, rescaled_prior_std
 from diffkit_bitsback.errors import CannotEncode, DamagedData
-from diffkit_bitsback.gaussians import LatticeGaussians
-from diffkit_bitsback.stack import Stack, groups, weights_of
+from diffkit_bitsback.gaussians import Floats, LatticeGaussians
+from diffkit_bitsback.stack import Ints, Stack, groups, weights_of
 
 Images = Integer[np.ndarray, "images *shape"]
 """Images as stored: integers 0 ... levels - 1, stacked along the first axis."""
+
+Words = UInt32[np.ndarray, " words"]
 
 _Progress = Callable[[float], None]
 
@@ -129,9 +128,8 @@ class Chain:
     - `model`: a model with a discrete decoder, used without a condition.
     - `logsnrs`: the T + 1 noise levels of the chain, decreasing, the data end first.
     - `batch_size`: the number of images that go through the network together.
-    - `first_batch`: the size of the first batch. Its latents take the initial bits, so a small one needs
-      few. Later batches grow by a quarter of the images before them, about as fast as these pay back, up to
-      `batch_size`, which is the default and the fastest.
+    - `first_batch`: the size of the first batch, whose latents take the initial bits. Later batches grow
+      about as fast as images pay back, up to `batch_size`, which is the default and the fastest.
     - `resolution`: lattice points per standard deviation.
     - `seed`: of the source of initial bits, from 0 to 2^64 - 1.
 
@@ -142,7 +140,7 @@ class Chain:
     def __init__(
         self,
         model: dk.DiffusionModel,
-        logsnrs: Float[np.ndarray, " noise_levels"],
+        logsnrs: Floats,
         *,
         batch_size: int = 32,
         first_batch: int | None = None,
@@ -186,9 +184,7 @@ class Chain:
         """T."""
         return len(self._logsnrs) - 1
 
-    def with_logsnrs(
-        self, logsnrs: Float[np.ndarray, " noise_levels"], *, first_batch: int | None = None
-    ) -> "Chain":
+    def with_logsnrs(self, logsnrs: Floats, *, first_batch: int | None = None) -> "Chain":
         """The same with other noise levels or another first batch; both share the compiled functions."""
         other = Chain(
             self._model,
@@ -208,7 +204,7 @@ class Chain:
 
     def encode(
         self, images: Images, *, progress: _Progress | None = None
-    ) -> tuple[UInt32[np.ndarray, " words"], ChainStatistics]:
+    ) -> tuple[Words, ChainStatistics]:
         """Code images as the words of one stack.
 
         **Arguments:** `images`: as stored; `progress`: called now and then with the number of finished
@@ -238,20 +234,14 @@ class Chain:
             coding_seconds=clock.other(),
         )
 
-    def decode(
-        self,
-        words: UInt32[np.ndarray, " words"],
-        count: int,
-        *,
-        progress: _Progress | None = None,
-    ) -> Images:
+    def decode(self, words: Words, count: int, *, progress: _Progress | None = None) -> Images:
         """The images that `encode` turned into these words.
 
         **Arguments:** `words`, and the `count` of images in them; `progress` as in `encode`.
 
         **Raises:** `DamagedData` if the words run out, grow in number, do not end with the source's initial
-        bits, or decode to impossible values; any of these can happen if the network does not repeat the
-        floats of encoding. `CannotEncode` for a negative count.
+        bits, or decode to impossible values, perhaps since the network does not repeat the floats of
+        encoding; `CannotEncode` for a negative count.
         """
         if count < 0:
             raise CannotEncode(f"count must be 0 or more, got {count}.")
@@ -279,13 +269,11 @@ class Chain:
 
         **Arguments:** `y`: at most `batch_size` rescaled latents, flattened; `step` from 1 to T.
 
-        **Returns:** float32 arrays: the mean like `y`; the standard deviation like `y` if the model
-        predicts one for each dimension, otherwise a scalar.
+        **Returns:** float32 arrays like `y`; the standard deviation may be one for all, a scalar.
         """
         padded = self._padded(y.reshape(len(y), *self._model.shape), np.float32)
         mean, std = self._compiled.reverse(padded, self._logsnrs[step], self._logsnrs[step - 1])
-        mean = np.asarray(mean)[: len(y)].reshape(y.shape)
-        std = np.asarray(std)
+        mean, std = np.asarray(mean)[: len(y)].reshape(y.shape), np.asarray(std)
         return mean, np.asarray(std[0]) if std.ndim == 1 else std[: len(y)].reshape(y.shape)
 
     def _padded(self, examples: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
@@ -295,9 +283,7 @@ class Chain:
         return padded
 
     def check(self, images: Integer[np.ndarray, "..."], first: int = 0) -> None:
-        """Check the shape and the levels of images.
-
-        **Arguments:** `images`; `first`: the number of the first one, for the message.
+        """Check the shape and the levels of images; the message counts them from `first`.
 
         **Raises:** `CannotEncode`.
         """
@@ -364,12 +350,12 @@ class Chain:
         x = np.asarray(values, np.float64)[: len(batch)].ravel()
         return LatticeGaussians(x, float(self._forward[0]), float(self._spacing[0]))
 
-    def _step(self, k: Int[np.ndarray, " n"], step: int) -> LatticeGaussians:
+    def _step(self, k: Ints, step: int) -> LatticeGaussians:
         """q(y_step | y_{step - 1})."""
         y = self._spacing[step - 1] * k
         return LatticeGaussians(y, float(self._forward[step]), float(self._spacing[step]))
 
-    def _reverse(self, k: Int[np.ndarray, " n"], step: int, clock: "_Clock") -> LatticeGaussians:
+    def _reverse(self, k: Ints, step: int, clock: "_Clock") -> LatticeGaussians:
         """p(y_{step - 1} | y_step)."""
         with clock:
             mean, std = self.reverse((self._spacing[step] * k).reshape(-1, self._size), step)
@@ -380,9 +366,7 @@ class Chain:
         """p(y_T)."""
         return LatticeGaussians(np.zeros(count), self._prior, float(self._spacing[-1]))
 
-    def _push_data(
-        self, stack: Stack, batch: Images, y: Float[np.ndarray, " n"]
-    ) -> Float64[np.ndarray, " n"]:
+    def _push_data(self, stack: Stack, batch: Images, y: Floats) -> Floats:
         """Push x by p(x | y_0); return the log probability of each dimension in nats."""
         x = batch.ravel().astype(np.int64)
         found = np.empty(len(x))
@@ -392,17 +376,17 @@ class Chain:
             found[rows] = np.take_along_axis(log_prob, x[rows, None], axis=1)[:, 0]
         return found
 
-    def _pop_data(self, stack: Stack, batch: Images, y: Float[np.ndarray, " n"]) -> None:
+    def _pop_data(self, stack: Stack, batch: Images, y: Floats) -> None:
         parts = [y[rows] for rows in groups(len(y), self._compiled.rows)]
         x = [stack.pop(weights_of(self._data_log_prob(part))) for part in parts]
         batch[...] = np.concatenate(x).reshape(batch.shape)
 
-    def _data_log_prob(self, y: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n levels"]:
+    def _data_log_prob(self, y: Floats) -> Float[np.ndarray, "n levels"]:
         """log p(x | y_0) of every value, for each dimension separately."""
         padded = np.zeros(self._compiled.rows, np.float32)
         padded[: len(y)] = y
-        log_prob = self._compiled.data_log_prob(padded, self._logsnrs[0])
-        log_prob = np.asarray(log_prob, np.float64)[: len(y)]
+        found = self._compiled.data_log_prob(padded, self._logsnrs[0])
+        log_prob = np.asarray(found, np.float64)[: len(y)]
         if not np.isfinite(log_prob.max(axis=1)).all():
             raise CannotEncode("the model's decoder gives probabilities that are not finite.")
         return log_prob
@@ -475,9 +459,7 @@ def _compile(lowered: jax.stages.Lowered) -> Callable:
     return lowered.compile({} if tpu else {"xla_gpu_deterministic_ops": True})
 
 
-def _scales(
-    logsnrs: Float[np.ndarray, " levels"], resolution: float
-) -> tuple[Float[np.ndarray, " levels"], float, Float[np.ndarray, " levels"]]:
+def _scales(logsnrs: Floats, resolution: float) -> tuple[Floats, float, Floats]:
     """Standard deviations of the chain into each latent, that of the prior, and the lattices' spacings."""
     first = float(dk.VarianceExploding().at(logsnrs[0]).rho)
     prior = float(rescaled_prior_std(logsnrs[-1]))

@@ -167,11 +167,9 @@ class Codec:
     """Codes images losslessly with a model: the better its likelihood, the shorter the file.
 
     Bits-back coding over all latents of the discrete-time model (`diffkit_bitsback.Chain`), chunk by chunk,
-    so that files can exceed memory and damage is confined.
-
-    Only the model that wrote a file can read it, on a machine that rounds the same way: the same kind of
-    processor or accelerator, with the same versions of jax. Both are tested before decoding. Do not use a
-    file as an archive: keep the run and the environment, or the images.
+    so that files can exceed memory and damage is confined. Only the model that wrote a file can read it, on
+    the same kind of processor or accelerator, with the same versions of jax. So a file is no archive: keep
+    the run and the environment, or the images.
 
     **Arguments:**
 
@@ -179,16 +177,16 @@ class Codec:
     - `steps`: T, the number of coded steps. More make a shorter file but take longer.
     - `grid`: the placement of the steps, by default even in time.
     - `batch_size`: images that go through the network together.
-    - `first_batch`: the size of a chunk's first batch, whose latents take the initial bits; later ones grow
-      up to `batch_size`. 1 makes the smallest file, but takes about 15 more batches than `batch_size`.
-    - `chunk`: images per chunk. Each chunk has its own initial bits.
+    - `first_batch`: the size of a chunk's first batch, whose latents take the initial bits. 1 makes the
+      smallest file, but takes about 15 more batches than `batch_size`.
+    - `chunk`: images per chunk, each with its own initial bits.
     - `resolution`, `seed`: as in `diffkit_bitsback.Chain`.
     - `label`: describes the model, such as its checkpoint's step, in the error for a wrong model.
 
     **Attributes:** the arguments; `fingerprint`: of the model; `logsnrs`: from data to noise.
 
     **Raises:** `CannotEncode` for a model without discrete levels; `ValueError` for a number out of range
-    or a label of more than 1000 characters.
+    or a label that is too long.
     """
 
     def __init__(
@@ -270,7 +268,7 @@ class Codec:
         verify: bool = False,
         progress: Progress | None = None,
     ) -> ChainStatistics:
-        """Code a stream of images, one chunk at a time.
+        """Code a stream of images, one chunk at a time; return the bits of all chunks.
 
         **Arguments:**
 
@@ -281,8 +279,6 @@ class Codec:
         - `source`: what they were read from, `"array"` or `"folder"`.
         - `verify`: decode each chunk before writing it, which doubles the time.
         - `progress`: called with the progress.
-
-        **Returns:** the bits of all chunks.
 
         **Raises:** as `encode`, and `ValueError` if `count` or `names` does not match the number of images,
         for another `source`, or for a folder without names.
@@ -338,9 +334,7 @@ class Codec:
         return (part.images for part in decoding.chunks(damaged=damaged, progress=progress))
 
     def open(self, file: BufferedIOBase) -> "Decoding":
-        """A file's checked header, and its chunks.
-
-        **Arguments:** `file`: open for reading in binary, and seekable.
+        """The checked header and the chunks of a file, open for reading in binary, and seekable.
 
         **Raises:** as `decode`, before any image is read.
         """
@@ -400,8 +394,7 @@ class Codec:
             probe = fit._probe()
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             raise CannotReproduce(
-                f"the network cannot be run here as the file was written, with {header.batch_size} images "
-                f"together: {error}"
+                f"the network cannot be run here with {header.batch_size} images together: {error}"
             ) from error
         if probe != header.probe:
             raise CannotReproduce(
@@ -412,12 +405,9 @@ class Codec:
 
     def _with_settings(self, header: Header) -> "Codec":
         theirs = _settings(header)
-        for known in (self, self._other):
-            if (
-                known is not None
-                and (known.steps, _describe(known.grid)) == (header.steps, header.grid)
-                and _settings(known) == theirs
-            ):
+        for known in filter(None, (self, self._other)):
+            place = (known.steps, _describe(known.grid))
+            if place == (header.steps, header.grid) and _settings(known) == theirs:
                 return known
         try:
             grid = self.grid
@@ -438,14 +428,12 @@ class Codec:
     def _probe(self) -> str:
         """The digest of a coded batch of made-up images, which is decoded once as a test.
 
-        It includes NumPy's functions: on another processor they may round one number in many differently,
-        too rarely to show in a batch but too often for a large file.
+        It includes NumPy's functions, which another processor rounds differently too rarely for a batch.
         """
         if self._known_probe is None:
             places = np.linspace(0, self.steps, min(self.steps, _PROBE_STEPS) + 1).round()
-            chain = self._chain.with_logsnrs(
-                self.logsnrs[np.unique(places.astype(int))], first_batch=self.batch_size
-            )
+            logsnrs = self.logsnrs[np.unique(places.astype(int))]
+            chain = self._chain.with_logsnrs(logsnrs, first_batch=self.batch_size)
             shape = (self.batch_size, *self.model.shape)
             # Numbers that are the same in every version of NumPy.
             raw = hashlib.shake_256(b"diffkit bitsback probe").digest(4 * math.prod(shape))
@@ -458,8 +446,7 @@ class Codec:
             if not good:
                 raise CannotReproduce(
                     "a batch encoded just now does not decode: the network does not give the same floats "
-                    f"twice on this machine ({_device()}), although it was compiled to. Encode on the "
-                    "processor, with JAX_PLATFORMS=cpu."
+                    f"twice on this machine ({_device()}). Encode on the processor, with JAX_PLATFORMS=cpu."
                 )
             x = np.linspace(0.001, 60, 2**16)
             functions = (np.exp(-x), np.expm1(-x), np.log2(x), np.sqrt(x))

@@ -122,8 +122,8 @@ class Writer:
     def write(self, chunk: Chunk) -> None:
         """Write the next chunk.
 
-        **Raises:** `ValueError` for a chunk that does not follow the previous one, has no images or a wrong
-        number of names, or is too large for the format.
+        **Raises:** `ValueError` for a chunk out of order, without images, with a wrong number of names, or
+        too large.
         """
         if chunk.first != self.images or not 1 <= chunk.count < 2**32:
             got = f"first={chunk.first}, count={chunk.count}"
@@ -248,23 +248,20 @@ class Reader:
             seals.update(found.seal)
             index, expected, words = found.index + 1, found.first + found.count, words + found.words
             yield Chunk(found.first, found.count, payload, found.images_digest, names)
-        self._file.seek(here + _END.size + _DIGEST)
-        try:
-            told = (found.chunks, found.images, found.words, found.seals)
-            if whole and told != (index, expected, words, seals.digest()):
-                raise DamagedFile(
-                    f"the end record says {found.chunks} chunks, {found.images} images and "
-                    f"{found.words} words; read were {index}, {expected} and {words}."
-                )
-            if total is not None and found.images != total:
-                raise DamagedFile(f"the file must hold {total} images, got {found.images}.")
-            if trailing := self._size - self._file.tell():
-                raise DamagedFile(f"{trailing} bytes follow the end record.")
-        except DamagedFile as error:
+        trailing = self._size - (here + _END.size + _DIGEST)
+        told = (found.chunks, found.images, found.words, found.seals)
+        if whole and told != (index, expected, words, seals.digest()):
+            gap = DamagedFile(
+                f"the end record says {found.chunks} chunks, {found.images} images and "
+                f"{found.words} words; read were {index}, {expected} and {words}."
+            )
+        elif total is not None and found.images != total:
+            gap = gap or DamagedFile(f"the file must hold {total} images, got {found.images}.")
+        elif trailing:
+            gap = gap or DamagedFile(f"{trailing} bytes follow the end record.")
+        if gap is not None:
             if damaged is None:
-                raise
-            gap = gap or error
-        if gap is not None and damaged is not None:
+                raise gap
             damaged(range(expected, max(expected, found.images if total is None else total)), gap)
 
     def _next(self, most: int) -> "_Frame | _End":

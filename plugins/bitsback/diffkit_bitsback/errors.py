@@ -1,7 +1,4 @@
-"""The errors of coding and decoding: one class for each remedy.
-
-All are `ValueError`s and derive from `CodecError`, so `except CodecError` catches them all.
-"""
+"""The errors of coding and decoding: one class for each remedy. `except CodecError` catches them all."""
 
 
 class CodecError(ValueError):
@@ -25,11 +22,7 @@ class WrongModel(CodecError):
 
 
 class CannotReproduce(CodecError):
-    """The network does not give the same floats on this machine as when the file was written.
-
-    Another version of jax or another kind of device rounds differently, and one different bit in a
-    mean is enough: everything decoded after it would be noise.
-    """
+    """The network rounds differently on this machine: a different bit in a mean turns the rest to noise."""
 
 
 class DamagedFile(CodecError):

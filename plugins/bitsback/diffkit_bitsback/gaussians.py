@@ -7,10 +7,9 @@ $$P(k) \propto \exp\left(-\frac{(k \delta - \mu)^2}{2 \sigma^2}\right).$$
 
 By Poisson's summation formula a sum over the lattice of a Gaussian times a polynomial differs from
 $1 / \delta$ times the integral by a factor $1 + O(e^{-2 \pi^2 (\sigma / \delta)^2})$: 3e-9 for
-$\sigma = \delta$, 5e-35 for $\sigma = 2 \delta$. So $P(k)$ is $\delta$ times the density, the mean and
-the variance are those of the Gaussian, and the divergence between two such distributions is that of the
-Gaussians. A lattice as coarse as one or two points per standard deviation loses nothing, whereas bins with
-the integrated density would add their own variance $\delta^2 / 12$.
+$\sigma = \delta$. So $P(k)$ is $\delta$ times the density, and mean, variance and divergences are those of
+the Gaussians. One or two points per standard deviation lose nothing, whereas bins with the integrated
+density would add their own variance $\delta^2 / 12$.
 
 Each point within five standard deviations has its own symbol, with its exact frequency in units of
 $2^{-24}$. Each tail beyond is one symbol, followed by the distance in an Elias gamma code with the tail's
@@ -21,10 +20,13 @@ import math
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from diffkit_bitsback.errors import CannotEncode
-from diffkit_bitsback.stack import TOTAL, Stack, groups
+from diffkit_bitsback.stack import TOTAL, Ints, Stack, Weights, groups
+
+Floats = Float[np.ndarray, " n"]
+Flags = Bool[np.ndarray, " n"]
 
 # The standard deviations whose points have their own symbols.
 _BULK = 5.0
@@ -51,9 +53,7 @@ class LatticeGaussians:
     **Raises:** `CannotEncode` for a mean or a standard deviation that is not finite.
     """
 
-    def __init__(
-        self, mean: Float[np.ndarray, " n"], std: Float[np.ndarray, " n"] | float, spacing: float
-    ):
+    def __init__(self, mean: Floats, std: Floats | float, spacing: float):
         self._mean = mean.astype(np.float64) / spacing
         self._std = np.asarray(std, np.float64) / spacing
         if not (np.isfinite(self._mean).all() and np.isfinite(self._std).all()):
@@ -72,12 +72,12 @@ class LatticeGaussians:
         # Relative to the lowest point of the cell around the mean.
         self._lowest = self._centre - (np.left_shift(1, self._bits) >> 1)
 
-    def log_prob(self, k: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    def log_prob(self, k: Ints) -> Floats:
         """The log of the Gaussian density at the point k, times the spacing, in nats."""
         exponent = -0.5 * np.square((k - self._mean) / self._std)
         return exponent - np.log(self._std) - 0.5 * math.log(2 * math.pi)
 
-    def pop(self, stack: Stack) -> Int[np.ndarray, " n"]:
+    def pop(self, stack: Stack) -> Ints:
         """Draw a point of each from the stack."""
         drawn = [stack.pop(self._weights(rows)) for rows in self._groups()]
         cell = np.concatenate(drawn, dtype=np.int64) - (self._half + 1)
@@ -88,7 +88,7 @@ class LatticeGaussians:
             cell[far] += np.sign(cell[far]) * self._pop_distance(stack, far, cell[far] > 0)
         return self._lowest + (cell << bits) + within
 
-    def push(self, stack: Stack, k: Int[np.ndarray, " n"]) -> None:
+    def push(self, stack: Stack, k: Ints) -> None:
         """Undo `pop`: a `pop` afterwards returns these points.
 
         **Raises:** `CannotEncode` for a point too far away to describe.
@@ -108,7 +108,7 @@ class LatticeGaussians:
     def _groups(self) -> list[slice]:
         return groups(len(self._mean), max(_ENTRIES // (2 * self._half + 3), 1))
 
-    def _weights(self, rows: slice) -> Float[np.ndarray, "rows symbols"]:
+    def _weights(self, rows: slice) -> Weights:
         """The frequencies, less one, of the cells -half ... half, between those of the two tails."""
         half = self._half
         offset = self._offset[rows, None]
@@ -130,9 +130,7 @@ class LatticeGaussians:
         weights[:, half + 1] += TOTAL - len(j) - weights.sum(axis=1)
         return weights
 
-    def _stop(
-        self, far: Int[np.ndarray, " m"], upper: Bool[np.ndarray, " m"]
-    ) -> Float[np.ndarray, "m 2"]:
+    def _stop(self, far: Ints, upper: Flags) -> Weights:
         """The weights of stopping at the first cell of a tail and of continuing."""
         inverse = self._inverse if self._inverse.ndim == 0 else self._inverse[far]
         offset = np.where(upper, self._offset[far], -self._offset[far])
@@ -140,22 +138,14 @@ class LatticeGaussians:
         weight = np.clip(np.rint(TOTAL * stop - 1), 0, TOTAL - 2)
         return np.stack([weight, TOTAL - 2 - weight], axis=1)
 
-    def _pop_distance(
-        self, stack: Stack, far: Int[np.ndarray, " m"], upper: Bool[np.ndarray, " m"]
-    ) -> Int[np.ndarray, " m"]:
+    def _pop_distance(self, stack: Stack, far: Ints, upper: Flags) -> Ints:
         distance = stack.pop(self._stop(far, upper)).astype(np.int64)
         on = np.flatnonzero(distance)
         length = stack.pop(np.tile(_LENGTHS, (len(on), 1))).astype(np.int64)
         distance[on] = (1 << length) + stack.pop_bits(length)
         return distance
 
-    def _push_distance(
-        self,
-        stack: Stack,
-        distance: Int[np.ndarray, " m"],
-        far: Int[np.ndarray, " m"],
-        upper: Bool[np.ndarray, " m"],
-    ) -> None:
+    def _push_distance(self, stack: Stack, distance: Ints, far: Ints, upper: Flags) -> None:
         on = np.flatnonzero(distance)
         # The exponent of float64, exact for integers below 2^53.
         length = np.frexp(distance[on].astype(np.float64))[1].astype(np.int64) - 1

@@ -1,7 +1,7 @@
 """The input and output of the commands: folders of images, arrays, data sets.
 
-A folder comes back with the same names, order and pixels, always as PNG. Not kept: the files' own bytes and
-their compression, metadata such as EXIF, colour profiles and dates, and hidden files.
+A folder comes back with the same names, order and pixels, always as PNG. Not kept: the files' own bytes,
+metadata such as EXIF, colour profiles and dates, and hidden files.
 """
 
 import contextlib
@@ -72,9 +72,8 @@ def pieces(source: AbstractSource, count: int) -> Iterator[Integer[np.ndarray, "
 def find_images(given: str, run: dk.Run, options: Mapping[str, Any]) -> AbstractSource:
     """The images that an argument of a command names.
 
-    **Arguments:** `given`: a folder, a .npy file, the name of a data set (its test images), or
-    `test` or `train` for the run's own data; an existing path takes precedence. `run`; `options`: of the
-    data set.
+    **Arguments:** `given`: a folder, a .npy file, the name of a data set (its test images), or `test` or
+    `train` for the run's own data; a path comes first; `run`; `options`: of the data set.
 
     **Raises:** `ValueError` if it does not fit the model; `FileNotFoundError` if it is none of these.
     """
@@ -126,7 +125,7 @@ def _folder(folder: Path, shape: tuple[int, ...]) -> FolderSource:
     found = sorted(file.relative_to(folder).as_posix() for file in _files(folder))
     if not found:
         raise ValueError(f"there are no files in the folder {str(folder)!r}.")
-    source = FolderSource(folder, tuple(found), shape)
+    source = FolderSource(folder=folder, names=tuple(found), shape=shape)
     source.kept_names()
     for name in source.names:  # headers first, before any work begins
         with _opened(folder / name, shape):

@@ -1,5 +1,6 @@
 """The measured rate of a model's code on some images, compared to its bound and to other codes."""
 
+import contextlib
 import functools
 import importlib
 import io
@@ -30,12 +31,8 @@ _LONGEST_SIDE: Final = 16383
 class Rate:
     """The rate of a model with T steps on some images.
 
-    **Attributes:**
-
-    - `steps`: T.
-    - `statistics`: the cost of coding the images on one stack.
-    - `evaluation`: the VLB with T steps (`diffkit.evaluate`), from its own draws; `None` for a grid that is
-      not even in time.
+    **Attributes:** `steps`: T; `statistics`: the cost of coding the images on one stack; `evaluation`: the
+    VLB with T steps (`diffkit.evaluate`), from its own draws, `None` for a grid that is not even in time.
     """
 
     steps: int
@@ -57,11 +54,9 @@ class Rate:
         if self.evaluation is None:
             return math.nan, math.nan
         statistics = self.statistics
-        each = statistics.dimensions / statistics.images
+        each, count = statistics.dimensions / statistics.images, statistics.images
         differences = statistics.bounds / each - self.evaluation.per_example / (each * math.log(2))
-        error = math.nan
-        if len(differences) > 1:
-            error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+        error = float(differences.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
         return statistics.net_bits_per_dim - self.bound, error
 
     @property
@@ -83,9 +78,7 @@ def rates(
     passes: int = 16,
     progress: Callable[[float], None] | None = None,
 ) -> list[Rate]:
-    """Code some images with each number of steps, on one stack.
-
-    The first `batch_size` images are decoded again, so that every rate is that of a readable code.
+    """Code some images with each number of steps, on one stack; the first batch is decoded again as a test.
 
     **Arguments:**
 
@@ -94,8 +87,6 @@ def rates(
     - `grid`, `batch_size`, `first_batch`, `resolution`: as in `Codec`.
     - `passes`: draws per image for the VLB.
     - `progress`: called now and then with the number of finished images over all T.
-
-    **Returns:** one `Rate` for each T.
 
     **Raises:** `CannotEncode` for images or a model that cannot be coded; `CannotReproduce` if the first
     batch does not come back; `ValueError` for no images, or T below 1.
@@ -117,19 +108,18 @@ def rates(
         first, test = images[:batch_size], chain.with_logsnrs(logsnrs, first_batch=batch_size)
         if not np.array_equal(test.decode(test.encode(first)[0], len(first)), first):
             raise CannotReproduce(f"with steps={number} the images decode to others.")
-        told = functools.partial(_told, progress, index * len(images)) if progress else None
+
+        def told(coded: float, before: int = index * len(images)) -> None:
+            if progress is not None:
+                progress(before + coded)
+
         _, statistics = chain.encode(images, progress=told)
-        evaluation = None
+        evaluation, key = None, jax.random.key(0)
         if isinstance(grid, dk.UniformT):
-            evaluation = dk.evaluate(
-                model, ArraySource(images), key=jax.random.key(0), steps=number, passes=passes
-            )
+            source = ArraySource(images)
+            evaluation = dk.evaluate(model, source, key=key, steps=number, passes=passes)
         found.append(Rate(number, statistics, evaluation))
     return found
-
-
-def _told(progress: Callable[[float], None], done: int, images: float) -> None:
-    progress(done + images)
 
 
 def other_codes(
@@ -140,9 +130,9 @@ def other_codes(
     **Arguments:** `images`: as stored; `levels`: the number of values of a dimension. Up to 256 levels are
     stored unchanged in 8 bits, whatever grey or colour they stand for.
 
-    **Returns:** by the code's name, the bits with a file for each image, and with one file for all: image
-    formats as images (side by side on sheets in the second case), LZMA over the bytes. Image formats only
-    for grey or RGB images of at most 256 levels; JPEG XL only with a plugin for Pillow.
+    **Returns:** by the code's name, the bits with a file for each image, and with one file for all (sheets
+    of images side by side): LZMA over the bytes; image formats, for grey or RGB images of at most 256
+    levels; JPEG XL, with a plugin for Pillow.
     """
     stored = images.astype(np.min_scalar_type(levels - 1))
 
@@ -167,13 +157,10 @@ def _formats() -> dict[str, Mapping[str, Any]]:
         smallest = {"quality": 100, "method": 6, "exact": True}
         formats["WebP lossless"] = {"format": "WEBP", "lossless": True, **smallest}
     for module in _JPEG_XL:
-        try:
+        with contextlib.suppress(ImportError):
             importlib.import_module(module)
-        except ImportError:
-            continue
-        if "JXL" in Image.SAVE:
-            formats["JPEG XL lossless"] = {"format": "JXL", "lossless": True, "effort": 9}
-            break
+    if "JXL" in Image.SAVE:
+        formats["JPEG XL lossless"] = {"format": "JXL", "lossless": True, "effort": 9}
     return formats
 
 
@@ -212,7 +199,6 @@ def show(found: Sequence[Rate], codes: Mapping[str, tuple[float, float]]) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    statistics = found[0].statistics
     # As wide as needed outside a terminal: a file, a pipe, a log.
     console = Console() if sys.stdout.isatty() else Console(width=120)
     names = ("T", "VLB", "net", "gap", "overhead", "total", "images/s", "network")
@@ -234,10 +220,10 @@ def show(found: Sequence[Rate], codes: Mapping[str, tuple[float, float]]) -> Non
         )
     console.print(table)
     console.print(
-        f"{statistics.images} images on one stack. VLB: the bound with T steps, from its own draws. net: "
-        "stored minus initial bits. gap: net minus VLB, with the error of both draws. overhead: the exact "
-        "cost of coding, net minus the bound along the same latents. total: with the initial bits. "
-        "network: its share of the time.",
+        f"{found[0].statistics.images} images on one stack. VLB: the bound with T steps, from its own "
+        "draws. net: stored minus initial bits. gap: net minus VLB, with the error of both draws. "
+        "overhead: the exact cost of coding, net minus the bound along the same latents. total: with the "
+        "initial bits. network: its share of the time.",
         highlight=False,
     )
     other = Table("code", "a file for each image", "one for all")

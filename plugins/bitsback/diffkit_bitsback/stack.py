@@ -27,6 +27,9 @@ from diffkit_bitsback.errors import DamagedData
 _models = constriction.stream.model  # pyright: ignore[reportAttributeAccessIssue]
 _stacks = constriction.stream.stack  # pyright: ignore[reportAttributeAccessIssue]
 
+Ints = Int[np.ndarray, " n"]
+Weights = Float[np.ndarray, "n symbols"]
+
 TOTAL = 1 << 24
 """The sum of the frequencies of a distribution's symbols: constriction's precision."""
 
@@ -82,8 +85,7 @@ class Stack:
                 raise DamagedData(
                     f"words must hold at least {_STATE} words and end with one that is not 0, got {got}."
                 )
-            self._pulled = 0
-            self._coder = _stacks.AnsCoder(words)
+            self._pulled, self._coder = 0, _stacks.AnsCoder(words)
         self._untouched = self._coder.num_words() - _STATE
 
     def __len__(self) -> int:
@@ -103,8 +105,7 @@ class Stack:
         count = _most_words(symbols)
         random = np.random.Philox(key=self._seed, counter=[0, 0, 0, number])
         masks = random.random_raw(count // 2 + 1).astype("<u8").view("<u4")[:count].astype("u4")
-        # The top two are the state. Its leading bits stay: zeros are more likely there, and making both
-        # equally likely would cost bits.
+        # The top two are the state. Its leading bits stay: zeros, the likelier ones there, cost less.
         length = int(words[-1]).bit_length()
         masks[0] &= np.uint32((1 << max(length - _LEADING, 0)) - 1)
         masks[1] &= np.uint32(0xFFFFFFFF >> max(_LEADING - length, 0))
@@ -113,7 +114,7 @@ class Stack:
         words[-count:] ^= masks[:count][::-1]
         self._coder = _stacks.AnsCoder(words)
 
-    def pop(self, weights: Float[np.ndarray, "n symbols"]) -> Int[np.ndarray, " n"]:
+    def pop(self, weights: Weights) -> Ints:
         """Draw n symbols from the bits on top.
 
         **Arguments:** `weights`: the frequency of each symbol minus one: integers as float64 that add up to
@@ -126,11 +127,11 @@ class Stack:
         self._popped()
         return symbols
 
-    def push(self, symbols: Int[np.ndarray, " n"], weights: Float[np.ndarray, "n symbols"]) -> None:
+    def push(self, symbols: Ints, weights: Weights) -> None:
         """Undo `pop`: a `pop` afterwards returns these symbols."""
         self._coder.encode_reverse(symbols.astype(np.int32), self._family, weights)
 
-    def pop_bits(self, counts: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    def pop_bits(self, counts: Ints) -> Ints:
         """Draw n numbers with these numbers of bits, all values equally likely."""
         values = np.zeros(len(counts), np.int64)
         for shift in range(0, int(counts.max(initial=0)), _PIECE):
@@ -140,7 +141,7 @@ class Stack:
             self._popped()
         return values
 
-    def push_bits(self, values: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> None:
+    def push_bits(self, values: Ints, counts: Ints) -> None:
         """Undo `pop_bits`."""
         for shift in reversed(range(0, int(counts.max(initial=0)), _PIECE)):
             rows, sizes = self._piece(counts, shift)
@@ -148,9 +149,7 @@ class Stack:
             self._coder.encode_reverse(piece, self._uniform, sizes)
 
     @staticmethod
-    def _piece(
-        counts: Int[np.ndarray, " n"], shift: int
-    ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    def _piece(counts: Ints, shift: int) -> tuple[Ints, Ints]:
         """Which numbers have bits from `shift` on, and how many values this piece of each has."""
         bits = np.clip(counts - shift, 0, _PIECE)
         rows = np.flatnonzero(bits)
@@ -202,7 +201,7 @@ class Stack:
             )
 
 
-def weights_of(log_prob: Float[np.ndarray, "n symbols"]) -> Float[np.ndarray, "n symbols"]:
+def weights_of(log_prob: Weights) -> Weights:
     """Log probabilities, normalised or not, as weights for a stack (see `Stack.pop`)."""
     weights = np.exp(log_prob.astype(np.float64) - log_prob.max(axis=1, keepdims=True))
     total = TOTAL - weights.shape[1]

@@ -574,7 +574,7 @@ def test_round_trip_of_anything(shape, levels, steps, count, batch_size, chunk, 
 @pytest.mark.slow
 def test_round_trip_with_the_network_of_the_preset():
     given = Digits().test.gather(np.arange(5))
-    codec = Codec(make("vdm", (1, 8, 8), 17, network=None), 20, batch_size=4)
+    codec = Codec(make("vdm", (1, 8, 8), 17, network=dk.preset("vdm").network), 20, batch_size=4)
     np.testing.assert_array_equal(codec.decode(codec.encode(given)), given)
 
 

@@ -34,9 +34,9 @@ class Respaced(dk.AbstractGrid):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}.")
         if steps > last:
+            most = f"{last} for grid=respaced with timesteps={self.timesteps}"
             raise ValueError(
-                f"steps must be at most {last} for grid=respaced with timesteps={self.timesteps}, "
-                f"got {steps}. Take fewer steps, or grid=uniform_t."
+                f"steps must be at most {most}, got {steps}; or choose grid=uniform_t."
             )
         # In integers, rounded to the nearest: distinct because the spread is at least one.
         index = (2 * last * np.arange(steps, -1, -1) + steps) // (2 * steps)

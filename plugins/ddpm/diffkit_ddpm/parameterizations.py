@@ -23,8 +23,7 @@ class EpsilonRange(dk.AbstractParameterization):
     the discrete-time model with `steps` steps, in bits, without a gradient through its means: with
     `weighting=simple` that is the hybrid loss $L_\text{simple} + 0.001\, L_\text{vlb}$ (equation 16).
 
-    Choose it to sample with few ancestral steps, or for a discrete-time likelihood; the gain in either
-    vanishes with the number of steps.
+    Choose it to sample with few ancestral steps, or for a discrete-time likelihood with few.
 
     **Arguments:** `steps`: T of the bound that trains the variances, K - 1 under a schedule of K discrete
     levels; `vlb_weight`: the weight of that bound, in bits, against the other loss in squared error.

@@ -138,7 +138,6 @@ The shift s = 2 log(64 / d) moves the whole log SNR, ends included, so another r
 options: `schedule.shift` to s, `schedule.logsnr_max` to 15 + s and `schedule.logsnr_min` to -15 + s. For
 d = 128 they are -1.3863, 13.6137 and -16.3863.
 
-Not included: the U-ViT of the paper's larger model (a U-Net whose 16x16 resolution is a transformer of 36
-blocks), class labels, and the multiscale loss and wavelet patches for 256x256 and beyond. Network and
-optimiser could not be checked against the paper: see the comments beside them.
+Not included: the U-ViT of the paper's larger model, class labels, and the multiscale loss and wavelet
+patches for 256x256 and beyond. Network and optimiser could not be checked against the paper.
 """

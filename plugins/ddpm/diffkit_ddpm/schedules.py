@@ -3,8 +3,7 @@ r"""The discrete noise levels of DDPM and improved DDPM, read as schedules in co
 A chain $q(z_k \mid z_{k-1}) = N(\sqrt{1 - \beta_k}\, z_{k-1}, \beta_k I)$ has the noise levels
 $\bar\alpha_k = \prod_{i \le k} (1 - \beta_i)$ (DDPM, arXiv 2006.11239, equation 4), that is
 $\lambda_k = \log \bar\alpha_k - \log(1 - \bar\alpha_k)$. With K of them, counted from k = 0, the time
-t = k / (K - 1) is level k: t = 0 has the least noise, t = 1 the most. A monotone cubic between them
-gives every time a noise level and a slope.
+t = k / (K - 1) is level k, with a monotone cubic between them.
 """
 
 import math
@@ -102,11 +101,6 @@ def _root(row: Float[Array, " 4"]) -> Scalar:
     return w
 
 
-def _check_steps(steps: int) -> None:
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}.")
-
-
 @dk.register("schedule", "linear_beta")
 def linear_beta(
     *, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
@@ -121,7 +115,8 @@ def linear_beta(
 
     **Raises:** `ValueError` for fewer than two steps, or a variance that is not in (0, 1).
     """
-    _check_steps(steps)
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, got {steps}.")
     for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
         if not 0 < beta < 1:
             raise ValueError(f"{name} must be in (0, 1), got {beta}.")
@@ -141,7 +136,8 @@ def iddpm_cosine(*, steps: int = 1000, offset: float = 0.008) -> DiscreteBetas:
 
     **Raises:** `ValueError` for fewer than two steps, or an offset that is negative.
     """
-    _check_steps(steps)
+    if steps < 2:
+        raise ValueError(f"steps must be at least 2, got {steps}.")
     if not (math.isfinite(offset) and offset >= 0):
         raise ValueError(f"offset must be a number of at least 0, got {offset}.")
     angle = np.pi / 2 * (np.arange(steps + 1) / steps + offset) / (1 + offset)

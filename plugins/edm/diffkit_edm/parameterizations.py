@@ -1,8 +1,7 @@
 r"""EDM's preconditioning (Karras, Aittala, Aila and Laine 2022, arXiv 2206.00364, section 5).
 
-EDM writes a denoiser as $D(z; \sigma) = c_{skip}\, z + c_{out}\, F(c_{in}\, z;\, c_{noise})$. diffkit
-already has all three pieces: the `Denoiser` scales the latent by $c_{in}$, a network takes the noise level,
-and F is one more target $a\,x + b\,\epsilon$.
+EDM writes a denoiser as $D(z; \sigma) = c_{skip}\, z + c_{out}\, F(c_{in}\, z;\, c_{noise})$. The
+`Denoiser` scales the latent by $c_{in}$, a network takes the noise level, and F is one more target.
 """
 
 import math
@@ -37,9 +36,8 @@ def preconditioning(sigma: ScalarLike, data_std: float = 0.5) -> Preconditioning
     r"""EDM's preconditioning as published (table 1 of the paper, column "Ours").
 
     With $h = \sqrt{\sigma^2 + s^2}$ and s the standard deviation of the data: $c_{skip} = s^2 / h^2$,
-    $c_{out} = \sigma s / h$, $c_{in} = 1 / h$, $c_{noise} = \tfrac14 \ln \sigma$. It follows from two
-    conditions (appendix B.6): input and target of the network have unit variance, and $c_{skip}$ minimises
-    $c_{out}$, which amplifies the network's errors.
+    $c_{out} = \sigma s / h$, $c_{in} = 1 / h$, $c_{noise} = \tfrac14 \ln \sigma$. So input and target of
+    the network have unit variance, and $c_{skip}$ minimises $c_{out}$ (appendix B.6).
 
     It is here for comparison: a `diffkit.Denoiser` with the parameterization `F`, the variance exploding
     process and this `data_std` is the published formula.
@@ -69,10 +67,8 @@ class F(dk.AbstractParameterization):
     a function only of $\rho = \sigma / \alpha$ and the standard deviation s of the data, so F is the same
     target under every process (Karras et al. 2022, arXiv 2206.00364, equations 7 and 8). For s = 1 it is
     -v. Choose it if the standard deviation of the data is known and not 1: images in [-1, 1] have about
-    0.5. Like v, it is well conditioned at both ends.
-
-    EDM's input for the noise level, $c_{noise} = \ln(\sigma) / 4$, is $-\lambda / 8$. diffkit's networks
-    map $\lambda$ affinely to the unit interval, so they see $c_{noise}$ up to an affine map.
+    0.5. Like v, it is well conditioned at both ends. EDM's input for the noise level,
+    $c_{noise} = -\lambda / 8$, is what diffkit's networks see up to an affine map.
 
     **Arguments:** `data_std`: s. In a model diffkit fills it in, equal to that of the input's scale; by
     hand, give the `Denoiser` the same number.

@@ -24,14 +24,12 @@ class Churn(AbstractOneStepSampler):
     **How much.** In the paper $\gamma = \min(S_{churn} / N, \sqrt 2 - 1)$ for each of N steps on the
     grid of $\rho = 7$. A step does not know N, but on that grid each covers the same share
     $\delta = |\Delta \sigma^{1/7}| / (\sigma_{max}^{1/7} - \sigma_{min}^{1/7})$ of the way, and
-    $1 / N = \delta / (1 + \delta)$, since N includes the published last step to 0. This gives the
-    definition
+    $1 / N = \delta / (1 + \delta)$, since N includes the published last step to 0. So
 
     $$\gamma = \min\!\left(\text{churn} \cdot \frac{\delta}{1 + \delta},\ \sqrt 2 - 1\right).$$
 
-    On the grid `rho` it is algorithm 2 with the paper's own numbers. Any other grid adds the same amount of
-    noise over the same part of the way; for many steps the limit is the same stochastic differential
-    equation (equation 6 of the paper).
+    Any other grid adds the same amount of noise over the same part of the way; for many steps the limit is
+    the same stochastic differential equation (equation 6 of the paper).
 
     **Arguments:**
 
@@ -39,10 +37,9 @@ class Churn(AbstractOneStepSampler):
     - `churn`: $S_{churn}$; 0 adds nothing and draws no random numbers.
     - `churn_min`, `churn_max`: $S_{tmin}$ and $S_{tmax}$, the noise levels $\sigma / \alpha$ between which
       noise is added.
-    - `noise`: $S_{noise}$, the standard deviation of the noise in units of the exact one; slightly above 1
-      to counter a loss of detail.
-    - `rho`: of the grid that measures the share of the way.
-    - `logsnr_range`: (max, min), the whole way. diffkit fills in the ends of the model's schedule.
+    - `noise`: $S_{noise}$, the standard deviation of the noise in units of the exact one.
+    - `rho`, `logsnr_range`: of the grid that measures the share of the way, and (max, min), the whole way;
+      diffkit fills in the ends of the model's schedule.
 
     **Raises:** `ValueError` for a value out of its range.
     """
@@ -120,10 +117,9 @@ def edm_heun(
     the decoder replaces the last step to 0 of both algorithms. A step in which $\sigma$ falls to less than
     a fifth becomes two steps of DDIM, as in `diffkit.samplers.RungeKutta2`.
 
-    Published choices of (churn, churn_min, churn_max, noise), from table 5 of the paper: for CIFAR-10
-    with an older VP network (30, 0.01, 1, 1.007), with an older VE network (80, 0.05, 1, 1.007); for
-    ImageNet-64 with an older network (80, 0.05, 50, 1.003), with EDM's own (40, 0.05, 50, 1.003). With
-    EDM's own networks for CIFAR-10 no churn is best.
+    (churn, churn_min, churn_max, noise) in table 5 of the paper: for CIFAR-10 with an older VP network
+    (30, 0.01, 1, 1.007), with an older VE network (80, 0.05, 1, 1.007), with EDM's own no churn; for
+    ImageNet-64 with an older network (80, 0.05, 50, 1.003), with EDM's own (40, 0.05, 50, 1.003).
 
     **Arguments:** those of `Churn`; diffkit fills in `logsnr_range`.
 

@@ -29,19 +29,16 @@ class LogNormal(dk.AbstractSchedule):
 
     with $\lambda = -2 \ln \sigma$ and $\Phi$ the standard normal distribution, so that a uniform t *is*
     EDM's training distribution (Karras et al. 2022, arXiv 2206.00364, table 1), cut off at the noise levels
-    between which EDM samples. The default cut loses 1.6e-5 of it. Choose it for good samples: it spends
-    nearly all of its time at middle noise levels. It is wasteful for likelihoods, since it hardly ever
-    visits the ends. To sample, use the grid `rho`.
+    between which EDM samples. Choose it for good samples: it spends nearly all of its time at middle noise
+    levels, which is wasteful for likelihoods. To sample, use the grid `rho`.
 
     It computes the smaller of the two probabilities, so both tails keep their digits in float32.
 
-    **Arguments:**
+    **Arguments:** `P_mean`, `P_std`: mean and standard deviation of $\ln \sigma$; `sigma_min`, `sigma_max`:
+    the noise levels at t = 0 and at t = 1.
 
-    - `P_mean`, `P_std`: mean and standard deviation of $\ln \sigma$, as EDM calls them.
-    - `sigma_min`, `sigma_max`: the noise levels at t = 0 and at t = 1.
-
-    **Raises:** `ValueError` if a value is not finite, `P_std` is not positive, the noise levels are not
-    positive and increasing, or one is more than 12 standard deviations from the mean.
+    **Raises:** `ValueError` if a value is not finite, `P_std` not positive, the noise levels not positive
+    and increasing, or one more than 12 standard deviations from the mean.
     """
 
     P_mean: float = eqx.field(default=-1.2, converter=float, static=True)
@@ -62,9 +59,8 @@ class LogNormal(dk.AbstractSchedule):
         for name, z in zip(("sigma_min", "sigma_max"), self._ends(), strict=True):
             if abs(z) > _LARGEST_DEVIATION:
                 raise ValueError(
-                    f"{name} must be within {_LARGEST_DEVIATION:.0f} standard deviations of the mean, "
-                    f"since float32 knows no probabilities beyond: ln({getattr(self, name)}) is "
-                    f"{z:.1f} of them from it, with P_mean={self.P_mean}, P_std={self.P_std}."
+                    f"{name} must be within {_LARGEST_DEVIATION:.0f} standard deviations of the mean, got "
+                    f"{getattr(self, name)}, {z:.1f} from P_mean={self.P_mean} with P_std={self.P_std}."
                 )
 
     def _ends(self) -> tuple[float, float]:

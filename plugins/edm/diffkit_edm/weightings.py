@@ -20,13 +20,12 @@ def edm(
     r"""EDM's training loss, for any schedule and parameterization of the model.
 
     EDM minimises the plain squared error of its F over log-normal noise levels (Karras et al. 2022,
-    arXiv 2206.00364, equation 8 with $\lambda(\sigma) = 1 / c_{out}^2$). The weighting is derived from this
-    loss, as `implied_weighting` of `F` under `LogNormal`. Up to a constant it is
+    arXiv 2206.00364, equation 8 with $\lambda(\sigma) = 1 / c_{out}^2$). That is the weighting
 
     $$w(\lambda) \propto N(\lambda;\, -2 P_{mean},\, (2 P_{std})^2)\, (e^{-\lambda} + s^2)$$
 
-    with s = `sigma_data`. Choose it for samples: most of its weight is on middle noise levels. The model's
-    own schedule does not change the objective, only the variance of its estimate.
+    with s = `sigma_data`, as `implied_weighting` of `F` under `LogNormal` derives it. Choose it for
+    samples: most of its weight is on middle noise levels.
 
     **Arguments:**
 

@@ -188,7 +188,7 @@ def test_wrong_arguments_are_refused():
         make(P_mean=float("nan"))
     with pytest.raises(ValueError, match="P_std must be a positive number, got 0"):
         make(P_std=0.0)
-    with pytest.raises(ValueError, match=r"sigma_min=80, sigma_max=0\.002"):
+    with pytest.raises(ValueError, match=r"sigma_min=80.0, sigma_max=0.002"):
         make(sigma_min=80, sigma_max=0.002)
     with pytest.raises(ValueError, match="sigma_min must be positive and sigma_max finite"):
         make(sigma_min=0.0)

@@ -1,9 +1,8 @@
 r"""Flow matching and rectified flow as presets: their parts, and the source of each constant.
 
 In both papers the time along the path runs over all of [0, 1]. Here it is cut off at the endpoints of log
-SNR, 13.3 for 256 levels of the data, as everywhere in diffkit, and -10 at the noise end: $\tau$ from 0.0013
-to 0.9933. The networks are `unet` with the published width, depth and attention. Unlike these papers,
-diffkit scales their input to unit variance.
+SNR, 13.3 for 256 levels of the data and -10 at the noise end: $\tau$ from 0.0013 to 0.9933. The networks
+are `unet` with the published width, depth and attention, its input scaled to unit variance.
 """
 
 from collections.abc import Mapping
@@ -46,8 +45,8 @@ FLOW_MATCHING = dk.register("preset", "flow_matching")(
             "b1": 0.9,
             "b2": 0.999,
             "clip": 0.0,  # the paper names none
-            # Not in the paper; from Dhariwal and Nichol 2021, whose network it uses, and who average with
-            # one rate for all steps (update_ema in nn.py of github.com/openai/guided-diffusion).
+            # Not in the paper, but of Dhariwal and Nichol 2021, whose network it uses: one rate for all
+            # steps (update_ema in nn.py of github.com/openai/guided-diffusion).
             "ema": 0.9999,
             "ema_warmup": False,
             "checkpoint_every": 10_000,  # ours

@@ -25,8 +25,6 @@ class StraightLine(dk.AbstractSchedule):
     it to train with the times of these papers and to sample in even steps along the path. It treats high
     and low noise alike, and spends a little more time at the ends than `cosine`.
 
-    Each half is computed from its own end: the endpoints are exact, and the curve keeps its digits.
-
     **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: of the data, which
     set the default of `logsnr_max` (`diffkit.schedules.check_range`).
 
@@ -54,7 +52,7 @@ class StraightLine(dk.AbstractSchedule):
         t = as_float(t)
         noise_0, noise_1, data_0, data_1 = self._shares()
         rest = 1 - t
-        # log of the share of data, and of noise, relative to that at the nearer end.
+        # log of the share of data, and of noise, relative to that at the nearer end, which so is exact.
         early = jnp.log1p(t * (data_1 / data_0 - 1)) - jnp.log1p(t * (noise_1 / noise_0 - 1))
         late = jnp.log1p(rest * (data_0 / data_1 - 1)) - jnp.log1p(rest * (noise_0 / noise_1 - 1))
         return jnp.where(t < 0.5, self.logsnr_max + 2 * early, self.logsnr_min + 2 * late)

@@ -19,15 +19,13 @@ class LogitNormal(dk.AbstractTimeSampler):
 
     Esser et al. 2024 (arXiv 2403.03206, equation 19), who call their best choice rf/lognorm(0, 1). It draws
     the middle of the path, where the velocity is hardest to predict, more often, and the ends hardly ever.
-    Like every time sampler it changes the variance of a loss, not the loss. If the loss itself should
-    prefer the middle, as in the papers, choose `weighting=simple weighting.times=logit_normal`.
+    If the loss itself should prefer the middle, choose `weighting=simple weighting.times=logit_normal`.
 
     Choose it with weightings that vanish at the ends as its density does, such as that one. Never use it
     for a bound (`weighting=elbo`, `diffkit.vlb`): the importance 1 / p is unbounded at both ends, so the
     estimate has infinite variance, and most estimates miss the contribution of the ends.
 
-    **Arguments:** `mean`, `std`: m and s. A negative mean prefers data, a positive one noise; a larger
-    deviation spreads the times.
+    **Arguments:** `mean`, `std`: m and s. A negative mean prefers data, a positive one noise.
 
     **Raises:** `ValueError` if the mean is not finite or the deviation is not positive.
     """

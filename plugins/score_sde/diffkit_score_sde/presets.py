@@ -1,8 +1,7 @@
-"""The paper's models for CIFAR-10 and their parts.
+"""The models of Song et al. 2021 (arXiv 2011.13456) for CIFAR-10.
 
-Song et al. 2021, arXiv 2011.13456, and the published configurations
-(github.com/yang-song/score_sde_pytorch, `configs/default_cifar10_configs.py` and those named
-below). docs/plugins/score_sde.md lists what differs.
+Parts and settings are those of the paper and of github.com/yang-song/score_sde_pytorch,
+`configs/default_cifar10_configs.py` and those named below. docs/plugins/score_sde.md lists what differs.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 r"""Samplers of the reverse-time SDE (Song et al. 2021, arXiv 2011.13456).
 
 In the rescaled latent $y = z / \alpha$ every SDE is the variance exploding one, $dy = \sqrt{d\rho^2}\, dw$,
-with the score $-\hat\epsilon / \rho$. So one formula here covers the paper's formulas for each SDE.
+with the score $-\hat\epsilon / \rho$: one formula covers each SDE of the paper.
 """
 
 import math
@@ -15,8 +15,8 @@ import diffkit as dk
 from diffkit.samplers import AbstractOneStepSampler, Denoise, Step, between, is_long
 from diffkit.typing import Example, PRNGKey, Scalar
 
-# The most noise that a step leaves, in units of the level at its end. With twice that level, 16 even steps
-# from rho = 80 to 0.002, and all finer ones, have the published noise.
+# The most noise that a step leaves, in units of the level at its end: 16 even steps from rho = 80 to 0.002,
+# and all finer ones, have the published noise.
 _MOST_NOISE = 2.0
 
 
@@ -70,16 +70,15 @@ class PredictorCorrector(AbstractOneStepSampler):
       \qquad a = e^{-c\,(\lambda_s - \lambda_t)},$$
 
     the exact solution of the Langevin equation for a frozen $\hat x$. Its weak order is 1. It forgets
-    errors of the network or of large steps faster, at the price of more calls: choose it if samples from a
-    trained network matter more than time.
+    errors faster, at the price of more calls: choose it if samples matter more than time.
 
-    **How it differs from the paper** (algorithms 1 and 4), and why. There the step size
+    **How it differs from the paper** (algorithms 1 and 4). There the step size
     $2 (r \lVert \xi \rVert / \lVert \nabla \log p \rVert)^2$ comes from a ratio of norms, the same for
     every number of steps. On a Gaussian in many dimensions that leaves a variance too large by the factor
-    $1 + r^2$ (2.6 % at the paper's r = 0.16), however many steps are taken; and over a batch it ties
-    examples together. Here the corrector vanishes with the step, so the method converges, for each example
-    separately. Where there is only noise, the paper's step is $1 - a = 2 r^2$: r = 0.16 at 1000 steps from
-    50 to 0.01 is c = 3.09. Correctors come before the predictor, as in the published code.
+    $1 + r^2$, however many steps are taken; and it ties the examples of a batch together. Here the
+    corrector vanishes with the step, so the method converges. Where there is only noise, the paper's step
+    is $1 - a = 2 r^2$: r = 0.16 at 1000 steps from 50 to 0.01 is c = 3.09. Correctors come before the
+    predictor, as in the published code.
 
     A long step (`diffkit.samplers.is_long`) uses the same network calls for ancestral steps along the way.
 
@@ -101,10 +100,8 @@ class PredictorCorrector(AbstractOneStepSampler):
         if not (math.isfinite(self.corrector) and self.corrector > 0):
             raise ValueError(f"corrector must be positive and finite, got {self.corrector}.")
         if self.corrector_steps < 1:
-            raise ValueError(
-                f"corrector_steps must be at least 1, got {self.corrector_steps}; "
-                "without correctors it is the sampler euler_maruyama."
-            )
+            got = f"{self.corrector_steps}; without correctors it is the sampler euler_maruyama"
+            raise ValueError(f"corrector_steps must be at least 1, got {got}.")
 
     @property
     def calls(self) -> int:

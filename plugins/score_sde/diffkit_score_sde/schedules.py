@@ -24,9 +24,9 @@ from diffkit.typing import Scalar, ScalarLike, as_float
 class AbstractBeta(dk.AbstractSchedule):
     """A schedule whose `logsnr` is a function of B(t), the integral of a linear beta(t)."""
 
+    t_min: eqx.AbstractVar[float]
     beta_min: float = eqx.field(default=0.1, static=True)
     beta_max: float = eqx.field(default=20.0, static=True)
-    t_min: eqx.AbstractVar[float]
 
     def __check_init__(self):
         low, high, t_min = self.beta_min, self.beta_max, self.t_min
@@ -94,11 +94,7 @@ class SubVPBeta(AbstractBeta):
     at the default `t_min` of 1e-3, with which the published models sample. They train down to 1e-5, that is
     27.6, where float32 leaves nothing to learn. Choose it to reproduce the paper's sub-VP models.
 
-    **Arguments:** `beta_min`, `beta_max`: beta at the ends of their time, as for `vp_beta`; `t_min`:
-    their time at our t = 0.
-
-    **Raises:** `ValueError` if not 0 <= beta_min <= beta_max, `beta_max` is 0, or `t_min` is not in
-    (0, 1).
+    **Arguments:** and **Raises:** as for `vp_beta`.
     """
 
     t_min: float = eqx.field(default=1e-3, static=True)

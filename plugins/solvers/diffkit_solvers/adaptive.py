@@ -20,10 +20,9 @@ class Adaptive(AbstractOneStepSampler):
     slowest). One step of the grid is the cheapest. Choose it as a reference, or if the error must be known;
     it calls the network some hundreds of times.
 
-    It solves the form `v`, $u = \cos\varphi\, y$ with $du / d\varphi = v$ and $\tan \varphi = \rho$
-    (u is the latent of the variance preserving process), with the logsnr in place of time:
-    $du / d\lambda = -\tfrac12 \sin\varphi \cos\varphi\, v$. Both u and that derivative stay of order one
-    at both ends, so one absolute tolerance fits all noise levels.
+    It solves the form `v`, $u = \cos\varphi\, y$ with $du / d\varphi = v$ and $\tan \varphi = \rho$, with
+    the logsnr in place of time: $du / d\lambda = -\tfrac12 \sin\varphi \cos\varphi\, v$. Both stay of order
+    one at both ends, so one absolute tolerance fits all noise levels.
 
     **Arguments:**
 
@@ -54,8 +53,7 @@ class Adaptive(AbstractOneStepSampler):
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}.")
 
     def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
-        # Not at the top: it takes a second to import, and every look-up in the registry would wait.
-        import diffrax
+        import diffrax  # takes a second, for which every look-up in the registry would wait
 
         form, (logsnr_t, logsnr_s, _) = FORMS["v"], step
 

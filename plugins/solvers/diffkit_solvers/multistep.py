@@ -46,8 +46,8 @@ _NODES, _NODE_WEIGHTS = (1 + _NODES) / 2, _NODE_WEIGHTS / 2
 # chosen by experiment: nine Gaussians and mixtures on eight grids.
 _LIMITS = (3.0, 7.0, 10.0)
 
-# A step is corrected where this bounds the factor by which the correction multiplies an error of y at
-# the new point. Without a bound, steps of 4 and more in logsnr diverge in the forms eps and v.
+# The bound on the factor by which a correction may multiply an error of y at the new point. Without one,
+# steps of 4 and more in logsnr diverge in the forms eps and v.
 _CONTRACTION = 1.0
 
 # Once three earlier values are known, steps up to this length in logsnr gain from them: of five on EDM's
@@ -79,25 +79,13 @@ class Multistep(dk.AbstractSampler):
     Choose it with its defaults, the velocity of the straight path with a corrector, from twenty calls on,
     on grids even in logsnr or in a power of rho (`uniform_logsnr`, `rho`): there it is the most accurate on
     average over the problems of `benchmarks/samplers.py`. Below twenty choose `deis`. On grids uniform in
-    time (`uniform_t`) choose `ab_v`. The published samplers are other choices, with their own names:
-
-    | name | `form` | `variable` | `points` | `corrector` | `midpoint` | `eta` |
-    |---|---|---|---|---|---|---|
-    | `multistep` | `velocity` | `logsnr` | 3 | yes | | 0 |
-    | `dpmpp_2m` | `x` | `logsnr` | 2 | | yes | 0 |
-    | `dpmpp_2m_sde` | `x` | `logsnr` | 2 | | yes | 1 |
-    | `dpmpp_3m` | `x` | `logsnr` | 3 | | | 0 |
-    | `unipc` | `x` | `logsnr` | 3 | yes | | 0 |
-    | `deis` | `eps` | `logsnr` | 3 | | | 0 |
-    | `ab_v` | `v` | `kappa` | 3 | | | 0 |
+    time (`uniform_t`) choose `ab_v`. The published samplers are other choices (`diffkit_solvers.named`).
 
     **Order.** p points give order p, and p + 1 with the corrector. The method starts with one point and
-    gains one with each step; with three points or more the first steps are always corrected, which leaves
-    a single error of order 3 from the start. It shows only in a method of order above 3 that starts in the
-    middle, not in noise.
-
-    After a much shorter step, extrapolation magnifies errors. The order of the step is then lowered to the
-    highest whose weights have $\sum_j |w_j|$ at most 3, 7 or 10 times $|\sum_j w_j|$ (for 2, 3, 4 points).
+    gains one with each step; with three points or more the first steps are always corrected, so an order
+    above 3 is 3 in a method that starts in the middle, not in noise. After a much shorter step the order
+    falls to the highest whose weights have $\sum_j |w_j|$ at most 3, 7 or 10 times $|\sum_j w_j|$ (for 2,
+    3, 4 points), since extrapolation magnifies errors.
 
     **Long steps.** In a step of more than 4.25 in logsnr (8 once three earlier values are known) a
     polynomial in logsnr has one point. If `diffkit.samplers.is_long` too, a polynomial in any variable has
@@ -109,7 +97,7 @@ class Multistep(dk.AbstractSampler):
     $\rho_s^2 \left(1 - (\rho_s / \rho_t)^{2 \eta^2}\right)$ added to $y_s$. For $\eta = 1$ that is the SDE
     of ancestral sampling (Lu et al. 2022, arXiv 2211.01095, appendix on SDE-DPM-Solver++; Gonzalez et
     al. 2023, arXiv 2305.14267, and Xue et al. 2023, arXiv 2309.05019, for other strengths of noise). The
-    weak order is the smaller of 2 and the deterministic one.
+    weak order is at most 2.
 
     **Arguments:**
 
@@ -117,8 +105,8 @@ class Multistep(dk.AbstractSampler):
     - `variable`: of the polynomial: `logsnr`, `rho`, or `kappa`, the form's own variable.
     - `points`: how many values the polynomial goes through, 1 to 4.
     - `corrector`: correct each step once its end is known, unless this could magnify errors.
-    - `midpoint`: use the value in the middle of the step (in logsnr) for the whole step instead of
-      integrating the polynomial. It is of order 2 and extrapolates half as far: milder in long steps.
+    - `midpoint`: use the value in the middle of the step (in logsnr) for the whole step: of order 2, and
+      milder in long steps.
     - `eta`: the strength of the noise; 0 is the probability-flow ODE.
 
     **Raises:** `ValueError` for an unknown form or variable, a number out of range, `midpoint` with more
@@ -140,10 +128,8 @@ class Multistep(dk.AbstractSampler):
         if not 1 <= self.points <= len(_LIMITS) + 1:
             raise ValueError(f"points must be from 1 to {len(_LIMITS) + 1}, got {self.points}.")
         if self.midpoint and (self.points > 2 or self.corrector):
-            raise ValueError(
-                "midpoint=True is of order 2: it needs points <= 2 and corrector=False, "
-                f"got points={self.points} and corrector={self.corrector}."
-            )
+            got = f"points={self.points} and corrector={self.corrector}"
+            raise ValueError(f"midpoint=True needs points <= 2 and corrector=False, got {got}.")
         if not (math.isfinite(self.eta) and self.eta >= 0):
             raise ValueError(f"eta must be finite and at least 0, got {self.eta}.")
         if self.eta > 0 and self.form != "x":
@@ -189,7 +175,7 @@ class Multistep(dk.AbstractSampler):
         back = jnp.arange(1, size + 1)
         there = back <= state.count
         tau = jnp.where(there, self._offsets(form, state.logsnr, logsnr_t), (1 + back) * end)
-        tau = jnp.concatenate([jnp.zeros(1, y.dtype), tau])
+        tau = jnp.append(jnp.zeros(1, y.dtype), tau)
         differences = _divided_differences(tau)
         integrals, growth = self._integrals(form, tau, logsnr_t, logsnr_s)
 
@@ -225,12 +211,9 @@ class Multistep(dk.AbstractSampler):
             correct = correct & (state.count + 1 <= self.points - 2)
         pending = jnp.where(jnp.stack(exactly)[:size] & correct, integrals[1:], 0)
 
-        return y, History(
-            quantities=(newest, *state.quantities)[:size],
-            logsnr=jnp.concatenate([logsnr_t[None].astype(y.dtype), state.logsnr])[:size],
-            count=jnp.where(long, 1, state.count + 1),
-            pending=pending,
-        )
+        places = jnp.append(logsnr_t.astype(y.dtype), state.logsnr)[:size]
+        count = jnp.where(long, 1, state.count + 1)
+        return y, History((newest, *state.quantities)[:size], places, count, pending)
 
     def _offsets(
         self, form: Form, logsnr: Float[Array, " n"], origin: Scalar

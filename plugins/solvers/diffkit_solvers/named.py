@@ -29,8 +29,7 @@ def dpmpp_3m() -> Multistep:
 def dpmpp_2m_sde(eta: float = 1.0) -> Multistep:
     r"""SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, appendix), of weak order 2.
 
-    Choose it for random sampling in fewer steps than ancestral sampling: the noise corrects errors of
-    earlier steps, and mean and variance converge with the square of the number of steps.
+    Choose it for random sampling in fewer steps than ancestral sampling.
 
     **Arguments:** `eta`: the strength of the noise; 1 is the SDE of ancestral sampling, 0 is `dpmpp_2m`.
 
@@ -44,9 +43,8 @@ def unipc(order: int = 3, variable: str = "logsnr") -> Multistep:
     r"""UniPC (Zhao et al. 2023, arXiv 2302.04867): DPM-Solver++ with a corrector that costs no call.
 
     `order` is that of the predictor, as in the paper's UniPC-p; with the corrector it converges with order
-    p + 1. The coefficients are the exact integrals ($B(h)$ in the paper stands for approximations).
-    Choose it instead of `multistep` to compare with published samples. With `variable="rho"` it is more
-    accurate below forty calls.
+    p + 1. The coefficients are the exact integrals. Choose it instead of `multistep` to compare with
+    published samples. With `variable="rho"` it is more accurate below forty calls.
 
     **Arguments:** `order`, 1 to 4; `variable`: that of the interpolating polynomial, as in `Multistep`.
 
@@ -60,9 +58,8 @@ def deis(order: int = 3, variable: str = "logsnr") -> Multistep:
     r"""DEIS: the exponential Adams-Bashforth method (Zhang and Chen 2023, arXiv 2204.13902, section 3).
 
     The predicted noise is a polynomial in `variable`. With `rho` it is the paper's rhoAB-DEIS
-    (k-diffusion's LMS). The paper prefers the time of the schedule; logsnr was more accurate than rho in
-    all our measurements. Choose it below twenty calls on grids even in logsnr or in a power of rho
-    (`uniform_logsnr`, `rho`).
+    (k-diffusion's LMS), which was less accurate in all our measurements. Choose it below twenty calls on
+    grids even in logsnr or in a power of rho (`uniform_logsnr`, `rho`).
 
     **Arguments:** `order`, 1 to 4 (1 is DDIM); `variable`, as in `Multistep`.
 

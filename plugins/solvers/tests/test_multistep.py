@@ -542,7 +542,7 @@ def test_wrong_options_are_refused():
         "variable must be one of logsnr, rho, kappa, got 't'": {"variable": "t"},
         "points must be from 1 to 4, got 5": {"points": 5},
         "points must be from 1 to 4, got 0": {"points": 0},
-        "midpoint=True is of order 2": {"midpoint": True},
+        "midpoint=True needs points <= 2": {"midpoint": True},
         "eta must be finite and at least 0, got -1.0": {"eta": -1.0},
         "eta must be finite and at least 0, got nan": {"form": "x", "eta": np.nan},
         "eta above 0 needs form='x'.*got 'velocity'": {"eta": 1.0},

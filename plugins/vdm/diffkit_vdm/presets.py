@@ -36,6 +36,6 @@ VDM_CIFAR10 = dk.register("preset", "vdm_cifar10")(
 )
 """VDM with the published hyper-parameters for CIFAR-10 without augmentation.
 
-They come from `configs/cifar10.py` in github.com/google-research/vdm, as do the names in the comments.
+They and the names in the comments come from `configs/cifar10.py` in github.com/google-research/vdm;
 docs/plugins/vdm.md lists the differences.
 """

@@ -1,7 +1,7 @@
 """Checkpoints of the reference implementation (github.com/google-research/vdm) as diffkit models.
 
-The reference stores `{"step", "params", "ema_params", ...}` by Flax's msgpack serialisation: nested
-maps of arrays, each array an extension of type 1 that holds (shape, dtype, bytes).
+Flax's msgpack serialisation of `{"step", "params", "ema_params", ...}`: nested maps of arrays, each an
+extension of type 1 that holds (shape, dtype, bytes).
 """
 
 import json
@@ -98,7 +98,7 @@ def _schedule(config: Mapping[str, Any], params: Mapping[str, Any]) -> dk.Abstra
         centre = -vector(gamma["l2"]["bias"]) / slope
         values = (-scalar(gamma["l1"]["bias"]), gap, jnp.log(slope), centre, jnp.log(height))
 
-        def leaves(s: LearnedMonotone) -> tuple[Any, ...]:
+        def leaves(s: Any) -> tuple[Any, ...]:
             ends, inside = s.ends, s.interior
             return ends.start, ends.gap, inside.log_slope, inside.centre, inside.log_height
 

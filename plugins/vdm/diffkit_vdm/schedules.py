@@ -86,8 +86,7 @@ class MonotoneNetwork(eqx.Module):
     $$h(t) = t + \tfrac1n \sum_i e^{a_i} \tanh(\tfrac12\, e^{b_i} (2t - 1 - c_i))$$
 
     The three linear layers of VDM appendix H. The first, which goes straight to the output, has weight 1,
-    since only the shape of h matters. The parameters are logarithms of positive weights, which must span
-    orders of magnitude as the best density of logsnr does.
+    since only the shape of h matters. The logarithms let the other weights span orders of magnitude.
     """
 
     log_slope: Float[Array, " hidden"]
@@ -95,19 +94,15 @@ class MonotoneNetwork(eqx.Module):
     log_height: Float[Array, " hidden"]
 
     def __init__(self, hidden: int, *, key: PRNGKey):
-        # Centres spread over [0, 1] at all sharpnesses, each with a small height: nearly a straight line at
-        # the start, but with units to bend every part of the curve.
+        # Nearly a straight line at the start, but with units of all sharpnesses to bend every part of it.
         centre_key, slope_key = jax.random.split(key)
         self.centre = jax.random.uniform(centre_key, (hidden,), minval=-1.0, maxval=1.0)
         self.log_slope = jax.random.uniform(slope_key, (hidden,), maxval=math.log(_SHARPEST))
         self.log_height = jnp.full((hidden,), math.log(0.1))
 
     def __call__(self, t: Scalar) -> Scalar:
-        slope, height = (
-            # Far from overflow, however long training lasts.
-            jnp.exp(jnp.minimum(log, 20.0))
-            for log in (self.log_slope, self.log_height)
-        )
+        logs = (self.log_slope, self.log_height)
+        slope, height = (jnp.exp(jnp.minimum(log, 20.0)) for log in logs)  # far from overflow
         return t + jnp.mean(height * jnp.tanh(0.5 * slope * (2 * t - 1 - self.centre)))
 
 
@@ -115,21 +110,20 @@ class MonotoneNetwork(eqx.Module):
 class LearnedMonotone(dk.AbstractVarianceMinimising):
     r"""A monotone neural network between two exact endpoints.
 
-    $s(t) = (1 - f) (h(t) - h(0)) / (h(1) - h(0)) + f t$ with h a `MonotoneNetwork` and f = 0.01: s(0) = 0
-    and s(1) = 1 for any weights, so the endpoints are exact at every training step. No slope is less than a
-    hundredth of the mean slope, so s is strictly monotone even in float32.
+    $s(t) = (1 - f) (h(t) - h(0)) / (h(1) - h(0)) + f t$ with h a `MonotoneNetwork` and f = 0.01: the
+    endpoints are exact for any weights, and s is strictly monotone even in float32.
 
     **Arguments:**
 
     - `logsnr_max`, `logsnr_min`, `levels`, `learn_endpoints`: as in `LearnedLinear`.
     - `hidden`: the number of hidden units.
     - `minimise_variance`: `True` trains the interior to minimise the variance of the estimate of the
-      diffusion loss (VDM section 5.3 and appendix I.2), and the endpoints to minimise its mean.
+      diffusion loss instead of its mean (VDM section 5.3 and appendix I.2).
     - `normalize`: `False` uses s = h, only for checkpoints of the reference: it drifts off its endpoints.
     - `key`: for the initial weights.
 
-    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, one is not finite, `hidden < 1`, or with
-    `minimise_variance` and not `normalize`.
+    **Raises:** `ValueError` as `LearnedLinear`, if `hidden < 1`, or with `minimise_variance` and not
+    `normalize`.
     """
 
     ends: Endpoints | dk.Buffer
@@ -153,7 +147,7 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
             raise ValueError(f"hidden must be at least 1, got {hidden}.")
         if minimise_variance and not normalize:
             raise ValueError(
-                "minimise_variance=True needs normalize=True: without it the interior moves the endpoints."
+                "minimise_variance=True needs normalize=True, which fixes the endpoints."
             )
         self.ends = _endpoints(logsnr_max, logsnr_min, levels, learn_endpoints)
         self.interior = MonotoneNetwork(hidden, key=key)

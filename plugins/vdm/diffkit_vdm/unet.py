@@ -41,9 +41,8 @@ from diffkit.typing import PRNGKey, Scalar
 class VDMUNet(AbstractNetwork):
     """VDM's U-Net: one resolution, many blocks, Fourier features of the input.
 
-    At the start it returns `z` itself: the last convolution is zero, and `z` is added to it since the noise
-    is close to `z` over much of the noise range. With the same parameters it equals the reference
-    implementation (`vdm_unet_from_reference`).
+    At the start it returns `z` itself, to which the noise is close over much of the noise range. With the
+    same parameters it equals the reference implementation (`vdm_unet_from_reference`).
     """
 
     rank: ClassVar[int | None] = 3
@@ -99,10 +98,9 @@ class VDMUNet(AbstractNetwork):
         - `remat`: keep only the blocks' inputs for the backward pass: less memory, more time.
         - `levels`: the number of values of a dimension of the data; scales the features' frequencies.
         - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
-        - `condition_size`: length of the condition. The reference's conditioning number is 1.
+        - `condition_size`: length of the condition, 1 in the reference.
         - `logsnr_range`: (largest, smallest) logsnr, data end first.
-        - `dtype`: of the blocks' computation, "float32" or "bfloat16". Parameters, embeddings and output
-          are float32.
+        - `dtype`: of the blocks' computation, "float32" or "bfloat16"; the rest is float32.
 
         **Raises:** `ValueError` for an argument out of range.
         """
@@ -154,9 +152,8 @@ class VDMUNet(AbstractNetwork):
         embedding = embed(self, logsnr, condition)
         image = jnp.transpose(z, (1, 2, 0))
         waves = fourier_features(image, self.fourier, self.levels)
-        if key is None:
-            down_keys = middle_key1 = middle_key2 = up_keys = None
-        else:
+        down_keys = middle_key1 = middle_key2 = up_keys = None
+        if key is not None:
             keys = jax.random.split(key, 2 * self.depth + 3)
             down_keys, up_keys = keys[: self.depth], keys[self.depth : -2]
             middle_key1, middle_key2 = keys[-2], keys[-1]
@@ -198,8 +195,7 @@ def vdm_unet_from_reference(
 
     **Arguments:**
 
-    - `params`: the nested dictionary of arrays under `score_model` in a checkpoint of
-      github.com/google-research/vdm.
+    - `params`: the nested dictionary of arrays under `score_model` in a checkpoint of the reference.
     - `shape`: (channels, height, width) of one image.
     - `config`: the reference's configuration.
 
@@ -220,15 +216,10 @@ def vdm_unet_from_reference(
         return found | {"shortcut": layer(tree["nin_shortcut"]) if "nin_shortcut" in tree else None}
 
     def stages(way: str, count: int) -> dict[str, Any]:
-        each = [
-            {
-                "block": layers(f"{way}.block_{i}", _BLOCK),
-                "attention": layers(f"{way}.attn_{i}", _ATTENTION)
-                if config["with_attention"]
-                else None,
-            }
-            for i in range(count)
-        ]
+        each = [{"block": layers(f"{way}.block_{i}", _BLOCK)} for i in range(count)]
+        for i, stage in enumerate(each):
+            attended = config["with_attention"]
+            stage["attention"] = layers(f"{way}.attn_{i}", _ATTENTION) if attended else {}
         return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
     network = VDMUNet(
