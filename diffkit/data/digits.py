@@ -25,9 +25,7 @@ class Digits(AbstractDataset):
 
         **Raises:** `ImportError` without scikit-learn.
         """
-        datasets = needed("sklearn.datasets", "data 'digits' needs scikit-learn")
-
-        digits = datasets.load_digits()
+        digits = needed("sklearn.datasets", "data 'digits' needs scikit-learn").load_digits()
         images = digits.images.astype(np.uint8)[:, None]
         self.train = ArraySource(images[:1500])
         self.test = ArraySource(images[1500:])
