@@ -24,7 +24,7 @@ class Buffer(eqx.Module, Generic[T]):
 
 
 def trainable(tree: PyTree) -> PyTree[bool]:
-    """A specification for `equinox.partition`: `True` for each floating-point array outside any `Buffer`."""
+    """A specification for `equinox.partition`: `True` for each floating-point array outside a `Buffer`."""
 
     def mark(node):
         inside = isinstance(node, Buffer)

@@ -27,8 +27,7 @@ class Digits(AbstractDataset):
         """
         digits = needed("sklearn.datasets", "data 'digits' needs scikit-learn").load_digits()
         images = digits.images.astype(np.uint8)[:, None]
-        self.train = ArraySource(images[:1500])
-        self.test = ArraySource(images[1500:])
+        self.train, self.test = ArraySource(images[:1500]), ArraySource(images[1500:])
         if labels:
             target = digits.target.astype(np.uint8)
             self.train = LabelledSource(self.train, target[:1500], 10)
