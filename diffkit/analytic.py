@@ -87,9 +87,7 @@ def gaussian(
     *,
     process: AbstractProcess = VariancePreserving(),
 ) -> _MixtureDenoiser:
-    """The exact denoiser of data with the distribution N(mean, cov).
-
-    **Arguments:** as for `mixture`, of one component: `mean`, (dim,), and `cov`, (dim, dim).
+    """The exact denoiser of data with the distribution N(mean, cov): `mixture` of one component.
 
     **Raises:** `ValueError` if `cov` is not symmetric or has a negative eigenvalue.
     """

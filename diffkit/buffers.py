@@ -12,8 +12,7 @@ T = TypeVar("T")
 class Buffer(eqx.Module, Generic[T]):
     """Marks the arrays in `value` as state of the model, not parameters.
 
-    `trainable` leaves them out: no optimiser moves them, and no moving average mixes them with older
-    values.
+    `trainable` leaves them out: no optimiser moves them, and no average mixes them with older values.
     """
 
     value: T
@@ -25,10 +24,7 @@ class Buffer(eqx.Module, Generic[T]):
 
 
 def trainable(tree: PyTree) -> PyTree[bool]:
-    """A filter specification: `True` for each floating-point array of `tree` outside any `Buffer`.
-
-    Use it with `equinox.partition(model, trainable(model))`.
-    """
+    """A specification for `equinox.partition`: `True` for each floating-point array outside a `Buffer`."""
 
     def mark(node):
         inside = isinstance(node, Buffer)

@@ -55,8 +55,7 @@ def _value(index: Integer[Array, "*shape"], levels: int) -> Example:
 
 
 def _nearest(y: Example, levels: int) -> Int[Array, "*shape"]:
-    index = jnp.floor((y + 1) * (levels / 2))
-    return jnp.clip(index, 0, levels - 1).astype(int)
+    return jnp.clip(jnp.floor((y + 1) * (levels / 2)), 0, levels - 1).astype(int)
 
 
 def _moments(y: Example, rho: Scalar, levels: int) -> tuple[Example, Example, Example]:

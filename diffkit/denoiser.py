@@ -91,10 +91,8 @@ class Prediction(eqx.Module):
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """The reverse step p(y_s | y_t) of the rescaled latent, to a less noisy `logsnr_s`.
 
-        The mean is the posterior's, with the predicted data in place of x. `spread` is used if the
-        prediction has none of its own.
-
-        **Returns:** mean and standard deviation; the latter is a scalar unless predicted.
+        **Returns:** the mean, the posterior's with the predicted data in place of x, and the standard
+        deviation, a scalar unless predicted; `spread` is used if the prediction has none of its own.
         """
         y = self.x + self.level.rho * self.eps
         mean, std = rescaled_posterior(y, self.x, self.level.logsnr, logsnr_s)
@@ -105,7 +103,7 @@ class Prediction(eqx.Module):
 def step_divergence(
     squares: Example, logsnr_t: Scalar, logsnr_s: Scalar, spread: Example | None
 ) -> Scalar:
-    """KL(q(y_s | y_t, x) || p(y_s | y_t)) in nats, from the squared errors of eps.
+    """KL(q(y_s | y_t, x) || p(y_s | y_t)) in nats, summed over dimensions, from the squared errors of eps.
 
     q is `diffkit.processes.rescaled_posterior`, p `Prediction.reverse`, which sampling and coding use.
     Their means differ by the errors of eps, so the closed form loses no digits for short steps. Without a
@@ -113,8 +111,6 @@ def step_divergence(
 
     **Arguments:** `squares`: the squared errors of eps; `logsnr_t <= logsnr_s`; `spread`: as in a
     `Prediction`.
-
-    **Returns:** the divergence summed over dimensions, a scalar.
     """
     mean_term = jnp.expm1(logsnr_s - logsnr_t) * squares
     if spread is None:

@@ -175,13 +175,11 @@ class DiffusionLoss(eqx.Module):
         condition: ConditionBatch | None = None,
         inference: bool = False,
     ) -> BatchScalar:
-        """An unbiased estimate of the loss of each example, in nats.
+        """An unbiased estimate of the loss of each example, (batch,), in nats.
 
         **Arguments:** `model`; `x`: a batch of data as stored, (batch, *shape); `key`: from
         `jax.random.key`, for times, noises and dropout; `condition`: one per example
         (`diffkit.data.conditions`), or `None`; `inference`: switches dropout off.
-
-        **Returns:** one number per example, (batch,).
 
         **Raises:** `ValueError` if the examples' shape is not the model's; a type error for data of the
         wrong dtype.
@@ -323,12 +321,10 @@ def denoising_loss(
     condition: ConditionBatch | None = None,
     inference: bool = False,
 ) -> BatchScalar:
-    """The weighted denoising loss of a batch: `diffkit.DiffusionLoss` in one call.
+    """The weighted denoising loss of a batch, (batch,), in nats: `diffkit.DiffusionLoss` in one call.
 
-    **Arguments:** `weighting`, `time_sampler`, `steps`: as for `diffkit.DiffusionLoss`; the rest as for
-    its call.
-
-    **Returns:** one number per example, (batch,), in nats.
+    **Arguments:** `weighting`, `time_sampler`, `steps`: as for `diffkit.DiffusionLoss`; the rest as for its
+    call.
 
     **Raises:** as `diffkit.DiffusionLoss` and its call.
     """

@@ -250,8 +250,8 @@ def _discover() -> None:
 def get(kind: str, name: str) -> Any:
     """The part registered under this kind and name: usually a class, to call with its options.
 
-    **Raises:** `UnknownKindError`; `UnknownPartError`, which lists the known names and the nearest
-    match, and names the plugins that could not be imported.
+    **Raises:** `UnknownKindError`; `UnknownPartError`, which lists the names, the nearest match and failed
+    plugins.
     """
     _check_kind(kind)
     _discover()

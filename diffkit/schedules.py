@@ -42,14 +42,13 @@ class AbstractSchedule(eqx.Module):
 
 
 class AbstractVarianceMinimising(AbstractSchedule):
-    r"""A schedule whose interior can follow the variance of the estimate instead of its mean.
+    """A schedule whose interior can follow the variance of the estimate instead of its mean.
 
     In continuous time the bound does not depend on the interior (VDM section 5.1), which is free to
-    minimise the variance of the Monte Carlo estimate (section 5.3 and appendix I.2). With
-    `minimise_variance` the interior parameters receive the gradient of the second moment of the diffusion
-    loss over draws; its value and all other gradients do not change. In discrete time the bound depends on
-    the interior too, which then no longer follows it. Inside `Truncated` such a schedule has ordinary
-    gradients.
+    minimise the variance of the estimate (section 5.3 and appendix I.2): with `minimise_variance` its
+    parameters receive the gradient of the second moment of the diffusion loss over draws. In discrete time
+    the bound depends on the interior too, which then no longer follows it. Inside `Truncated` such a
+    schedule has ordinary gradients.
     """
 
     minimise_variance: eqx.AbstractVar[bool]
@@ -69,9 +68,9 @@ def check_range(
 ) -> tuple[float, float]:
     """The endpoints `(logsnr_max, logsnr_min)` of a schedule, with a default of the first from the levels.
 
-    VDM ends at log SNR 13.3 for 256 levels, where neighbouring levels are six standard deviations of the
-    noise apart. The default gives the same distance for any number: 13.3 + 2 log(levels / 256). Beyond it
-    only the grid of the levels is left to learn. Continuous data (`levels=None`) have 13.3.
+    VDM ends at log SNR 13.3 for 256 levels (or continuous data, `None`), where neighbouring levels are six
+    standard deviations of the noise apart: the default, 13.3 + 2 log(levels / 256), keeps that distance.
+    Beyond it only the grid of the levels is left to learn.
 
     **Raises:** `ValueError` unless they are finite and max > min.
     """
@@ -247,8 +246,8 @@ def truncated(
     Choose it to give a schedule without options for its endpoints, such as `vp_beta` or `log_normal`, the
     range of a model that you carry over to it.
 
-    **Arguments:** `base`: the registered name of the other schedule, used with its defaults and its
-    context; `logsnr_max`, `logsnr_min`: the endpoints, as for `LinearLogSNR`.
+    **Arguments:** `base`: the other's registered name, used with its defaults; `logsnr_max`, `logsnr_min`:
+    as for `LinearLogSNR`.
 
     **Raises:** `diffkit.registry.UnknownPartError` if no schedule has this name; `ValueError` if the
     endpoints are not within those of the base.

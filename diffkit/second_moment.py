@@ -24,8 +24,6 @@ def with_second_moment(
 
     **Arguments:** `losses`: a function of a denoiser and the noise levels of a batch, a pytree that holds
     every array it needs; `denoiser`; `schedule`; `visit`: the noise levels of the batch under a schedule.
-
-    **Returns:** one number per example.
     """
     inner, outer = eqx.partition(schedule, schedule.interior_parameters())
     by_outer = visit(eqx.combine(outer, Buffer(inner).get()))

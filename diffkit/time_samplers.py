@@ -94,10 +94,7 @@ class AbstractAdaptiveTimeSampler(AbstractTimeSampler):
 
     @abc.abstractmethod
     def update(self: Self, t: Float[Array, " batch"], loss: Float[Array, " batch"]) -> Self:
-        """The time sampler updated with these losses.
-
-        **Arguments:** `t`: the times it drew; `loss`: the loss of each, not multiplied by its importance.
-        """
+        """The time sampler after the times `t` that it drew and their losses, without importances."""
 
 
 @register("time_sampler", "adaptive")

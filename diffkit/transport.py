@@ -30,10 +30,7 @@ class TransportWarning(UserWarning):
 
 
 class Transported(AbstractDerivedDenoiser):
-    """A denoiser under another process than its own, made by `diffkit.equivalence.transport`.
-
-    **Arguments:** `denoiser`: makes the predictions; `process`: the process of the latents.
-    """
+    """`denoiser` under another `process` than its own, made by `diffkit.equivalence.transport`."""
 
     denoiser: AbstractDenoiser
     process: AbstractProcess
@@ -146,10 +143,7 @@ _SAME_END = 1e-3
 
 
 def range_losses(trained: tuple[float, float], wanted: tuple[float, float]) -> tuple[str, ...]:
-    """What a model made for one range (max, min) of `logsnr`, `trained`, loses over another, `wanted`.
-
-    **Returns:** a sentence for each end where they differ by more than a thousandth.
-    """
+    """A sentence for each end where two ranges (max, min) of `logsnr` differ: what a model loses."""
     losses = []
     (data, noise), (new_data, new_noise) = trained, wanted
     unseen = "Between the two the network is asked for noise levels that it has never seen."

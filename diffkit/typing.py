@@ -134,12 +134,7 @@ def _explained(
 
 
 def check_types(package: str) -> None:
-    """Check the annotations of every module of a package at run time.
-
-    Call it at the top of the package's `__init__.py`, before importing submodules.
-
-    **Arguments:** `package`: its import name.
-    """
+    """Check the annotations of a package at run time: a call with its name, first in its `__init__.py`."""
     install_import_hook(package, "diffkit.typing.typechecker")
 
 

@@ -146,10 +146,7 @@ def classify(
 
 
 class Implied(AbstractWeighting):
-    """The weighting that a published loss implies (`implied_weighting`).
-
-    It keeps the schedule it was made with, even while a model trains its own.
-    """
+    """The weighting that a published loss implies (`implied_weighting`), under a schedule that stays."""
 
     parameterization: AbstractParameterization
     schedule: AbstractSchedule
@@ -227,7 +224,7 @@ def simple(
     and of EDM (its F, over log-normal noise levels). Choose it for samples that look good.
 
     **Arguments:** `times`: the name of the time sampler that gives the density of the mean; training may
-    use another, which corrects for its own density. diffkit fills in the parts of the model.
+    use another, which corrects for its own density.
 
     **Raises:** `diffkit.registry.UnknownPartError` if no time sampler has this name.
     """
@@ -347,8 +344,6 @@ def monotone(
     data_std: float = 1.0,
 ) -> Monotone:
     """Another weighting, made monotone (`Monotone`): `base` is its registered name, used with its defaults.
-
-    diffkit fills in the parts of the model.
 
     **Raises:** `diffkit.registry.UnknownPartError` if no weighting has this name.
     """

@@ -144,10 +144,7 @@ class AbstractDataset(eqx.Module):
 
     @functools.cached_property
     def statistics(self) -> tuple[float, float] | None:
-        """Mean and standard deviation of all numbers in the training examples; `None` if discrete.
-
-        The first use reads the training split once.
-        """
+        """Mean and standard deviation of all training data, read once; `None` if discrete."""
         if self.levels is not None:
             return None
         count, shift, first, second = 0, 0.0, 0.0, 0.0

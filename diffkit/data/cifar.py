@@ -57,8 +57,7 @@ class Cifar10(AbstractDataset):
             )
         read = _read_binary if ending else _read_pickle
         images, classes = zip(*(read(folder / name, labels) for name in names), strict=True)
-        self.train = ArraySource(np.concatenate(images[:-1]))
-        self.test = ArraySource(images[-1])
+        self.train, self.test = ArraySource(np.concatenate(images[:-1])), ArraySource(images[-1])
         if labels:
             self.train = LabelledSource(self.train, np.concatenate(classes[:-1]), _CLASSES)
             self.test = LabelledSource(self.test, classes[-1], _CLASSES)

@@ -149,10 +149,7 @@ def encode_condition(
 
 
 def conditions_in_turn(data: AbstractDataset, count: int) -> Float32[np.ndarray, "count size"]:
-    """`count` conditions to show samples for: the classes in turn, or those of the test examples in turn.
-
-    They have length 0 if the data have none.
-    """
+    """`count` conditions to show: classes in turn, or those of the test examples; of length 0 if none."""
     source = data.test
     if not isinstance(source, AbstractConditionalSource):
         return np.zeros((count, 0), np.float32)

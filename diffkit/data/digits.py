@@ -25,12 +25,9 @@ class Digits(AbstractDataset):
 
         **Raises:** `ImportError` without scikit-learn.
         """
-        datasets = needed("sklearn.datasets", "data 'digits' needs scikit-learn")
-
-        digits = datasets.load_digits()
+        digits = needed("sklearn.datasets", "data 'digits' needs scikit-learn").load_digits()
         images = digits.images.astype(np.uint8)[:, None]
-        self.train = ArraySource(images[:1500])
-        self.test = ArraySource(images[1500:])
+        self.train, self.test = ArraySource(images[:1500]), ArraySource(images[1500:])
         if labels:
             target = digits.target.astype(np.uint8)
             self.train = LabelledSource(self.train, target[:1500], 10)

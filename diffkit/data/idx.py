@@ -104,52 +104,39 @@ class Idx(AbstractDataset):
         for a damaged file, or one without 8-bit images or a label for each of them.
         """
         folder = existing_folder(path, "Idx", "a folder with the files of MNIST")
-        train, test = _images(folder, "train"), _images(folder, "t10k")
+        train, test = (_read(folder, part)[:, None] for part in ("train", "t10k"))
         if train.shape[1:] != test.shape[1:]:
             raise ValueError(
                 f"Idx: the images to train on and to test on in {str(path)!r} must have one shape, "
                 f"got {train.shape[1:]} and {test.shape[1:]}."
             )
-        self.train = ArraySource(train)
-        self.test = ArraySource(test)
+        self.train, self.test = ArraySource(train), ArraySource(test)
         if labels:
-            first, second = _labels(folder, "train", len(train)), _labels(folder, "t10k", len(test))
+            first, second = _read(folder, "train", len(train)), _read(folder, "t10k", len(test))
             classes = 1 + int(max(first.max(), second.max()))
             self.train = LabelledSource(self.train, first, classes)
             self.test = LabelledSource(self.test, second, classes)
         self.levels, self.shape = 256, self.train.shape
 
 
-def _file(folder: Path, part: str, what: str, rank: int) -> Path:
+def _read(folder: Path, part: str, count: int | None = None) -> UInt8[np.ndarray, "n ..."]:
+    """The images of a part, or its labels, if there must be `count` of them."""
+    what, rank, wanted = "images", 3, "uint8 images (n, height, width)"
+    if count is not None:
+        what, rank, wanted = "labels", 1, f"a uint8 label for each of the {count} images"
     names = [f"{part}-{what}{dot}idx{rank}-ubyte{end}" for dot in "-." for end in ("", ".gz")]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(
             f"Idx: {str(folder)!r} must hold the file {names[0]} or {names[1]}, got {_listing(folder)}."
         )
-    return file
-
-
-def _images(folder: Path, part: str) -> UInt8[np.ndarray, "n 1 height width"]:
-    file = _file(folder, part, "images", 3)
-    images = read_idx(file)
-    if images.ndim != 3 or images.dtype != np.uint8 or images.size == 0:
+    array = read_idx(file)
+    right = array.ndim == rank and array.dtype == np.uint8 and array.size > 0
+    if not right or count not in (None, len(array)):
         raise ValueError(
-            f"Idx: {str(file)!r} must hold uint8 images (n, height, width), "
-            f"got {images.dtype} with the shape {images.shape}."
+            f"Idx: {str(file)!r} must hold {wanted}, got {array.dtype} with the shape {array.shape}."
         )
-    return images[:, None]
-
-
-def _labels(folder: Path, part: str, count: int) -> UInt8[np.ndarray, " n"]:
-    file = _file(folder, part, "labels", 1)
-    labels = read_idx(file)
-    if labels.shape != (count,) or labels.dtype != np.uint8:
-        raise ValueError(
-            f"Idx: {str(file)!r} must hold a uint8 label for each of the {count} images, "
-            f"got {labels.dtype} with the shape {labels.shape}."
-        )
-    return labels
+    return array
 
 
 def _listing(folder: Path) -> str:

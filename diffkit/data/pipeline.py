@@ -146,8 +146,8 @@ def _items(
     if count < (chunk or 1):
         raise ValueError(
             f"batches: the source holds {length} examples, fewer than one item of "
-            f"{batch_size * (chunk or 1)}; lower batch_size or chunk, or pass "
-            " repeat=True or drop_remainder=False."
+            f"{batch_size * (chunk or 1)}; lower batch_size or chunk, or pass repeat=True or "
+            "drop_remainder=False."
         )
     if start > count:
         raise ValueError(

@@ -28,8 +28,8 @@ def existing_folder(path: str | os.PathLike[str], owner: str, expected: str) -> 
 def permutation(n: int, seed: int, stream: int) -> Int[np.ndarray, " n"]:
     """A random order of `n` things that depends only on the arguments.
 
-    The order sorts the raw 64-bit output of the counter-based generator Philox, keyed with `seed`
-    and `stream`. NumPy guarantees that output for all its versions, unlike `Generator.permutation`.
+    It sorts the raw 64-bit output of the counter-based generator Philox, keyed with `seed` and `stream`,
+    which NumPy guarantees for all its versions, unlike `Generator.permutation`.
     """
     bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
     return np.argsort(bits.random_raw(n))

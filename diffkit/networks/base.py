@@ -53,20 +53,13 @@ class AbstractNetwork(eqx.Module):
 
 
 def normalise_logsnr(logsnr: Scalar, logsnr_range: tuple[float, float]) -> Scalar:
-    """Place `logsnr` on the unit interval: 0 at the data end, 1 at the noise end.
-
-    **Arguments:** `logsnr`: any real number; values beyond the range fall beyond the unit interval;
-    `logsnr_range`: (largest, smallest), data end first.
-    """
+    """Place `logsnr` on the unit interval: 0 at the largest (data) of the range, 1 at the smallest."""
     high, low = logsnr_range
     return (high - logsnr) / (high - low)
 
 
 def condition_or_zeros(condition: Condition, size: int) -> Float[Array, " size"]:
-    """The condition as a vector of `size` numbers: zeros if there is none.
-
-    **Raises:** `ValueError` if the condition has another size.
-    """
+    """The condition, or zeros if there is none; a `ValueError` if its size is not `size`."""
     if condition is None:
         return jnp.zeros(size, jnp.float32)
     if condition.shape != (size,):
@@ -108,10 +101,7 @@ def check_common(
 
 
 def check_image(shape: tuple[int, ...], network: AbstractNetwork) -> tuple[int, int, int]:
-    """The shape of an image, as (channels, height, width).
-
-    **Raises:** `ValueError` if it is not one, naming the registered networks that take the shape.
-    """
+    """The shape as (channels, height, width), or a `ValueError` that names the networks for the shape."""
     if len(shape) != 3:
         ranks = {name: getattr(get("network", name), "rank", None) for name in available("network")}
         others = [f"network={name}" for name, rank in ranks.items() if rank in (None, len(shape))]

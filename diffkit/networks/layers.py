@@ -126,8 +126,7 @@ def scan_blocks(
 def _lecun_normal(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Normal weights cut at two deviations, of variance 1 / inputs; the last axis is the outputs.
 
-    The numbers are drawn as a vector: with four axes they take several times as long to compile, most of
-    the time to build a network.
+    Drawn as a vector: four axes take several times as long to compile, most of the time to build a network.
     """
     deviation = 0.87962566103423978  # of the standard normal distribution cut at -2 and 2
     draws = jax.random.truncated_normal(key, -2.0, 2.0, (math.prod(shape),))

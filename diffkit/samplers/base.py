@@ -130,9 +130,7 @@ def take_step(
     state: Any,
     key: PRNGKey | None,
 ) -> tuple[Example, Any]:
-    """`sampler.step`, checked: for loops over steps, whose state must keep its structure.
-
-    **Returns:** its result, with plain arrays for predictions.
+    """`sampler.step`, checked, with plain arrays for predictions, for loops over steps.
 
     **Raises:** `TypeError` unless it returns a latent like `y` and a state like `state`.
     """

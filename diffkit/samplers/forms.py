@@ -72,20 +72,7 @@ def _sine(logsnr: Scalar) -> Scalar:
     return _cosine(-logsnr)
 
 
-def _v(prediction: Prediction) -> Example:
-    logsnr = prediction.level.logsnr
-    return _cosine(logsnr) * prediction.eps - _sine(logsnr) * prediction.x
-
-
 # In the offsets m is the relative change of rho from the origin to logsnr: rho = r (1 + m).
-
-
-def _offset_eps(logsnr: Scalar, origin: Scalar) -> Scalar:
-    return _rho(origin) * jnp.expm1(-(logsnr - origin) / 2)
-
-
-def _offset_x(logsnr: Scalar, origin: Scalar) -> Scalar:
-    return _inverse_rho(origin) * jnp.expm1((logsnr - origin) / 2)
 
 
 def _offset_v(logsnr: Scalar, origin: Scalar) -> Scalar:
@@ -105,7 +92,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             kappa=_rho,
             logsnr=lambda kappa: -2 * jnp.log(kappa),
             slope=lambda logsnr: -0.5 * _rho(logsnr),
-            offset=_offset_eps,
+            offset=lambda logsnr, origin: _rho(origin) * jnp.expm1(-(logsnr - origin) / 2),
             quantity=lambda prediction: prediction.eps.value,
         ),
         "x": Form(
@@ -113,7 +100,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             kappa=_inverse_rho,
             logsnr=lambda kappa: 2 * jnp.log(kappa),
             slope=lambda logsnr: 0.5 * _inverse_rho(logsnr),
-            offset=_offset_x,
+            offset=lambda logsnr, origin: _inverse_rho(origin) * jnp.expm1((logsnr - origin) / 2),
             quantity=lambda prediction: prediction.x.value,
         ),
         "v": Form(
@@ -122,7 +109,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             logsnr=lambda kappa: -2 * jnp.log(jnp.tan(kappa)),
             slope=lambda logsnr: -0.5 * _cosine(logsnr) * _sine(logsnr),
             offset=_offset_v,
-            quantity=_v,
+            quantity=lambda p: _cosine(p.level.logsnr) * p.eps - _sine(p.level.logsnr) * p.x,
         ),
         "velocity": Form(
             scale=lambda logsnr: jax.nn.sigmoid(logsnr / 2),

@@ -67,5 +67,4 @@ class RungeKutta2(AbstractOneStepSampler):
 
 def _ddim(y: Example, prediction: Prediction, logsnr: Scalar) -> Example:
     """The step of DDIM from the level of a prediction to `logsnr`."""
-    rho = jnp.exp(-logsnr / 2)
-    return y + (rho - prediction.level.rho) * prediction.eps
+    return y + (jnp.exp(-logsnr / 2) - prediction.level.rho) * prediction.eps
