@@ -38,7 +38,6 @@ CONFIG = {
         "multipliers": [1, 2],
     },
     "weighting": {"_target_": "diffkit.weightings.ELBO", "_partial_": True},
-    "optimiser": {"_target_": "diffkit.optimisers.AdamW", "_partial_": True},
     "data": {"_target_": "diffkit.data.swirl.Swirl", "_partial_": False, "points": 64, "seed": 0},
     "data_std": 1.0,
     "passes": 1,
