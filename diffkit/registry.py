@@ -17,7 +17,7 @@ import inspect
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, TypeVar
 
@@ -142,12 +142,16 @@ class _State:
 _STATE = _State()
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the nearest known name, after a space; empty if there is none."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnknownKindError(
-            f"there is no kind {kind!r}.{hint} The kinds are: {', '.join(KINDS)}."
+            f"there is no kind {kind!r}.{did_you_mean(kind, KINDS)} The kinds are: {', '.join(KINDS)}."
         )
 
 
@@ -278,8 +282,7 @@ def get(kind: str, name: str) -> Any:
     part = _STATE.parts[kind].get(name)
     if part is None:
         names = available(kind)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, names)
         broken = [p.name for p in _STATE.plugins.values() if p.error is not None]
         failed = f" Plugins that failed to import: {', '.join(broken)}." if broken else ""
         raise UnknownPartError(
