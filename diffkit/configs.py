@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import os
+import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,7 +71,6 @@ def make(node: Any) -> Any:
 
     **Raises:** `ValueError` for a part made in Python, or an option without a value.
     """
-    from hydra.utils import get_object
     from hydra_zen import instantiate
 
     if _FOREIGN in node:
@@ -80,7 +80,7 @@ def make(node: Any) -> Any:
         )
     for option, value in node.items():
         if value == "???":
-            part = get_object(node["_target_"])
+            part = find(node["_target_"])
             text = f"{part.__doc__}\n\n{part.__init__.__doc__}\n\n"
             said = re.search(rf"`{option}`: (.*?)(?:[.;]\s|\n\s*\n)", text, re.S)
             kind, name = next((k, n) for k in registry.KINDS if (n := name_of(k, part)))
@@ -268,19 +268,49 @@ def _content(value: Any, *, values: bool = True) -> Any:
     return f"{getattr(value, '__module__', '')}.{name}"
 
 
+@functools.cache
+def find(target: str) -> Any:
+    """The object that a node names; `None` if it cannot be imported, such as a missing plugin."""
+    try:
+        return pkgutil.resolve_name(target)
+    except Exception:  # a stranger's module may raise anything
+        return None
+
+
+@functools.cache
+def defaults(target: str) -> Mapping[str, Any]:
+    """The options of what a node names that have plain defaults."""
+    made = find(target)
+    signature = inspect.signature(made).parameters if callable(made) else {}
+    return {
+        name: _stored(parameter.default)
+        for name, parameter in signature.items()
+        if _is_plain(parameter.default) and name not in CONTEXT
+    }
+
+
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of an older version in the words of this one.
 
-    Options that are younger than the configuration are left out where today's default is what it had.
+    Options younger than the configuration get what it had: today's default, with exceptions.
     """
-    config = {"optimiser": {"_target_": "diffkit.optimisers.AdamW", "_partial_": True}, **config}
+    config = dict(config)
+    config.setdefault("optimiser", {"_target_": "diffkit.optimisers.AdamW", "_partial_": True})
+    config.setdefault("data_std", 1.0)
     decoder, train = config.get("decoder"), config.get("train")
     if isinstance(decoder, Mapping) and decoder.get("_target_") == _GAUSSIAN:
         # It did not standardise; today's default does.
         config["decoder"] = {"mean": 0.0, "std": 1.0} | dict(decoder)
     if isinstance(train, Mapping) and "timesteps" in train:
         config["train"] = {RENAMED.get(name, name): value for name, value in train.items()}
-    return config
+    return _filled(config)
+
+
+def _filled(node: Any) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    found = {name: _filled(value) for name, value in node.items()}
+    return found | {k: v for k, v in defaults(node.get("_target_", "")).items() if k not in found}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -359,25 +389,12 @@ def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
 
 def _changes(known: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The differences between a stored configuration and a new one: name to (there, now)."""
-    there, now = flat(known), flat(config)
+    there, now = flat(upgraded(known)), flat(upgraded(config))
     return {
         name: (there.get(name), now.get(name))
         for name in sorted(there.keys() | now.keys())
         if there.get(name) != now.get(name)
-        and not (name not in there and _is_default(config, name))
     }
-
-
-def _is_default(config: Mapping[str, Any], name: str) -> bool:
-    """Whether an option has its default, which a run older than the option had too."""
-    from hydra.utils import get_object
-
-    kind, _, option = name.rpartition(".")
-    node = config.get(kind)
-    if not isinstance(node, Mapping) or "_target_" not in node:
-        return False
-    known = inspect.signature(get_object(node["_target_"])).parameters
-    return option in known and known[option].default == node.get(option)
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,6 @@ line.
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
@@ -28,7 +27,7 @@ from diffkit.optimisers import AbstractOptimiser
 from diffkit.parameterizations import AbstractParameterization
 from diffkit.processes import AbstractProcess
 from diffkit.registry import CONTEXT as CONTEXT
-from diffkit.registry import Context, get, is_constructor
+from diffkit.registry import Context, did_you_mean, get, is_constructor
 from diffkit.registry import complete as complete
 from diffkit.samplers import AbstractSampler
 from diffkit.schedules import AbstractSchedule
@@ -145,8 +144,7 @@ class Preset:
         known = [each.name for each in dataclasses.fields(self)]
         for name, value in changes.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(name, known)
                 if name in ("shape", "levels", "condition_size", "key"):
                     hint = f" {name} is for the model: preset.model(shape=..., key=...)."
                 raise ValueError(f"a preset has no {name!r}.{hint} It has: {', '.join(known)}.")

@@ -130,7 +130,8 @@ class _State:
 _STATE = _State()
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the nearest known name, after a space; empty if there is none."""
     near = difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -138,7 +139,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise UnknownKindError(
-            f"there is no kind {kind!r}.{_nearest(kind, KINDS)} The kinds are: {', '.join(KINDS)}."
+            f"there is no kind {kind!r}.{did_you_mean(kind, KINDS)} The kinds are: {', '.join(KINDS)}."
         )
 
 
@@ -261,7 +262,7 @@ def get(kind: str, name: str) -> Any:
         broken = [p.name for p in _STATE.plugins.values() if p.error is not None]
         failed = f" Plugins that failed to import: {', '.join(broken)}." if broken else ""
         raise UnknownPartError(
-            f"there is no {kind} {name!r}.{_nearest(name, names)} Available: "
+            f"there is no {kind} {name!r}.{did_you_mean(name, names)} Available: "
             f"{', '.join(names) or 'none'}.{failed}"
         )
     return part.value

@@ -193,11 +193,7 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
         step = checkpoints.latest_step()
         if step is None:
             raise FileNotFoundError(f"the run at {path} was stopped before its first checkpoint.")
-        settings = make(config["train"]) if config else TrainConfig()
-        if like is None:
-            model = assembled(config).model
-        else:
-            model = _like(like, config, path, settings)
+        model = assembled(config).model if like is None else _like(like, config, path)
         # Only the model of the state is needed.
         wanted = dataclasses.replace(init_state(model, TrainConfig()), optimiser=None)
         state, _ = checkpoints.restore(step, like=wanted, beside=("time_sampler", "optimiser"))
@@ -207,9 +203,7 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
     return Run(path, step, model, read_metrics(path / METRICS_FILE), config)
 
 
-def _like(
-    like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path, settings: TrainConfig
-) -> DiffusionModel:
+def _like(like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path) -> DiffusionModel:
     """The model to read a run into, checked against the run's composition."""
     if not config:
         if isinstance(like, Preset):
@@ -219,9 +213,9 @@ def _like(
         return like
     if isinstance(like, Preset):
         spec = spec_of(config)
-        model = assemble(like, spec, key=key_of(settings.seed)).model
+        model = assemble(like, spec, key=key_of(config["train"]["seed"])).model
         now = nodes_of(like, spec)
-        there = {kind: config[kind] for kind in now if kind in config}
+        there = {kind: config[kind] for kind in now}
     else:
         # An object does not record its configuration: only the checkpoint can compare options that were
         # left open, and parts that do not keep their options.

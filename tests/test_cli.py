@@ -146,7 +146,7 @@ def test_train_evaluate_sample(workplace, capfd):
     del older["train"]["condition_dropout"], older["optimiser"]
     (run / "config.yaml").write_text(yaml.safe_dump(older))
     message = fails(["train", "preset=vdm", "run=r", *SMALL, "train.condition_dropout=0.2"], capfd)
-    assert "train.condition_dropout (None there, 0.2 now)" in message
+    assert "train.condition_dropout (0.1 there, 0.2 now)" in message
     main(["train", "preset=vdm", "run=r", *SMALL, "samples=0"])
     assert (run / "metrics.jsonl").read_text() == records
 

@@ -38,7 +38,6 @@ CONFIG = {
         "multipliers": [1, 2],
     },
     "weighting": {"_target_": "diffkit.weightings.ELBO", "_partial_": True},
-    "optimiser": {"_target_": "diffkit.optimisers.AdamW", "_partial_": True},
     "data": {"_target_": "diffkit.data.swirl.Swirl", "_partial_": False, "points": 64, "seed": 0},
     "data_std": 1.0,
     "passes": 1,
@@ -52,6 +51,7 @@ CONFIG = {
         "seed": 0,
     },
 }
+LION = {"_target_": "diffkit.optimisers.Lion", "_partial_": True}
 COSINE = {
     "schedule": {
         "_target_": "diffkit.schedules.Cosine",
@@ -305,6 +305,8 @@ def test_a_number_that_is_none_is_a_dash(add, workplace):
             [{"train__loss_steps": 10, "data__points": 5}, {}],
             ["data.points=5, train.loss_steps=10", "data.points=64, train.loss_steps=null"],
         ),
+        # A configuration without an optimiser had AdamW.
+        ([{}, {"optimiser": LION}], ["optimiser=adamw", "optimiser=lion"]),
         # What only one of two parts has is said if it is not its default.
         (
             [{"schedule__logsnr_max": None}, COSINE],

@@ -1,13 +1,10 @@
 """The settings of runs, their differences, and names made from them."""
 
-import functools
-import inspect
-import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from diffkit.configs import MAY_CHANGE, flat
-from diffkit.registry import CONTEXT, KINDS, name_of
+from diffkit.configs import MAY_CHANGE, defaults, find, flat, upgraded
+from diffkit.registry import KINDS, name_of
 
 SEED: Final = "train.seed"
 
@@ -19,28 +16,6 @@ _TARGET: Final = "._target_"
 _IGNORED: Final = {SEED, *MAY_CHANGE} - {"train.steps"}
 
 
-@functools.cache
-def _object(target: str) -> Any:
-    """The object that a configuration names; `None` if it cannot be imported, such as a missing plugin."""
-    try:
-        return pkgutil.resolve_name(target)
-    except Exception:  # a stranger's module may raise anything
-        return None
-
-
-@functools.cache
-def _defaults(target: str) -> Mapping[str, Any]:
-    """The options of a part that have plain defaults."""
-    made = _object(target)
-    if not callable(made):
-        return {}
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(made).parameters.items()
-        if isinstance(parameter.default, int | float | str | tuple | None) and name not in CONTEXT
-    }
-
-
 def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that define the variant of a run, by dotted names.
 
@@ -48,22 +23,11 @@ def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
     **Arguments:** `config`: the configuration, as in `config.yaml`.
     """
-    found: dict[str, Any] = {}
-    for name, value in flat(config).items():
-        if name.endswith("._partial_"):
-            continue
-        found[name] = value
-        if name.endswith(_TARGET):
-            part, given = name.removesuffix(_TARGET), _at(config, name.removesuffix(_TARGET))
-            for option, default in _defaults(value).items():
-                if option not in given:
-                    found[f"{part}.{option}"] = default
-    found.setdefault("data_std", 1.0)  # as `Preset` has it
-    return {name: value for name, value in found.items() if name not in _IGNORED}
-
-
-def _at(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return functools.reduce(lambda node, key: node[key], name.split("."), config)
+    return {
+        name: value
+        for name, value in flat(upgraded(config)).items()
+        if name not in _IGNORED and not name.endswith("._partial_")
+    }
 
 
 def identity(settings: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
@@ -178,8 +142,8 @@ class Naming:
     @staticmethod
     def _is_default(settings: Mapping[str, Any], part: str, shown: str, value: Any) -> bool:
         option = shown.removeprefix(f"{part.removesuffix(_TARGET)}.")
-        defaults = _defaults(settings[part]) if part in settings else {}
-        return option in defaults and _hashable(defaults[option]) == _hashable(value)
+        known = defaults(settings[part]) if part in settings else {}
+        return option in known and _hashable(known[option]) == _hashable(value)
 
 
 def _joined(columns: Sequence[Sequence[str | None]]) -> list[str]:
@@ -189,6 +153,6 @@ def _joined(columns: Sequence[Sequence[str | None]]) -> list[str]:
 def _label(name: str, target: str) -> str:
     """The registered name of a part, or the last piece of its import path."""
     kind = name.removesuffix(_TARGET).rpartition(".")[2]
-    made = _object(target)
+    made = find(target)
     known = name_of(kind, made) if kind in KINDS and made is not None else None
     return known or target.rpartition(".")[2]

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from diffkit.grids import UniformT
 from diffkit.model import DiffusionModel, check_levels
 from diffkit.optimisers import AdamW
 from diffkit.presets import TRAINING_KINDS, Assembly, Preset, assemble, key_of, seed_of
+from diffkit.registry import did_you_mean
 from diffkit.samplers import Ancestral, sample
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
@@ -121,8 +121,7 @@ def settings_of(preset: Preset) -> TrainConfig:
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     for name in preset.train:
         if name not in known:
-            near = difflib.get_close_matches(RENAMED.get(name, name), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(RENAMED.get(name, name), known)
             raise ValueError(f"train has no setting {name!r}.{hint} It has: {', '.join(known)}.")
     return TrainConfig(**preset.train)
 
