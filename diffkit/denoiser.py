@@ -195,5 +195,11 @@ class Denoiser(AbstractDenoiser):
         level = self.process.at(as_float(logsnr))
         scale = 1 / jnp.hypot(level.alpha * self.data_std, level.sigma)
         output = self.network(z * scale, level.logsnr, condition, key=key)
+        wanted = (self.network.outputs * z.shape[0], *z.shape[1:])
+        if output.shape != wanted:
+            raise ValueError(
+                f"network {type(self.network).__name__} must return the shape {wanted} for a latent of "
+                f"shape {z.shape}, got {output.shape}."
+            )
         target, spread = self.parameterization.read(output)
         return Prediction(*self.parameterization.solve(target, z, level), level, spread)

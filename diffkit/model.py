@@ -1,5 +1,7 @@
 """The diffusion model: denoiser, schedule and decoder together."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import numpy as np
@@ -8,7 +10,7 @@ from jaxtyping import Array, Float
 
 from diffkit.buffers import trainable
 from diffkit.decoders import AbstractDecoder
-from diffkit.denoiser import AbstractDenoiser
+from diffkit.denoiser import AbstractDenoiser, underlying
 from diffkit.display import outline
 from diffkit.processes import AbstractProcess, NoiseLevel
 from diffkit.schedules import AbstractSchedule
@@ -25,7 +27,9 @@ class DiffusionModel(eqx.Module):
     maps time to `logsnr`; `decoder`: p(x | z_0), and the form of stored data; `shape`: of one example,
     images as (channels, height, width).
 
-    **Raises:** `ValueError` if `shape` has an entry that is not positive.
+    **Raises:** `ValueError` if `shape` has an entry that is not positive, or the network was built with
+    another `shape`, `logsnr_range` or `levels`. (Trainable schedules are not compared: training may have
+    moved them.) `diffkit.equivalence.transport` gives a trained model another range.
     """
 
     denoiser: AbstractDenoiser
@@ -36,6 +40,9 @@ class DiffusionModel(eqx.Module):
     def __check_init__(self):
         if any(n < 1 for n in self.shape):
             raise ValueError(f"shape must have positive entries only, got {self.shape}.")
+        learned = any(jax.tree.leaves(trainable(self.schedule)))
+        ends = (None, None) if learned else self.schedule.endpoints
+        check_network(self.denoiser, self.shape, self.decoder.levels, ends)
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(self, trainable(self))))
@@ -66,6 +73,31 @@ class DiffusionModel(eqx.Module):
             # In NumPy because JAX would trace the checks within a compiled function.
             check_levels(np.asarray(x), self.decoder.levels)
         return jax.vmap(self.decoder.encode)(x)
+
+
+def check_network(
+    denoiser: AbstractDenoiser, shape: tuple[int, ...], levels: int | None, ends: tuple[Any, Any]
+) -> None:
+    """Refuse a network built for another model.
+
+    **Arguments:** `denoiser`; of its model `shape`, `levels`, and `ends`, the schedule's or `None`s.
+
+    **Raises:** `ValueError`, naming the option of the network and both values.
+    """
+    network = getattr(underlying(denoiser), "network", None)
+    known: dict[str, Any] = {"shape": shape, "levels": levels}
+    if not any(end is None or isinstance(end, Tracer) for end in ends):
+        known["logsnr_range"] = tuple(round(float(end), 4) for end in ends)
+    for option, value in known.items():
+        built: Any = getattr(network, option, None)
+        # Endpoints are float32, and a thousandth of logsnr changes nothing.
+        if not (built is None or value is None) and not (
+            np.shape(built) == np.shape(value) and np.allclose(built, value, rtol=0, atol=1e-3)
+        ):
+            raise ValueError(
+                f"network {type(network).__name__} was built with {option}={built}, but its model has "
+                f"{option}={value}: build it with {option}={value}."
+            )
 
 
 def check_levels(x: np.ndarray, levels: int | None) -> None:

@@ -120,12 +120,10 @@ def carried(
     model: DiffusionModel, to: AbstractProcess | None, schedule: AbstractSchedule | None
 ) -> DiffusionModel:
     """`transport` of a model, without checking the ranges."""
-    return DiffusionModel(
-        model.denoiser if to is None else _under(model.denoiser, to),
-        model.schedule if schedule is None else schedule,
-        model.decoder,
-        model.shape,
-    )
+    denoiser = model.denoiser if to is None else _under(model.denoiser, to)
+    schedule = model.schedule if schedule is None else schedule
+    # Not by the constructor, which refuses a network built for another range.
+    return eqx.tree_at(lambda m: (m.denoiser, m.schedule), model, (denoiser, schedule))
 
 
 def _under(denoiser: AbstractDenoiser, process: AbstractProcess) -> AbstractDenoiser:

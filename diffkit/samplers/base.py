@@ -89,7 +89,7 @@ class Step(NamedTuple):
 
     def noise(self, y: Example) -> Example:
         """Standard normal noise of the shape of `y`, for stochastic samplers."""
-        assert self.key is not None
+        assert self.key is not None, "a step adds noise only if its sampler says stochastic = True"
         return jax.random.normal(self.key, y.shape, y.dtype)
 
 

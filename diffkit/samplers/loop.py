@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Real
 
+from diffkit.checks import check_grid, check_model
 from diffkit.denoiser import AbstractDenoiser, Prediction
 from diffkit.grids import AbstractGrid, UniformT
 from diffkit.model import DiffusionModel
-from diffkit.processes import rescaled_prior_std
+from diffkit.processes import VarianceExploding, rescaled_prior_std
 from diffkit.samplers.base import AbstractSampler, Denoise, take_step
 from diffkit.schedules import Truncated, ordered_endpoints
 from diffkit.typing import DataBatch, Example, FloatBatch, PRNGKey, Scalar, ScalarLike, as_float
@@ -59,6 +60,7 @@ def sample(
     condition: Conditions | None = None,
     decode_noise: bool = False,
     start: Start | None = None,
+    check: bool = True,
 ) -> Real[Array, "..."]:
     """Draw samples from a model.
 
@@ -81,12 +83,15 @@ def sample(
       (count, *shape), and their noise level. `noised` (SDEdit, arXiv 2108.01073) and `invert` make it from
       data; a `Trajectory` has it. All steps then lie between that level and the data: the grid sees
       `diffkit.Truncated`.
+    - `check`: check the parts before work begins, on a few hundred numbers (`diffkit.checks`): the schedule
+      falls, the target determines x and eps, the grid rises from end to end.
 
     **Returns:** data as stored, (count, *shape): integers under a discretised decoder.
 
-    **Raises:** `ValueError` for a count or a number of steps below 1, a batch of conditions whose length is
-    not the count, or a start of another shape or outside the range of the schedule. `TypeError` for a
-    sampler whose `step` does not return a latent and a state like its arguments.
+    **Raises:** `ValueError` for a wrong part (`check`), a count or a number of steps below 1, a batch of
+    conditions whose length is not the count, or a start of another shape or outside the range of the
+    schedule. `TypeError` for a sampler whose `step` does not return a latent and a state like its
+    arguments.
 
     ```python
     model = dk.preset("vdm", network="mlp").model(shape=(2,), key=jax.random.key(0))
@@ -96,7 +101,9 @@ def sample(
     ```
     """
     counts = (shape_or_count,) if isinstance(shape_or_count, int) else shape_or_count
-    x, _, _ = _run(model, sampler, counts, key, steps, grid, condition, decode_noise, start, False)
+    x, _, _ = _run(
+        model, sampler, counts, key, steps, grid, condition, decode_noise, start, check, False
+    )
     return x.reshape(counts + model.shape)
 
 
@@ -111,6 +118,7 @@ def sample_trajectory(
     condition: Conditions | None = None,
     decode_noise: bool = False,
     start: Start | None = None,
+    check: bool = True,
 ) -> Trajectory:
     """Draw samples, as `sample` does, and keep every latent on the way.
 
@@ -119,9 +127,22 @@ def sample_trajectory(
     **Returns:** a `Trajectory`, whose `samples` are those of `sample` with the same arguments.
     """
     x, logsnr, z = _run(
-        model, sampler, (count,), key, steps, grid, condition, decode_noise, start, True
+        model, sampler, (count,), key, steps, grid, condition, decode_noise, start, check, True
     )
     return Trajectory(x, logsnr, z)
+
+
+def check_sampler(sampler: AbstractSampler, shape: tuple[int, ...]) -> None:
+    """Check the shapes of a step and of its state, evaluating nothing. **Raises:** `TypeError`."""
+
+    def step(y, logsnr_t, logsnr_s, key):
+        def denoise(y, logsnr):
+            return Prediction(y, y, VarianceExploding().at(logsnr))
+
+        given = sampler.init(y), key if sampler.stochastic else None
+        return take_step(sampler, denoise, y, logsnr_t, logsnr_s, *given)
+
+    eqx.filter_eval_shape(step, jnp.zeros(shape), jnp.zeros(()), jnp.ones(()), jax.random.key(0))
 
 
 def noised(
@@ -207,10 +228,13 @@ def _rest(
 
 
 def _run(
-    model, sampler, counts, key, steps, grid, condition, decode_noise, start, keep
+    model, sampler, counts, key, steps, grid, condition, decode_noise, start, check, keep
 ) -> tuple[Array, Array, Any]:
     count = math.prod(counts)
     _check(count, steps, condition)
+    if check:
+        check_model(model)
+        check_grid(grid, model.schedule, steps)
     if start is not None:
         z, logsnr = start
         if z.shape != counts + model.shape:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffkit.checks import determinant, target_row
 from diffkit.processes import AbstractProcess, VarianceExploding, VariancePreserving
 from diffkit.testing.base import Subject, law, mapped, require, require_close
 
@@ -21,16 +22,7 @@ def _cases() -> Iterator[tuple[AbstractProcess, dict[str, Any]]]:
 
 
 def _row(part: Any, process: AbstractProcess, dtype: Any) -> tuple[np.ndarray, ...]:
-    def one(logsnr):
-        level = process.at(logsnr)
-        return *part.coefficients(level), level.alpha, level.sigma
-
-    return tuple(a.astype(np.float64) for a in mapped(one, _LOGSNR.astype(dtype)))
-
-
-def _determinant(a, b, alpha, sigma) -> tuple[np.ndarray, np.ndarray]:
-    """alpha b - sigma a, and the sum of the sizes of its two terms."""
-    return alpha * b - sigma * a, np.abs(alpha * b) + np.abs(sigma * a)
+    return target_row(part, process, _LOGSNR.astype(dtype))
 
 
 @law(
@@ -41,7 +33,7 @@ def _determinant(a, b, alpha, sigma) -> tuple[np.ndarray, np.ndarray]:
 def well_posed(subject: Subject) -> None:
     for process, given in _cases():
         row = _row(subject.part, process, np.float32)
-        det, size = _determinant(*row)
+        det, size = determinant(*row)
         with np.errstate(all="ignore"):
             relative = det / size
         sign = np.sign(relative[0])
@@ -74,7 +66,7 @@ def solve_inverts_target(subject: Subject) -> None:
 
             found = mapped(one, *(value.astype(dtype) for value in (_LOGSNR, x, eps)))
             a, b, alpha, sigma = (v[:, None] for v in _row(part, process, dtype))
-            det, size = _determinant(a, b, alpha, sigma)
+            det, size = determinant(a, b, alpha, sigma)
             # The effect of rounding z, the target and the determinant on each unknown.
             z, target = np.abs(alpha * x) + np.abs(sigma * eps), np.abs(a * x) + np.abs(b * eps)
             unit = 64 * np.finfo(dtype).eps * size / det**2

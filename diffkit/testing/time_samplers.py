@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from diffkit.checks import against_density, distribution, draws
 from diffkit.testing.base import NotApplicable, Subject, law, mapped, require, require_close
 from diffkit.time_samplers import AbstractAdaptiveTimeSampler
 
@@ -28,18 +29,6 @@ def _states(part: Any) -> Iterator[tuple[str, Any]]:
         yield "after five updates", part
 
 
-def _draw(part: Any, batch: int, keys: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, batch): times and importances."""
-    return mapped(lambda key: part(key, batch), jax.random.split(jax.random.key(seed), keys))
-
-
-def _distribution(part: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The distribution function on a fine grid, integrated from the density by the midpoint rule."""
-    middle = (np.arange(_CELLS, dtype=np.float32) + 0.5) / _CELLS
-    density = mapped(part.density, middle).astype(np.float64)
-    return np.arange(_CELLS + 1) / _CELLS, np.concatenate([[0.0], np.cumsum(density) / _CELLS])
-
-
 @law(
     "time_sampler",
     "Every t is in [0, 1) and every importance positive and finite, at any batch size.",
@@ -47,7 +36,7 @@ def _distribution(part: Any) -> tuple[np.ndarray, np.ndarray]:
 def draws_are_times(subject: Subject) -> None:
     for state, part in _states(subject.part):
         for batch in (1, 7, _BATCH):
-            t, importance = (a.ravel() for a in _draw(part, batch, 256, 0))
+            t, importance = (a.ravel() for a in draws(part, batch, 256, 0))
             require(
                 (t >= 0) & (t < 1) & np.isfinite(importance) & (importance > 0),
                 given={"batch_size": batch, "state": state},
@@ -81,7 +70,7 @@ def density_integrates_to_one(subject: Subject) -> None:
 @law("time_sampler", "The importance of a draw is 1 / density at its time.")
 def importance_is_one_over_density(subject: Subject) -> None:
     for state, part in _states(subject.part):
-        t, importance = (a.ravel() for a in _draw(part, _BATCH, 32, 1))
+        t, importance = (a.ravel() for a in draws(part, _BATCH, 32, 1))
         product = importance * mapped(part.density, t)
         require_close(
             product,
@@ -100,17 +89,15 @@ def importance_is_one_over_density(subject: Subject) -> None:
 )
 def draws_follow_the_density(subject: Subject) -> None:
     for state, part in _states(subject.part):
-        t = np.sort(_draw(part, _SMALL, _KEYS, 2)[0][:, 0].astype(np.float64))
-        expected = np.interp(t, *_distribution(part))
-        steps = np.arange(_KEYS + 1) / _KEYS
-        distance = np.maximum(np.abs(steps[1:] - expected), np.abs(steps[:-1] - expected))
+        first = draws(part, _SMALL, _KEYS, 2)[0][:, 0]
+        t, share, expected, distance = against_density(part, first)
         # P(sqrt(n) D > x) = 2 exp(-2 x^2), at 1e-4.
         limit = np.sqrt(np.log(2 / 1e-4) / 2 / _KEYS)
         require(
             distance <= limit,
             given={"t": t, "batches": _KEYS, "batch_size": _SMALL, "state": state},
             numbers={
-                "share of draws up to t": steps[1:],
+                "share of draws up to t": share,
                 "integral of the density up to t": expected,
             },
             expected=f"a difference of at most {limit:.4f}",
@@ -145,7 +132,7 @@ def importance_makes_averages_unbiased(subject: Subject) -> None:
         counted = density >= _LEAST
         # At each border of the region a part of a cell is on the wrong side.
         borders = (1 + np.count_nonzero(counted[1:] != counted[:-1])) / _CELLS
-        t, importance = _draw(part, _SMALL, _KEYS, 4)
+        t, importance = draws(part, _SMALL, _KEYS, 4)
         inside = (mapped(part.density, t.ravel()) >= _LEAST).reshape(t.shape)
         t, importance = t.astype(np.float64), importance.astype(np.float64)
 
@@ -191,8 +178,8 @@ def importance_makes_averages_unbiased(subject: Subject) -> None:
 )
 def covers_evenly(subject: Subject) -> None:
     for state, part in _states(subject.part):
-        t, _ = _draw(part, _BATCH, 128, 5)
-        u = np.sort(np.interp(t.astype(np.float64), *_distribution(part)), axis=1)
+        t, _ = draws(part, _BATCH, 128, 5)
+        u = np.sort(np.interp(t.astype(np.float64), *distribution(part)), axis=1)
         ranks = np.arange(_BATCH + 1) / _BATCH
         gaps = np.maximum(np.abs(u - ranks[1:]), np.abs(u - ranks[:-1]))
         discrepancy = gaps.max(axis=1).mean()

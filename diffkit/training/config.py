@@ -34,6 +34,9 @@ class TrainConfig:
     - `condition_dropout`: the probability of replacing an example's condition by zeros, so the model also
       learns the distribution without it, as guidance needs (`diffkit.Guided`; Ho and Salimans 2022, arXiv
       2207.12598, algorithm 1). No effect on data without conditions.
+    - `learn_endpoints`: whether to train the endpoints of a schedule that has trainable ones. `None` trains
+      them only under the weighting `ELBO`: no other loss bounds the likelihood over endpoints, and it could
+      fall by moving them alone.
     - `loss_steps`: T, the `steps` of `diffkit.DiffusionLoss`; `None` trains in continuous time.
     - `seed`: of the order of the data, the noise and the times.
     - `steps_per_dispatch`: steps in one call of the compiled function; metrics are recorded after each.
@@ -59,6 +62,7 @@ class TrainConfig:
     ema: float = 0.999
     ema_warmup: bool = True
     condition_dropout: float = 0.1
+    learn_endpoints: bool | None = None
     loss_steps: int | None = None
     seed: int = 0
     steps_per_dispatch: int = 10

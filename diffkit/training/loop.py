@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffkit.checks import check_condition, check_loss, check_model
 from diffkit.configs import (
     CHECKPOINTS,
     METRICS_FILE,
@@ -29,6 +30,7 @@ from diffkit.optimisers import AdamW
 from diffkit.presets import TRAINING_KINDS, Assembly, Preset, assemble, key_of, seed_of
 from diffkit.registry import did_you_mean
 from diffkit.samplers import Ancestral, sample
+from diffkit.samplers.loop import check_sampler
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.training.checkpoints import Checkpoints
@@ -40,6 +42,7 @@ from diffkit.training.state import (
     Objective,
     Optimiser,
     TrainState,
+    held_endpoints,
     init_state,
     train_steps,
 )
@@ -113,6 +116,16 @@ def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
         )
 
 
+def _check(parts: Assembly, data: AbstractDataset, check: bool) -> None:
+    check_data(parts.model, data)
+    if check:
+        check_model(parts.model)
+        check_loss(parts.model, parts.weighting, parts.time_sampler)
+        check_sampler(parts.sampler, parts.model.shape)
+        if condition_size(data) > 0:
+            check_condition(parts.model)
+
+
 def settings_of(preset: Preset) -> TrainConfig:
     """The training settings of a preset.
 
@@ -138,6 +151,7 @@ def fit(
     directory: str | Path | None = None,
     progress: bool = True,
     hooks: Sequence[Hook] = (),
+    check: bool = True,
 ) -> Fit:
     """Train a composition.
 
@@ -165,14 +179,20 @@ def fit(
     - `progress`: show a progress bar.
     - `hooks`: functions called with a `diffkit.training.StepInfo` after each dispatch and each evaluation,
       while the next dispatch runs.
+    - `check`: check the parts before work begins, on a few hundred numbers (`diffkit.checks`): the schedule
+      falls, the target determines x and eps, the weighting is not negative, the times follow their density,
+      the network reads its conditions. `False` trains them unchecked.
 
     **Returns:** a `Fit`.
 
-    **Raises:** `ValueError` if the data do not fit the model, its schedule does not fall, settings are
+    **Raises:** `ValueError` if the data do not fit the model, a part is wrong (`check`), settings are
     given with a preset, or the directory holds a run of another composition or other settings (the
     message says what differs); `CheckpointError` if its checkpoints are of another model;
     `FloatingPointError` if the loss or its gradient is no longer finite: the last good checkpoint then
     stays the newest.
+
+    **Warns:** if the schedule has trainable endpoints and the weighting is not `ELBO`: they are kept fixed
+    (`TrainConfig.learn_endpoints`).
 
     ```python
     mine = dk.preset("vdm", network="mlp", train={"steps": 1000})
@@ -193,7 +213,6 @@ def fit(
             )
         preset, settings = what, settings_of(what)
     else:
-        check_data(what, data)
         settings = config or TrainConfig()
         preset = Preset.of(
             what,
@@ -210,6 +229,7 @@ def fit(
         parts = assemble(preset, data, key=key_of(settings.seed))
     else:
         parts = Assembly.around(preset, what)
+    _check(parts, data, check)
     if directory is not None:
         directory = Path(directory)
         record = config_of(preset, data, settings)
@@ -220,7 +240,9 @@ def fit(
                 f"run {directory} is for Python only, as no command can make {found}. "
                 f"Read it by dk.load_run({str(directory)!r}, like=...)."
             )
-    return train(parts, data, settings, directory=directory, progress=progress, hooks=hooks)
+    return train(
+        parts, data, settings, directory=directory, progress=progress, hooks=hooks, check=False
+    )
 
 
 def train(
@@ -231,10 +253,11 @@ def train(
     directory: Path | None = None,
     progress: bool = True,
     hooks: Sequence[Hook] = (),
+    check: bool = True,
 ) -> Fit:
     """`fit` of parts already made, in a directory with its configuration."""
     model, weighting = parts.model, parts.weighting
-    check_data(model, data)
+    _check(parts, data, check)
     optimiser = parts.optimiser
     state = init_state(model, config, parts.time_sampler, optimiser)
     checkpoints, step, before = None, 0, 0.0
@@ -259,7 +282,8 @@ def train(
     key = key_of(config.seed)
     # The key has the seed: runs that differ only in it share compiled code.
     settings = dataclasses.replace(config, seed=0)
-    objective = Objective(weighting, config.loss_steps)
+    held = held_endpoints(model.schedule, weighting, config.learn_endpoints)
+    objective = Objective(weighting, config.loss_steps, held)
     iterator = batches(
         data.train, batch_size=config.batch_size, seed=config.seed, start=step, chunk=chunk
     )

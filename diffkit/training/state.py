@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,10 +15,11 @@ import optax
 from jaxtyping import Array, Float, PyTree, Real
 
 from diffkit.buffers import trainable
+from diffkit.checks import MOVES, endpoint_slopes
 from diffkit.model import DiffusionModel
 from diffkit.objectives import DiffusionLoss, Share, end_terms
 from diffkit.optimisers import AbstractOptimiser, AdamW
-from diffkit.schedules import minimises_variance
+from diffkit.schedules import AbstractSchedule, minimises_variance
 from diffkit.time_samplers import (
     AbstractAdaptiveTimeSampler,
     AbstractTimeSampler,
@@ -25,7 +27,7 @@ from diffkit.time_samplers import (
 )
 from diffkit.training.config import TrainConfig
 from diffkit.typing import BatchScalar, Index, PRNGKey, Scalar
-from diffkit.weightings import AbstractWeighting
+from diffkit.weightings import ELBO, AbstractWeighting
 
 METRICS: Final = ("loss", "prior", "reconstruction", "diffusion", "gradient_norm")
 """The metrics of each step; all but the last in bits per dimension. The norm is that of the gradient of the
@@ -140,6 +142,38 @@ def follows_loss(tree: PyTree) -> PyTree:
     return eqx.tree_at(lambda tree: tree.schedule, everything, apart)
 
 
+def held_endpoints(
+    schedule: AbstractSchedule, weighting: AbstractWeighting, learn: bool | None
+) -> PyTree[bool] | None:
+    """Which trainable arrays of a schedule move an endpoint that training must not move, if any.
+
+    **Arguments:** `schedule`; `weighting`; `learn`: `TrainConfig.learn_endpoints`.
+
+    **Warns:** if endpoints are held without `learn` saying so.
+    """
+    if learn or (learn is None and isinstance(weighting, ELBO)):
+        return None
+    held = jax.tree.map(lambda slope: bool((abs(slope) > MOVES).any()), endpoint_slopes(schedule))
+    if not any(jax.tree.leaves(held)):
+        return None
+    if learn is None:
+        warnings.warn(
+            f"the endpoints of schedule {type(schedule).__name__} are kept fixed, since the loss under "
+            f"weighting {type(weighting).__name__} is no bound and cannot tell where they belong: "
+            "train.learn_endpoints=True trains them, False keeps them without this warning.",
+            stacklevel=2,
+        )
+    return held
+
+
+def _held(tree: PyTree, held: PyTree[bool] | None) -> PyTree:
+    """A gradient or an update of a model with zeros for the arrays that are held."""
+    if held is None:
+        return tree
+    kept = jax.tree.map(lambda leaf, hold: leaf * (not hold), tree.schedule, held)
+    return eqx.tree_at(lambda tree: tree.schedule, tree, kept)
+
+
 def init_state(
     model: DiffusionModel,
     config: TrainConfig,
@@ -181,10 +215,13 @@ class Objective(eqx.Module):
 
     With the weighting `ELBO` it is the VLB. The end terms depend only on the endpoints of the schedule,
     and matter if those are learned.
+
+    **Arguments:** `weighting`; `timesteps`; `held`: arrays of the schedule to keep (`held_endpoints`).
     """
 
     weighting: AbstractWeighting
     steps: int | None
+    held: PyTree[bool] | None = None
 
     def __call__(
         self,
@@ -270,8 +307,10 @@ def train_step(
 
     found = _accumulated(loss, params, (x, condition), config.accumulate)
     (value, (terms, drawn)), gradient = found
+    gradient = _held(gradient, objective.held)
     updates, moments = _transformation(config, optimiser).update(gradient, state.optimiser, params)
-    params = eqx.apply_updates(params, updates)
+    # Weight decay, too, must not move what is held.
+    params = eqx.apply_updates(params, _held(updates, objective.held))
     time_sampler = state.time_sampler
     if isinstance(time_sampler, AbstractAdaptiveTimeSampler):
         time_sampler = time_sampler.update(*drawn)
