@@ -94,7 +94,8 @@ def tabulate(
     a published loss may give anything.
     """
     _check_range(logsnr_range)
-    logsnr = np.linspace(*logsnr_range[::-1], points)
+    maximum, minimum = logsnr_range
+    logsnr = np.linspace(minimum, maximum, points)
     with jax.enable_x64(True):
         values = np.asarray(_values(weighting, jnp.asarray(logsnr)), dtype=np.float64)
     with np.errstate(divide="ignore"):

@@ -130,7 +130,7 @@ def batches(
 
     threads, prefetch = (threads, prefetch) if threads and prefetch else (0, 0)
     options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
-    return iter(grain.MapDataset.range(items).map(item).to_iter_dataset(options))
+    return grain.MapDataset.range(items).map(item).to_iter_dataset(options).__iter__()
 
 
 def _items(

@@ -216,7 +216,7 @@ class Objective(eqx.Module):
     With the weighting `ELBO` it is the VLB. The end terms depend only on the endpoints of the schedule,
     and matter if those are learned.
 
-    **Arguments:** `weighting`; `timesteps`; `held`: arrays of the schedule to keep (`held_endpoints`).
+    **Arguments:** `weighting`; `steps`; `held`: arrays of the schedule to keep (`held_endpoints`).
     """
 
     weighting: AbstractWeighting
