@@ -5,7 +5,8 @@ this before it begins:
 
 * the *fingerprint* of the model, its parts and its parameters;
 * the *probe*: the digest of a few made-up images, coded through some of the steps. A machine with a
-  different probe rounds differently and cannot read the file.
+  different probe rounds differently and cannot read the file. A model with the same parameters and the same
+  probe reads it, though a version of diffkit may name its parts otherwise.
 
 Each chunk's images are compared with the digest of the encoded ones before any is returned.
 """
@@ -371,6 +372,7 @@ class Codec:
                 f"the file has images of the shape {header.shape} with {header.levels} levels; this "
                 f"model is for {self.model.shape} with {self.levels}."
             )
+        apart = None
         if header.model != self.fingerprint:
             named = f" ({header.label!r:.80})" if header.label else ""
             own = f" ({self.label!r})" if self.label else ""
@@ -380,13 +382,16 @@ class Codec:
                     f"the same parts as this one{own}, but other parameters: another run, or another "
                     "checkpoint of it"
                 )
-            raise WrongModel(
+            apart = WrongModel(
                 f"the file was written with a model{named} with {differs}. Its fingerprint is "
                 f"{header.model}, this one's is {self.fingerprint}."
             )
+            # A version of diffkit may give the same parts other names: then grid and probe decide.
+            if header.model.parameters != self.fingerprint.parameters:
+                raise apart
         fit = self._with_settings(header)
         if _digest(fit.logsnrs) != header.logsnrs:
-            raise CannotReproduce(
+            raise apart or CannotReproduce(
                 f"the grid {header.grid!r:.200} comes out differently here: this machine "
                 f"rounds differently from the one that wrote the file. {_differences(header)}"
             )
@@ -397,7 +402,7 @@ class Codec:
                 f"the network cannot be run here with {header.batch_size} images together: {error}"
             ) from error
         if probe != header.probe:
-            raise CannotReproduce(
+            raise apart or CannotReproduce(
                 "the network gives other floats here than where the file was written, so it cannot "
                 f"decode it. {_differences(header)}"
             )
