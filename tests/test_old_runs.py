@@ -21,7 +21,7 @@ import diffkit as dk
 from diffkit.cli import main
 from diffkit.configs import make, read_config
 from diffkit.runs import assembled
-from diffkit.training import Checkpoints, init_state
+from diffkit.training import CheckpointError, Checkpoints, init_state
 
 SMALL = (
     *("network=mlp", "network.width=8", "network.depth=1", "train.batch_size=16"),
@@ -77,6 +77,15 @@ def test_an_old_run_on_floats_goes_on_without_standardising(capfd):
     )
     main([*words, "decoder.mean=0", "decoder.std=1"])
     assert bits(capfd) == pytest.approx([125.84, 44.35], abs=0.011)
+
+
+def test_a_run_whose_parts_have_changed_says_what_to_do():
+    file = Path("floats/config.yaml")
+    file.write_text(file.read_text().replace("width: 8", "width: 9"))
+    with pytest.raises(
+        CheckpointError, match=r"shape \(8.*expected \(9.*another version wrote it"
+    ):
+        dk.load_run("floats")
 
 
 def test_an_old_setting_is_named_anew(capfd):
