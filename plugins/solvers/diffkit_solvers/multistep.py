@@ -133,9 +133,7 @@ class Multistep(dk.AbstractSampler):
         if not (math.isfinite(self.eta) and self.eta >= 0):
             raise ValueError(f"eta must be finite and at least 0, got {self.eta}.")
         if self.eta > 0 and self.form != "x":
-            raise ValueError(
-                f"eta above 0, for the reverse SDE, needs form='x'; got {self.form!r}."
-            )
+            raise ValueError(f"eta above 0 needs form='x' (the reverse SDE), got {self.form!r}.")
 
     @property
     def stochastic(self) -> bool:
