@@ -13,6 +13,7 @@ from jaxtyping import Real
 
 from diffkit.configs import EVALUATION_FILE
 from diffkit.files import replace_text
+from diffkit.reports.figures import save_variant_curves, save_variant_samples
 from diffkit.reports.page import at_steps_table, footnotes, main_table, markdown
 from diffkit.reports.variants import (
     SAMPLES_FILE,
@@ -23,7 +24,7 @@ from diffkit.reports.variants import (
     make_variants,
     read_run,
 )
-from diffkit.training.figures import has_picture, save_variant_curves, save_variant_samples
+from diffkit.training.figures import has_picture
 
 
 @dataclass(frozen=True)
