@@ -58,13 +58,12 @@ training ends or fails."""
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The records of a metrics file. Skips a last line cut short by a killed process."""
     records = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            records.append({k: math.nan if v is None else v for k, v in record.items()})
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        records.append({k: math.nan if v is None else v for k, v in record.items()})
     return records
 
 
@@ -89,9 +88,8 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, *, step: int):
-        kept = [record for record in read_metrics(path) if record["step"] <= step]
-        replace_text(path, "".join(as_json(record) + "\n" for record in kept))
-        self.records = kept
+        self.records = [record for record in read_metrics(path) if record["step"] <= step]
+        replace_text(path, "".join(as_json(record) + "\n" for record in self.records))
         self._file = path.open("a")
 
     def __call__(self, info: StepInfo) -> None:
@@ -151,29 +149,22 @@ class ProgressBar:
     """
 
     def __init__(self, *, start: int, steps: int, what: str, every: float = 10.0):
+        from rich import progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
 
-        self._console = Console()
-        self._what, self._every = what, every
+        console = Console()
+        self._start, self._what, self._every = start, what, every
         self._loss: float | None = None
         self._began = self._shown = time.monotonic()
-        self._start = start
         self._bar = None
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=self._console,
+        if console.is_terminal:
+            self._bar = progress.Progress(
+                "training",
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                "{task.fields[note]}",
+                progress.TimeRemainingColumn(),
+                console=console,
             )
             self._bar.start()
             self._task = self._bar.add_task("training", total=steps, completed=start, note="")

@@ -18,11 +18,7 @@ from diffkit.model import DiffusionModel
 from diffkit.objectives import DiffusionLoss, Share, end_terms
 from diffkit.optimisers import AbstractOptimiser, AdamW
 from diffkit.schedules import minimises_variance
-from diffkit.time_samplers import (
-    AbstractAdaptiveTimeSampler,
-    AbstractTimeSampler,
-    LowDiscrepancy,
-)
+from diffkit.time_samplers import AbstractAdaptiveTimeSampler, AbstractTimeSampler, LowDiscrepancy
 from diffkit.training.config import TrainConfig
 from diffkit.typing import BatchScalar, Index, PRNGKey, Scalar
 from diffkit.weightings import AbstractWeighting
@@ -70,11 +66,12 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     if config.decay in ("cosine", "linear"):
         # A run that ended within its warm-up would end at the full rate.
         warmup = min(warmup, config.steps // 2)
+    left = config.steps - warmup
     match config.decay:
         case "cosine":
-            after = optax.cosine_decay_schedule(full, config.steps - warmup)
+            after = optax.cosine_decay_schedule(full, left)
         case "linear":
-            after = optax.linear_schedule(full, 0.0, config.steps - warmup)
+            after = optax.linear_schedule(full, 0.0, left)
         case "rsqrt":
             after = functools.partial(_inverse_root, full, max(warmup, 1))
         case _:
@@ -94,9 +91,8 @@ def _decays(model: PyTree, *, biases: bool) -> PyTree:
 
 def transformation(part: AbstractOptimiser, config: TrainConfig) -> optax.GradientTransformation:
     """The transformation of an optimiser, with the settings for learning rate, decay and `None` options."""
-    taken = {
-        k: getattr(config, k) for k, v in vars(part).items() if v is None and hasattr(config, k)
-    }
+    unset = [k for k, v in vars(part).items() if v is None and hasattr(config, k)]
+    taken = {name: getattr(config, name) for name in unset}
     decays = functools.partial(_decays, biases=config.decay_biases)
     return dataclasses.replace(part, **taken).transformation(learning_rate(config), decays)
 
@@ -110,10 +106,9 @@ def _transformation(
         return jax.tree.map(operator.not_, follows_loss(tree))
 
     # The state has one structure, with and without clipping.
-    clip = config.clip > 0 and isinstance(optimiser, AbstractOptimiser)
-    clipped = optax.masked(
-        optax.clip_by_global_norm(config.clip) if clip else optax.identity(), follows_loss
-    )
+    clips = config.clip > 0 and isinstance(optimiser, AbstractOptimiser)
+    clip = optax.clip_by_global_norm(config.clip) if clips else optax.identity()
+    clipped = optax.masked(clip, follows_loss)
     # The second moment that an interior follows is of another size than the loss: it has no part in the
     # norm. Nor is it clipped: its draws are so uneven that the mean of their clipped gradients is far from
     # the gradient of the mean.
@@ -133,10 +128,9 @@ def _transformation(
 def follows_loss(tree: PyTree) -> PyTree:
     """`True` for each leaf of a model but those of a schedule's interior that minimises the variance."""
     everything = jax.tree.map(lambda _: True, tree)
-    schedule = tree.schedule
-    if not minimises_variance(schedule):
+    if not minimises_variance(tree.schedule):
         return everything
-    apart = jax.tree.map(operator.not_, schedule.interior_parameters())
+    apart = jax.tree.map(operator.not_, tree.schedule.interior_parameters())
     return eqx.tree_at(lambda tree: tree.schedule, everything, apart)
 
 
@@ -147,32 +141,27 @@ def init_state(
     optimiser: Optimiser = AdamW(),
 ) -> TrainState:
     """The state before the first step. Arrays are copied: training donates the state's memory."""
-    # With their dtype said, since a weakly typed array (as `jnp.full` makes) would become an ordinary
-    # one in the first step, and the second would be compiled anew.
-    model, time_sampler = jax.tree.map(
-        lambda leaf: jnp.array(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf,
-        (model, time_sampler),
-    )
+
+    def copied(leaf: Any) -> Any:
+        # With its dtype said: a weakly typed array (as `jnp.full` makes) would become an ordinary one in
+        # the first step, and the second would be compiled anew.
+        return jnp.array(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf
+
+    model, time_sampler = jax.tree.map(copied, (model, time_sampler))
     params = eqx.filter(model, trainable(model))
-    return TrainState(
-        model=model,
-        average=jax.tree.map(jnp.copy, params),
-        optimiser=_transformation(config, optimiser).init(params),
-        time_sampler=time_sampler,
-        step=jnp.zeros((), jnp.int32),
+    average, moments = (
+        jax.tree.map(jnp.copy, params),
+        _transformation(config, optimiser).init(params),
     )
+    return TrainState(model, average, moments, time_sampler, jnp.zeros((), jnp.int32))
 
 
-Batch = (
-    Real[Array, "batch *shape"]
-    | tuple[Real[Array, "batch *shape"], Float[Array, "batch condition"]]
-)
+_Examples, _Stacked = Real[Array, "batch *shape"], Real[Array, "chunk batch *shape"]
+
+Batch = _Examples | tuple[_Examples, Float[Array, "batch condition"]]
 """A batch as `diffkit.data.batches` yields it: examples, or examples and their conditions."""
 
-Batches = (
-    Real[Array, "chunk batch *shape"]
-    | tuple[Real[Array, "chunk batch *shape"], Float[Array, "chunk batch condition"]]
-)
+Batches = _Stacked | tuple[_Stacked, Float[Array, "chunk batch condition"]]
 """Several of them, stacked."""
 
 
@@ -254,9 +243,7 @@ def train_step(
     **Returns:** the new state, and the metrics in the order of `METRICS`.
     """
     x, condition = batch if isinstance(batch, tuple) else (batch, None)
-    spec = trainable(state.model)
-    params, rest = eqx.partition(state.model, spec)
-
+    params, rest = eqx.partition(state.model, trainable(state.model))
     step_key = jax.random.fold_in(key, state.step)
     if condition is not None:
         # Apart from the objective's own two keys, which are split from `step_key`.
@@ -268,23 +255,22 @@ def train_step(
         model = eqx.combine(params, rest)
         return objective(model, x, step_key, state.time_sampler, condition, share)
 
-    found = _accumulated(loss, params, (x, condition), config.accumulate)
-    (value, (terms, drawn)), gradient = found
+    (value, (terms, drawn)), gradient = _accumulated(
+        loss, params, (x, condition), config.accumulate
+    )
     updates, moments = _transformation(config, optimiser).update(gradient, state.optimiser, params)
-    params = eqx.apply_updates(params, updates)
+    params, step = eqx.apply_updates(params, updates), state.step + 1
     time_sampler = state.time_sampler
     if isinstance(time_sampler, AbstractAdaptiveTimeSampler):
         time_sampler = time_sampler.update(*drawn)
-    step = state.step + 1
     decay = jnp.asarray(config.ema)
     if config.ema_warmup:
         # As in TensorFlow's moving average with `num_updates`, which the code of several papers uses.
         decay = jnp.minimum(decay, (1 + step) / (10 + step))
     average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.average, params)
     norm = optax.tree.norm(eqx.filter(gradient, follows_loss(gradient)))
-    metrics = jnp.concatenate([value[None], terms, norm[None]])
-    model = eqx.combine(params, rest)
-    return TrainState(model, average, moments, time_sampler, step), metrics
+    state = TrainState(eqx.combine(params, rest), average, moments, time_sampler, step)
+    return state, jnp.concatenate([value[None], terms, norm[None]])
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -310,7 +296,6 @@ def train_steps(
         state, row = train_step(state, batch, key, objective, config, optimiser)
         return eqx.filter(state, eqx.is_array), rows.at[index].set(row)
 
-    chunk = jax.tree.leaves(batches)[0].shape[0]
-    rows = jnp.zeros((chunk, len(METRICS)))
+    rows = jnp.zeros((jax.tree.leaves(batches)[0].shape[0], len(METRICS)))
     dynamic, rows = jax.lax.fori_loop(0, count, body, (dynamic, rows))
     return eqx.combine(dynamic, static), rows

@@ -1,5 +1,6 @@
 """The noise of the Monte Carlo estimate of a loss, and its least value under the best schedule."""
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -66,11 +67,8 @@ class EstimatorStatistics:
     def as_dict(self) -> dict[str, float | int | None]:
         """Plain numbers, for a JSON file: `None` for an unknown one."""
         names = ("mean", "mean_error", "variance", "batch_variance", "best_variance")
-        found = {name: getattr(self, name) for name in names}
-        record: dict[str, float | int | None] = {
-            name: value if math.isfinite(value) else None for name, value in found.items()
-        }
-        return record | {"batch_size": self.batch_size, "batches": self.batches}
+        found = {name: getattr(self, name) for name in (*names, "batch_size", "batches")}
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def estimator_statistics(
@@ -106,21 +104,16 @@ def estimator_statistics(
     **Raises:** `ValueError` for fewer than two batches, another number below 1, or examples that do not
     have the model's shape.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("batches", batches, 2),
-        ("bins", bins, 1),
-        ("steps", steps, 1),
-    ):
+    given = (("batch_size", batch_size, 1), ("batches", batches, 2), ("bins", bins, 1))
+    for name, value, least in (*given, ("steps", steps, 1)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     maximum, minimum = ordered_endpoints(model.schedule)
-    shape = (batch_size, batches)
-    loss = DiffusionLoss(weighting, time_sampler, steps)
-    drawn = as_trained = _draws(model, source, key, loss, None, *shape)
+    rest = DiffusionLoss(weighting, time_sampler, steps), batch_size, batches
+    drawn = as_trained = _draws(model, source, key, None, *rest)
     if isinstance(weighting, ELBO) and extra_parameterization(model) is None:
-        proposal_key, proposal = jax.random.fold_in(key, batches), propose(model.schedule, steps)
-        drawn = _draws(model, source, proposal_key, loss, proposal, *shape)
+        key = jax.random.fold_in(key, batches)
+        drawn = _draws(model, source, key, propose(model.schedule, steps), *rest)
     weighted, weight, t, logsnr = drawn
     mean, second = weighted.mean(), _squares(weighted, weight).mean()
     by_logsnr = _profile(logsnr, weighted, weight, minimum, maximum, bins)
@@ -144,8 +137,8 @@ def _draws(
     model: DiffusionModel,
     source: AbstractSource,
     key: PRNGKey,
-    loss: DiffusionLoss,
     proposal: Proposal | None,
+    loss: DiffusionLoss,
     batch_size: int,
     count: int,
 ) -> tuple[Float[np.ndarray, "count batch"], ...]:
@@ -155,17 +148,14 @@ def _draws(
     that of the second. A weighted loss is the weight times the loss in training there.
     """
     chunk = min(_CHUNK, count)
-    iterator = read(source, batch_size=batch_size, seed=0, chunk=chunk)
     collected = []
-    try:
+    with contextlib.closing(read(source, batch_size=batch_size, seed=0, chunk=chunk)) as iterator:
         for first in range(0, count, chunk):
             stacked = jax.tree.map(jnp.asarray, next(iterator))
             x, condition = stacked if isinstance(stacked, tuple) else (stacked, None)
             keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(chunk))
             rows = _draw(model, x, condition, keys, loss, proposal)
             collected.append([np.asarray(row, np.float64)[: count - first] for row in rows])
-    finally:
-        iterator.close()
     return tuple(np.concatenate(rows) for rows in zip(*collected, strict=True))
 
 
