@@ -136,31 +136,37 @@ def composition(what: Composable, *, levels: int = 256) -> Composition:
         return what
     if isinstance(what, Mapping):
         return _from_config("configuration", what)
-    if isinstance(what, str) and what in registry.available("preset"):
-        what = registry.get("preset", what)
+    known, name = registry.available("preset"), "preset"
+    if isinstance(what, str) and what in known:
+        name, what = what, registry.get("preset", what)
+    elif isinstance(what, Preset):
+        name = next((n for n in known if registry.get("preset", n) is what), name)
     if isinstance(what, Preset):
-        known = (n for n in registry.available("preset") if registry.get("preset", n) is what)
         decoder = registry.complete(resolve("decoder", what.decoder), {"levels": levels})
-        return _composed(next(known, "preset"), what, None, decoder.levels)
+        return _composed(name, what, None, decoder.levels)
+    if isinstance(what, str | Path) and not Path(what).exists():
+        registry.get("preset", str(what))  # says what there is
+    from diffkit.runs import Run, load_run
+
     if isinstance(what, str | Path):
         path = Path(what)
         if path.is_file():
             import yaml
 
             return _from_config(str(path), yaml.safe_load(path.read_text()))
-        if not path.is_dir():
-            registry.get("preset", str(what))  # says what there is
-        from diffkit.runs import load_run
-
-        return _from_run(load_run(path))
-    from diffkit.runs import Run
-
+        what = load_run(path)
     if not isinstance(what, Run):
         raise TypeError(
             "what is compared must be the name of a preset, a diffkit.Preset, a run or its directory, or "
             f"a configuration, got {type(what).__name__}."
         )
-    return _from_run(what)
+    if not what.config:
+        raise ValueError(
+            f"run {what.path} has no config.yaml, so its loss is not known: compare presets or "
+            "configurations."
+        )
+    # With the endpoints that it learned.
+    return dataclasses.replace(_from_config(str(what.path), what.config), model=what.model)
 
 
 def _from_config(name: str, config: Any) -> Composition:
@@ -175,16 +181,6 @@ def _from_config(name: str, config: Any) -> Composition:
     moved = (config.get("transport") or {}).items()
     labels = {**made.labels} | {kind: _label(kind, make(node)) for kind, node in moved if node}
     return dataclasses.replace(made, model=transported(made.model, config), labels=labels)
-
-
-def _from_run(run: "Run") -> Composition:
-    if not run.config:
-        raise ValueError(
-            f"run {run.path} has no config.yaml, so its loss is not known: compare presets or "
-            "configurations."
-        )
-    # With the endpoints that it learned.
-    return dataclasses.replace(_from_config(str(run.path), run.config), model=run.model)
 
 
 @dataclass(frozen=True)

@@ -123,11 +123,10 @@ def _how(variants: Sequence[Variant]) -> list[str]:
         "squared standard errors.",
     }
     used = {variant.compared for variant in variants}
-    lines += [f"**{way}**: {meaning}" for way, meaning in ways.items() if way in used]
-    lines.append(
+    lines += [f"**{way}**: {meaning}" for way, meaning in ways.items() if way in used] + [
         "**seconds**: wall time from the first step to the last, with compilation and evaluations, mean "
         "over seeds. Among the runs of one process only the first compiles."
-    )
+    ]
     if any(variant.variance is not None for variant in variants):
         lines.append(
             "**variance of a draw**: of the diffusion loss of one example, time and noise, nats squared. "
@@ -145,11 +144,8 @@ def markdown(
     pictures: Mapping[str, str],
     command: str,
 ) -> str:
-    """The page.
-
-    **Arguments:** `variants`, the baseline first; `unfinished`: runs without numbers; `common`: the
-    settings common to all variants; `pictures`: file names of `curves` and `samples`, if any; `command`:
-    the command that makes the page again.
+    """The page, with the settings `common` to all variants, the file names of the `pictures` named `curves`
+    and `samples`, if any, and the `command` that makes it again.
     """
     runs, steps = sum(len(variant.seeds) for variant in variants), variants[0].steps
     phrase = "in continuous time" if steps is None else f"of T = {steps} steps"

@@ -76,9 +76,8 @@ class Variant:
     - `totals`: the test bits per dimension of each run; `test_errors`: the standard error of each over the
       `examples` examples of its test set; `None` for one example.
     - `steps`: T of the evaluation, `None` for continuous time.
-    - `difference`: to the baseline, negative for fewer bits; `None` for the baseline itself.
-      `difference_error`: its standard error, `None` if either has one seed. `compared`: the method,
-      `"paired"` or `"independent"` (`diffkit.report`).
+    - `difference`: to the baseline, negative for fewer bits, with its standard error `difference_error`
+      (`None` if either has one seed) by the method `compared` (`diffkit.report`); `None` for the baseline.
     - `seconds`: of training, mean over seeds; `None` without metrics.
     - `variance`: of the loss of one draw, and `batch_variance`: of the mean of a batch, times the batch
       size; nats squared, means over the seeds with measurements, `None` without any.
@@ -135,7 +134,7 @@ def read_run(path: Path) -> RunFiles:
 
     **Raises:** `ValueError` if the run was started in Python, or for an invalid file.
     """
-    config = read_config(path)
+    config, file = read_config(path), path / CONFIG_FILE
     if not config:
         raise ValueError(
             f"run {path} has no {CONFIG_FILE}, so its choices are not known: give the other runs."
@@ -143,9 +142,7 @@ def read_run(path: Path) -> RunFiles:
     try:
         seed = config["train"]["seed"]
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path / CONFIG_FILE} must be the configuration of a run: {error!r}."
-        ) from error
+        raise ValueError(f"{file} must be the configuration of a run: {error!r}.") from error
     bounds = [f"{name}_bits_per_dim" for name in ("total", *TERMS)]
     return RunFiles(
         path,
@@ -228,11 +225,11 @@ def make_variants(
     **Returns:** the variants, and the settings common to all.
     """
     naming = Naming([same[0].settings for same in groups])
-    before = {run.seed: run.total for run in groups[0]}
+    by_seed = [{run.seed: run.total for run in same} for same in groups]
     made = []
     for index, same in enumerate(groups):
         total = estimate(np.array([run.total for run in same]))
-        less, error, method = difference({run.seed: run.total for run in same}, before)
+        less, error, method = difference(by_seed[index], by_seed[0])
         evaluations = [run.evaluation for run in same if run.evaluation is not None]
         measured = [run.variance for run in same if run.variance is not None]
         batches = [found["batch_variance"] * found["batch_size"] for found in measured]

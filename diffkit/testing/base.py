@@ -70,6 +70,10 @@ class Subject:
         self.name = name or name_of(kind, given) or _describe(given)
         self.made: dict[Any, Any] = {}
         self.is_constructor = is_constructor(given)
+        if unknown := [key for key in context or {} if key not in CONTEXT]:
+            raise ValueError(
+                f"context has entries {', '.join(CONTEXT)}, got {', '.join(map(repr, unknown))}."
+            )
         self.context: dict[str, Any] = {
             "shape": (1, 8, 8),
             "levels": 256,
@@ -81,12 +85,8 @@ class Subject:
             "process": VariancePreserving(),
             "parameterization": Epsilon(),
             "key": jax.random.key(0),
+            **(context or {}),
         }
-        if unknown := [key for key in context or {} if key not in CONTEXT]:
-            raise ValueError(
-                f"context has entries {', '.join(CONTEXT)}, got {', '.join(map(repr, unknown))}."
-            )
-        self.context |= context or {}
 
     @functools.cached_property
     def part(self) -> Any:
@@ -280,21 +280,16 @@ def require(
     holds = np.atleast_1d(np.asarray(holds))
     if holds.all():
         return
-    broken = np.flatnonzero(~holds)
-    if worst is None:
-        index = int(broken[0])
-    else:
+    index = int(np.argmin(holds))
+    if worst is not None:
         # NaN is the worst of all.
-        size = np.nan_to_num(np.float64(worst[broken]), nan=np.inf, posinf=1e300)
-        index = int(broken[np.argmax(size)])
+        size = np.nan_to_num(np.float64(worst), nan=np.inf, posinf=1e300)
+        index = int(np.argmax(np.where(holds, -np.inf, size)))
 
     def show(items: Mapping[str, Any]) -> str:
-        shown = []
-        for name, value in items.items():
-            array = np.asarray(value)
-            at = array[index] if array.ndim and len(array) == len(holds) else array
-            shown.append(f"{name} = {text(at)}")
-        return ", ".join(shown)
+        arrays = {name: np.asarray(value) for name, value in items.items()}
+        at = {n: a[index] if a.ndim and len(a) == len(holds) else a for n, a in arrays.items()}
+        return ", ".join(f"{name} = {text(value)}" for name, value in at.items())
 
     raise Violation(show(given) or "none", f"{show(numbers)}; expected {expected}")
 

@@ -5,11 +5,10 @@ import functools
 import tempfile
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
-from diffkit.data import AbstractDataset, ArraySource
+from diffkit.data import ArrayData
 from diffkit.presets import (
     MODEL_KINDS,
     TRAINING_KINDS,
@@ -39,22 +38,14 @@ _LEVELS = 17
 _NETWORK = ("mlp", {"width": 8, "depth": 1})
 
 
-class _Noise(AbstractDataset):
+def _noise(shape: tuple[int, ...], levels: int | None) -> ArrayData:
     """Random examples, enough to train a model on their shape."""
-
-    train: ArraySource
-    test: ArraySource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-
-    def __init__(self, shape: tuple[int, ...], levels: int | None):
-        generator, size = np.random.default_rng(0), (64, *shape)
-        if levels is None:
-            examples = generator.standard_normal(size).astype(np.float32)
-        else:
-            examples = generator.integers(0, levels, size, dtype=np.uint8)
-        self.train, self.test = ArraySource(examples[:48]), ArraySource(examples[48:])
-        self.levels, self.shape = levels, shape
+    generator, size = np.random.default_rng(0), (64, *shape)
+    if levels is None:
+        examples = generator.standard_normal(size).astype(np.float32)
+    else:
+        examples = generator.integers(0, levels, size, dtype=np.uint8)
+    return ArrayData(examples[:48], levels, test=examples[48:])
 
 
 def _levels(preset: Preset) -> int | None:
@@ -88,7 +79,7 @@ def composes(subject: Subject) -> None:
     _train_config(preset)
 
 
-def _train_config(preset: Preset, **changes: Any) -> Any:
+def _train_config(preset: Preset, **changes: int) -> Any:
     try:
         from diffkit.training import TrainConfig
     except ImportError as error:
@@ -115,6 +106,7 @@ def weighting_is_its_loss(subject: Subject) -> None:
             return
         own = preset.parameterization if loss.parameterization is None else loss.parameterization
         factor = "" if loss.factor is None else " times a factor"
+        described = f"squared error of {_name(own)}{factor}, times {_name(loss.times)}"
         target = complete(resolve("parameterization", own), {"data_std": preset.data_std})
         check_weighting(
             weighting,
@@ -123,10 +115,7 @@ def weighting_is_its_loss(subject: Subject) -> None:
             process=model.process,
             time_sampler=part("time_sampler", loss.times, model=model),
             factor=loss.factor,
-            described=(
-                f"squared error of {_name(own)}{factor}, times {_name(loss.times)}; the weighting is "
-                f"{_name(preset.weighting)}"
-            ),
+            described=f"{described}; the weighting is {_name(preset.weighting)}",
         )
 
 
@@ -139,15 +128,8 @@ def trains_saves_loads_and_samples(subject: Subject) -> None:
     """With a small network instead of its own, for each shape that its network takes, it trains a few steps
     on random data, is saved and loaded, and samples finite values in the range of the data."""
     preset: Preset = subject.part
-    config = _train_config(
-        preset,
-        steps=4,
-        batch_size=8,
-        steps_per_dispatch=2,
-        checkpoint_every=0,
-        evaluate_every=0,
-        warmup=1,
-    )
+    short = {"steps": 4, "batch_size": 8, "steps_per_dispatch": 2, "warmup": 1}
+    config = _train_config(preset, **short, checkpoint_every=0, evaluate_every=0)
     for shape in _shapes(preset):
         _train(preset, shape, config)
 
@@ -156,8 +138,8 @@ def _train(preset: Preset, shape: tuple[int, ...], config: Any) -> None:
     from diffkit.runs import load_run
     from diffkit.training import fit
 
-    data, small = _Noise(shape, _levels(preset)), preset.replace(network=_NETWORK)
-    small = dataclasses.replace(small, train=dataclasses.asdict(config))
+    data, settings = _noise(shape, _levels(preset)), dataclasses.asdict(config)
+    small = dataclasses.replace(preset, network=_NETWORK, train=settings)
     with tempfile.TemporaryDirectory() as folder:
         fitted = fit(small, data, directory=folder, progress=False)
         loaded = load_run(folder, like=small).model

@@ -88,10 +88,8 @@ def _run(
     inputs = jnp.asarray(y, dtype), keys, jnp.asarray(padded, dtype), jnp.asarray(len(logsnr) - 1)
     found = np.asarray(_integrate(sampler, *inputs, jnp.asarray(data, dtype)))
     if found.dtype != dtype:
-        raise Violation(
-            f"a latent in {np.dtype(dtype).name}",
-            f"it comes back in {found.dtype}; expected the dtype to be kept",
-        )
+        given = f"a latent in {np.dtype(dtype).name}"
+        raise Violation(given, f"it comes back in {found.dtype}; expected the dtype to be kept")
     return found.astype(np.float64)
 
 
@@ -224,12 +222,9 @@ def stays_bounded_on_uneven_grids(subject: Subject) -> None:
         )
 
 
-def _even_in(power: float, steps: int) -> np.ndarray:
-    """Steps from rho = 80 to 0.002, even in this power of rho; 0 means even in logsnr."""
-    if power == 0:
-        return np.linspace(*_WIDE, steps + 1)
-    first, last = (math.exp(-power * end / 2) for end in _WIDE)
-    return -2 / power * np.log(np.linspace(first, last, steps + 1))
+def _even_in_rho(steps: int) -> np.ndarray:
+    first, last = (math.exp(-end / 14) for end in _WIDE)
+    return -14 * np.log(np.linspace(first, last, steps + 1))
 
 
 def _even_on_the_straight_path(steps: int) -> np.ndarray:
@@ -238,19 +233,18 @@ def _even_on_the_straight_path(steps: int) -> np.ndarray:
     return 2 * np.log((1 - shares) / shares)
 
 
-def _doubling(steps: int) -> np.ndarray:
-    """Steps in logsnr, each twice as long as the previous one."""
+def _growing(steps: int) -> np.ndarray:
     return _WIDE[0] + (np.exp2(4 * np.arange(steps + 1) / steps) - 1) / 15 * (_WIDE[1] - _WIDE[0])
 
 
 _FEW = {
-    "even in logsnr": lambda steps: _even_in(0, steps),
+    "even in logsnr": lambda steps: np.linspace(*_WIDE, steps + 1),
     "even in logsnr from rho = 20000": lambda steps: np.linspace(-19.8, _WIDE[1], steps + 1),
-    "even in rho^(1/7)": lambda steps: _even_in(1 / 7, steps),
+    "even in rho^(1/7)": _even_in_rho,
     "even on the straight path": _even_on_the_straight_path,
-    "of growing steps": _doubling,
+    "of growing steps": _growing,
 }
-
+"""Grids from rho = 80 to 0.002, but for the second, by the number of steps."""
 
 _below = np.vectorize(NormalDist().cdf)
 
@@ -350,8 +344,7 @@ def bias_falls_at_the_weak_order(subject: Subject) -> None:
     if order is None:
         raise NotApplicable("order is None: its bias has no order")
     runs, counts = 16, (64, 256)
-    found = [_moments(sampler, _MIDDLE, steps, runs) for steps in counts]
-    draws = runs * _DRAWS
+    found, draws = [_moments(sampler, _MIDDLE, steps, runs) for steps in counts], runs * _DRAWS
     for what, bias, error in (
         ("mean, by the standard deviation", [(m - _MEAN) / _STD for m, _ in found], draws**-0.5),
         ("variance, by the exact one", [v - 1 for _, v in found], (2 / draws) ** 0.5),

@@ -18,14 +18,10 @@ from diffkit.training.state import TrainState
 class StepInfo:
     """The argument of a hook of `diffkit.fit`.
 
-    **Attributes:**
-
-    - `step`, `steps`: the number of steps taken, and of all steps.
-    - `seconds`: of training so far.
-    - `metrics`: means over the steps of a dispatch, by the names in `diffkit.training.METRICS`; or
-      `test_bits_per_dim`, after an evaluation.
-    - `state`: the training state at checkpoints, evaluations and the end, else `None`. The next step
-      reuses its memory: copy what you keep.
+    **Attributes:** `step`, `steps`: the number of steps taken, and of all steps; `seconds`: of training so
+    far; `metrics`: means over the steps of a dispatch, by the names in `diffkit.training.METRICS`, or
+    `test_bits_per_dim` after an evaluation; `state`: the training state at checkpoints, evaluations and the
+    end, else `None`. The next step reuses its memory: copy what you keep.
     """
 
     step: int

@@ -35,13 +35,9 @@ Optimiser = AbstractOptimiser | optax.GradientTransformation
 class TrainState(eqx.Module):
     """Everything that changes during training: the content of a checkpoint.
 
-    **Attributes:**
-
-    - `model`: the model with its parameters as they are.
-    - `average`: the exponential moving average of trainable arrays, `None` elsewhere.
-    - `optimiser`: the state of the optimiser.
-    - `time_sampler`: draws the times, and may learn from the losses.
-    - `step`: the number of steps taken.
+    **Attributes:** `model`, with its parameters as they are; `average`: the exponential moving average of
+    trainable arrays, `None` elsewhere; `optimiser`: its state; `time_sampler`: draws the times, and may
+    learn from the losses; `step`: the number of steps taken.
     """
 
     model: DiffusionModel
@@ -110,8 +106,7 @@ def _transformation(
     clip = optax.clip_by_global_norm(config.clip) if clips else optax.identity()
     clipped = optax.masked(clip, follows_loss)
     # The second moment that an interior follows is of another size than the loss: it has no part in the
-    # norm. Nor is it clipped: its draws are so uneven that the mean of their clipped gradients is far from
-    # the gradient of the mean.
+    # norm. Nor is it clipped: the mean of clipped gradients of draws so uneven is far from that of all.
     rate = optax.scale(config.interior_learning_rate / config.learning_rate)
     if isinstance(optimiser, AdamW):
         # Elementwise, and an interior has no weight decay: one state serves both.
@@ -235,12 +230,10 @@ def train_step(
     config: TrainConfig,
     optimiser: Optimiser = AdamW(),
 ) -> tuple[TrainState, Float[Array, "metrics"]]:
-    """One step of the optimiser.
+    """One step of the optimiser: the new state, and the metrics in the order of `METRICS`.
 
     **Arguments:** `state`; `batch`, data as stored, with conditions or without; `key`, the same for all
     steps: each step derives its own; `objective`; `config`; `optimiser`, as for `init_state`.
-
-    **Returns:** the new state, and the metrics in the order of `METRICS`.
     """
     x, condition = batch if isinstance(batch, tuple) else (batch, None)
     params, rest = eqx.partition(state.model, trainable(state.model))
@@ -280,9 +273,9 @@ def train_steps(
 ) -> tuple[TrainState, Float[Array, "chunk metrics"]]:
     """Many steps in one dispatch. The memory of `state` is reused for the result.
 
-    **Arguments:** `inputs`: `(batches, count, key, objective, config, optimiser)`. The batches are stacked,
-    as by `diffkit.data.batches` with `chunk`, and the first `count` are used. `count` is an array, so a
-    last, shorter dispatch compiles nothing.
+    **Arguments:** `inputs`: those of `train_step`, with the batches stacked, as by `diffkit.data.batches`
+    with `chunk`, of which the first `count` are used. `count` is an array, so a last, shorter dispatch
+    compiles nothing.
 
     **Returns:** the new state, and a row of metrics for each step taken (further rows are zero).
     """

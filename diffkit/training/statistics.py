@@ -90,14 +90,10 @@ def estimator_statistics(
     hardly visit the ends of the range usually show too small a variance themselves. Other losses, with
     another weighting or with predicted variances, are measured at their own times.
 
-    **Arguments:**
-
-    - `model`: the model; its schedule decides the variance.
-    - `source`: the examples, such as `dataset.test`, in a new order for each pass through them.
-    - `key`: from `jax.random.key`.
-    - `weighting`, `time_sampler`, `steps`: the loss and its times, as in `diffkit.denoising_loss`.
-    - `batch_size`, `batches`: draws in one estimate, and estimates.
-    - `bins`: of the profiles.
+    **Arguments:** `model`, whose schedule decides the variance; `source`: the examples, such as
+    `dataset.test`, in a new order for each pass through them; `key`; `weighting`, `time_sampler`, `steps`:
+    the loss and its times, as in `diffkit.denoising_loss`; `batch_size`, `batches`: draws in one estimate,
+    and estimates; `bins`: of the profiles.
 
     **Returns:** an `EstimatorStatistics`.
 
@@ -232,9 +228,7 @@ def _profile(
     index = np.clip(np.searchsorted(edges, at.ravel(), side="right") - 1, 0, bins - 1)
     share = np.bincount(index, weight.ravel(), minlength=bins)
 
-    def average(values: Float[np.ndarray, "*draws"]) -> Float[np.ndarray, " bins"]:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.bincount(index, values.ravel(), minlength=bins) / share
-
-    moments = average(weighted), average(_squares(weighted, weight))
-    return Profile(edges, share / share.sum(), *moments)
+    values = weighted, _squares(weighted, weight)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moments = (np.bincount(index, v.ravel(), minlength=bins) / share for v in values)
+        return Profile(edges, share / share.sum(), *moments)
