@@ -52,7 +52,7 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
 
 
 def _plot_weighting(axes: Any, made: Composition, colour: str) -> None:
-    logsnr = jnp.linspace(*reversed(made.range), 501)
+    logsnr = jnp.linspace(made.range[1], made.range[0], 501)
     w = np.asarray(jax.vmap(made.weighting)(logsnr), dtype=np.float64)
     positive = np.where(w > 0, w, np.nan)
     scaled = positive / np.exp(np.nanmean(np.log(positive)))

@@ -79,7 +79,7 @@ def composes(subject: Subject) -> None:
     _train_config(preset)
 
 
-def _train_config(preset: Preset, **changes: int) -> Any:
+def _train_config(preset: Preset, **changes: Any) -> Any:
     try:
         from diffkit.training import TrainConfig
     except ImportError as error:

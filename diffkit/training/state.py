@@ -151,12 +151,16 @@ def init_state(
     return TrainState(model, average, moments, time_sampler, jnp.zeros((), jnp.int32))
 
 
-_Examples, _Stacked = Real[Array, "batch *shape"], Real[Array, "chunk batch *shape"]
-
-Batch = _Examples | tuple[_Examples, Float[Array, "batch condition"]]
+Batch = (
+    Real[Array, "batch *shape"]
+    | tuple[Real[Array, "batch *shape"], Float[Array, "batch condition"]]
+)
 """A batch as `diffkit.data.batches` yields it: examples, or examples and their conditions."""
 
-Batches = _Stacked | tuple[_Stacked, Float[Array, "chunk batch condition"]]
+Batches = (
+    Real[Array, "chunk batch *shape"]
+    | tuple[Real[Array, "chunk batch *shape"], Float[Array, "chunk batch condition"]]
+)
 """Several of them, stacked."""
 
 
