@@ -36,16 +36,12 @@ Agreement = Literal["same", "same within the common range", "different"]
 class Composition:
     """A choice of every part, made and ready to compare.
 
-    **Attributes:**
-
-    - `name`: of the preset, or the path of the run.
-    - `model`: schedule, process and decoder. Its network is the run's, or a stand-in for a preset.
-    - `parameterization`, `weighting`, `time_sampler`, `sampler`, `grid`: the parts.
-    - `data`: the shape of an example and the length of a condition, 0 for none; `None` for a preset, which
-      fits any.
-    - `data_std`: the standard deviation of the data, for scaling the network's input.
-    - `timesteps`: T of the loss, `None` for continuous time.
-    - `labels`: by kind, the registered name with the options that are not defaults.
+    **Attributes:** `name`: of the preset, or the path of the run; `model`: schedule, process and decoder,
+    with the run's network, or a stand-in for a preset; `parameterization`, `weighting`, `time_sampler`,
+    `sampler`, `grid`: the parts; `data`: the shape of an example and the length of a condition, 0 for none,
+    or `None` for a preset, which fits any; `data_std`: the standard deviation of the data, for scaling the
+    network's input; `timesteps`: T of the loss, `None` for continuous time; `labels`: by kind, the
+    registered name with the options that are not defaults.
     """
 
     name: str

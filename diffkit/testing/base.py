@@ -45,11 +45,7 @@ class NotApplicable(Exception):
 
 
 class Violation(Exception):
-    """Raised inside a law, which turns it into a `LawError`."""
-
-    def __init__(self, given: str, numbers: str):
-        super().__init__(f"{given}: {numbers}")
-        self.given, self.numbers = given, numbers
+    """Raised inside a law with the input and the numbers, which turns it into a `LawError`."""
 
 
 class Subject:
@@ -168,7 +164,7 @@ class Law:
         except NotApplicable:
             raise
         except Violation as found:
-            given, numbers = found.given, found.numbers
+            given, numbers = found.args
         except Exception as error:
             given, cause = "see above", error
             numbers = f"{type(error).__name__}: {str(error).strip() or 'no message'}"

@@ -24,8 +24,8 @@ from diffkit.parameterizations import AbstractParameterization
 from diffkit.processes import AbstractProcess
 from diffkit.schedules import AbstractSchedule
 from diffkit.testing.base import require
-from diffkit.time_samplers import AbstractTimeSampler
-from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
+from diffkit.time_samplers import AbstractTimeSampler, Uniform
+from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike
 from diffkit.weightings import AbstractWeighting
 
 _TIMES = 4096
@@ -33,7 +33,7 @@ _BUMPS = 25
 _TOLERANCE = 1e-3
 
 
-class _Midpoints(AbstractTimeSampler):
+class _Midpoints(Uniform):
     """Deterministic: the midpoints of equal parts of [0, 1]."""
 
     def __call__(
@@ -42,9 +42,6 @@ class _Midpoints(AbstractTimeSampler):
         del key
         t = (jnp.arange(batch_size) + 0.5) / batch_size
         return t, jnp.ones_like(t)
-
-    def density(self, t: ScalarLike) -> Scalar:
-        return jnp.ones_like(as_float(t))
 
 
 class _Probe(AbstractDenoiser):

@@ -1,6 +1,7 @@
 """The laws of networks. They are built small, and their parameters are moved off their first values,
 since layers that start at zero would hide the rest."""
 
+import contextlib
 from typing import Any
 
 import equinox as eqx
@@ -49,15 +50,13 @@ def accepted_shapes(subject: Subject) -> list[tuple[int, ...]]:
     if not subject.is_constructor:
         return [tuple(subject.context["shape"])]
     found = []
-    for candidates in (((1, 8, 8), (3, 32, 32)), ((2,),)):
-        for shape in candidates:
-            try:
-                # Without memory, without drawing parameters.
-                eqx.filter_eval_shape(lambda shape=shape: small(subject, shape=shape))
-            except ValueError:
-                continue
+    for shape in ((1, 8, 8), (3, 32, 32), (2,)):
+        if len(shape) in map(len, found):
+            continue
+        # Without memory, without drawing parameters.
+        with contextlib.suppress(ValueError):
+            eqx.filter_eval_shape(lambda shape=shape: small(subject, shape=shape))
             found.append(shape)
-            break
     if not found:
         small(subject, shape=(1, 8, 8))  # raises, with its own reason
     return found
@@ -115,19 +114,15 @@ def shape_and_range(subject: Subject) -> None:
         _, outputs = _conditional(subject, shape)
         _check(outputs, shape, {"shape of the input": text(shape)})
         if "outputs" in subject.parameters:
+
+            def output(z, shape=shape):
+                return small(subject, shape=shape, outputs=2)(z, jnp.asarray(0.0))
+
             # Its shape alone, which costs no parameters.
-            network = eqx.filter_eval_shape(
-                lambda shape=shape: small(subject, shape=shape, outputs=2)
-            )
-            z = jax.ShapeDtypeStruct(shape, jnp.float32)
-            found = eqx.filter_eval_shape(lambda net, z: net(z, jnp.asarray(0.0)), network, z)
+            found = eqx.filter_eval_shape(output, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
             expected = (2 * shape[0], *shape[1:])
-            require(
-                found.shape == expected,
-                {"shape of the input": text(shape), "outputs": 2},
-                {"shape of the output": text(found.shape)},
-                text(expected),
-            )
+            given = {"shape of the input": text(shape), "outputs": 2}
+            require(found == expected, given, {"shape of the output": text(found)}, text(expected))
 
 
 @law("network")

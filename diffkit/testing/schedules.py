@@ -101,17 +101,15 @@ def endpoints_kept_while_training(subject: Subject) -> None:
     before, after = np.asarray(ends(params)), np.asarray(ends(trained))
     # The endpoints' derivatives by every trainable number show what moves them under any loss.
     slopes = jax.jit(jax.jacrev(ends))(params)
-    sizes = {
-        jax.tree_util.keystr(path): np.abs(np.asarray(leaf)).reshape(2, -1).max(axis=0)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(slopes)
-    }
-    least = 1e-5 * float(before[0] - before[1])
-    moving = {name: int((size > least).sum()) for name, size in sizes.items()}
-    if sum(moving.values()) > 2:
+    least, moving = 1e-5 * float(before[0] - before[1]), {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(slopes):
+        sizes = np.abs(np.asarray(leaf)).reshape(2, -1).max(axis=0)
+        moving[jax.tree_util.keystr(path)] = int((sizes > least).sum())
+    if (total := sum(moving.values())) > 2:
         names = ", ".join(f"{count} in {name}" for name, count in moving.items() if count)
         raise Violation(
             f"the derivatives of logsnr(0) and logsnr(1) by the parameters, and {_STEPS} steps",
-            f"{sum(moving.values())} trainable numbers move the endpoints ({names}), from "
+            f"{total} trainable numbers move the endpoints ({names}), from "
             f"{text(before)} to {text(after)} in these steps; expected fixed endpoints, or at most two "
             "numbers",
         )
@@ -138,10 +136,10 @@ def _trained(params: Any, rest: Any) -> Any:
             model = DiffusionModel(denoiser, eqx.combine(params, rest), GaussianDecoder(), (2,))
             return jnp.mean(vlb(model, x, key=key, time_sampler=LowDiscrepancy()).total)
 
-        gradient = jax.grad(loss)(params)
-        return jax.tree.map(
-            lambda p, g: p - 0.02 * jnp.sign(g) * (1 + jnp.abs(p)), params, gradient
-        )
+        def move(p, g):
+            return p - 0.02 * jnp.sign(g) * (1 + jnp.abs(p))
+
+        return jax.tree.map(move, params, jax.grad(loss)(params))
 
     for index in range(_STEPS):
         params = step(params, jax.random.fold_in(jax.random.key(2), index))

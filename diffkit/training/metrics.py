@@ -86,12 +86,11 @@ class JsonLines:
     def __init__(self, path: Path, *, step: int):
         self.records = [record for record in read_metrics(path) if record["step"] <= step]
         replace_text(path, "".join(as_json(record) + "\n" for record in self.records))
-        self._file = path.open("a")
+        self._file = path.open("a", buffering=1)  # writes each line at once
 
     def __call__(self, info: StepInfo) -> None:
         self.records.append(info.record)
         self._file.write(as_json(info.record) + "\n")
-        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
