@@ -198,14 +198,10 @@ class Row:
 class Comparison:
     """Two compositions side by side; see `compare`.
 
-    **Attributes:**
-
-    - `a`, `b`: the two.
-    - `rows`: their parts, kind by kind.
-    - `model`, `objective`: `"same"`, `"different"`, or `"same within the common range"` of `logsnr`.
-    - `logsnr`: increasing values over the common range where neither w is zero; may be empty.
-    - `log_ratio`: log of w of a over w of b there, less its mean: weightings are compared up to a factor.
-    - `reasons`: the reasons for the verdicts on model and objective, in sentences.
+    **Attributes:** `a`, `b`: the two; `rows`: their parts, kind by kind; `model`, `objective`: `"same"`,
+    `"different"`, or `"same within the common range"` of `logsnr`; `logsnr`: increasing values over the
+    common range where neither w is zero, may be empty; `log_ratio`: log of w of a over w of b there, less
+    its mean, as weightings are compared up to a factor; `reasons`: for the two verdicts, in sentences.
     """
 
     a: Composition

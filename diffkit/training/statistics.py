@@ -105,11 +105,11 @@ def estimator_statistics(
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     maximum, minimum = ordered_endpoints(model.schedule)
-    rest = DiffusionLoss(weighting, time_sampler, steps), batch_size, batches
-    drawn = as_trained = _draws(model, source, key, None, *rest)
+    how = DiffusionLoss(weighting, time_sampler, steps), batch_size, batches
+    drawn = as_trained = _draws(model, source, key, None, *how)
     if isinstance(weighting, ELBO) and extra_parameterization(model) is None:
         key = jax.random.fold_in(key, batches)
-        drawn = _draws(model, source, key, propose(model.schedule, steps), *rest)
+        drawn = _draws(model, source, key, propose(model.schedule, steps), *how)
     weighted, weight, t, logsnr = drawn
     mean, second = weighted.mean(), _squares(weighted, weight).mean()
     by_logsnr = _profile(logsnr, weighted, weight, minimum, maximum, bins)
@@ -194,13 +194,12 @@ def _proposed(
     weighted, logsnr, importance, _ = proposed_diffusion(
         model, model.encode(x), key, proposal, steps=steps, condition=condition
     )
+    t = drawn = jax.vmap(model.schedule.inverse)(logsnr)
     if steps is None:
-        t = jax.vmap(model.schedule.inverse)(logsnr)
         _, slope = jax.vmap(lambda t: jax.jvp(model.schedule, (t,), (jnp.ones_like(t),)))(t)
-        drawn = t
     else:
         # The time sampler draws anywhere in a step; so does this.
-        t = jnp.round(steps * jax.vmap(model.schedule.inverse)(logsnr)) / steps
+        t = jnp.round(steps * t) / steps
         drawn = t - jax.random.uniform(offset_key, t.shape) / steps
         slope = -jnp.full(t.shape, steps)
     # Densities of logsnr, or in discrete time of t, whose cells have the size 1 / T.
