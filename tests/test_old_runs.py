@@ -82,9 +82,7 @@ def test_an_old_run_on_floats_goes_on_without_standardising(capfd):
 def test_a_run_whose_parts_have_changed_says_what_to_do():
     file = Path("floats/config.yaml")
     file.write_text(file.read_text().replace("width: 8", "width: 9"))
-    with pytest.raises(
-        CheckpointError, match=r"shape \(8.*expected \(9.*another version wrote it"
-    ):
+    with pytest.raises(CheckpointError, match=r"shape \(8.*expected \(9.*another version wrote it"):
         dk.load_run("floats")
 
 

@@ -15,13 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 import diffkit as dk
 from diffkit.cli import main
 from diffkit.configs import is_finished, write_config
-from diffkit.training.figures import (
-    band,
-    recorded,
-    running_mean,
-    save_samples,
-    save_variant_samples,
-)
+from diffkit.reports.figures import band, save_variant_samples
+from diffkit.training.figures import recorded, running_mean, save_samples
 
 CONFIG = {
     "schedule": {

@@ -85,8 +85,8 @@ def canonical_time_sampling(
     assert jnp.abs(jax.vmap(schedule)(t).mean()) < 0.1  # evenly from 10 to -10
     ```
     """
-    maximum, minimum = ordered_endpoints(schedule)
-    logsnr, log_values = tabulate(weighting, (maximum, minimum), TABLE_POINTS)
+    ends = ordered_endpoints(schedule)
+    logsnr, log_values = tabulate(weighting, ends, TABLE_POINTS)
     with jax.enable_x64(True):
         levels = jax.vmap(process.at)(jnp.asarray(logsnr))
         factors = np.asarray(jax.vmap(parameterization.error_factor)(levels), dtype=np.float64)
@@ -95,14 +95,10 @@ def canonical_time_sampling(
     if not np.isfinite(largest):
         raise ValueError(
             "weighting must be positive somewhere between the endpoints of the schedule, "
-            f"logsnr {maximum:.4g} and {minimum:.4g}."
+            "logsnr {:.4g} and {:.4g}.".format(*ends)
         )
     values = np.exp(log_values - largest)
     mass = np.trapezoid(values, logsnr)
-    dtype = jnp.result_type(float)
-    return CanonicalTimes(
-        schedule,
-        jnp.asarray(logsnr, dtype),
-        jnp.asarray(values / mass, dtype),
-        float(0.5 * mass * np.exp(largest)),
-    )
+    dtype, scale = jnp.result_type(float), float(0.5 * mass * np.exp(largest))
+    table = jnp.asarray(logsnr, dtype), jnp.asarray(values / mass, dtype)
+    return CanonicalTimes(schedule, *table, scale)

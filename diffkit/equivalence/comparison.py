@@ -25,14 +25,7 @@ from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, DataSpec, Preset, assem
 from diffkit.samplers import AbstractSampler
 from diffkit.schedules import AbstractSchedule
 from diffkit.time_samplers import AbstractTimeSampler
-from diffkit.weightings import (
-    TOLERANCE,
-    AbstractWeighting,
-    Implied,
-    Verdict,
-    classify,
-    tabulate,
-)
+from diffkit.weightings import TOLERANCE, AbstractWeighting, Implied, Verdict, classify, tabulate
 
 _POINTS = 1001
 
@@ -43,16 +36,12 @@ Agreement = Literal["same", "same within the common range", "different"]
 class Composition:
     """A choice of every part, made and ready to compare.
 
-    **Attributes:**
-
-    - `name`: of the preset, or the path of the run.
-    - `model`: schedule, process and decoder. Its network is the run's, or a stand-in for a preset.
-    - `parameterization`, `weighting`, `time_sampler`, `sampler`, `grid`, `optimiser`: the parts.
-    - `data`: the shape of an example and the length of a condition, 0 for none; `None` for a preset, which
-      fits any.
-    - `data_std`: the standard deviation of the data, for scaling the network's input.
-    - `steps`: T of the loss, `None` for continuous time.
-    - `labels`: by kind, the registered name with the options that are not defaults.
+    **Attributes:** `name`: of the preset, or the path of the run; `model`: schedule, process and decoder,
+    with the run's network, or a stand-in for a preset; `parameterization`, `weighting`, `time_sampler`,
+    `sampler`, `grid`, `optimiser`: the parts; `data`: the shape of an example and the length of a
+    condition, 0 for none, or `None` for a preset, which fits any; `data_std`: the standard deviation of the
+    data, for scaling the network's input; `steps`: T of the loss, `None` for continuous time; `labels`: by
+    kind, the registered name with the options that are not defaults.
     """
 
     name: str
@@ -93,9 +82,10 @@ else:
 
 def _label(kind: str, chosen: Any) -> str:
     """The registered name of a constructor or an instance, with the options that are not defaults."""
-    part = chosen.func if isinstance(chosen, functools.partial) else chosen
+    part, options = chosen, {}
+    if isinstance(chosen, functools.partial):
+        part, options = chosen.func, chosen.keywords
     name = registry.name_of(kind, part) or getattr(part, "__name__", type(part).__name__)
-    options = chosen.keywords if isinstance(chosen, functools.partial) else {}
     known = inspect.signature(part).parameters if options else {}
     shown = [
         f"{option}={value:.4g}" if isinstance(value, float) else f"{option}={value}"
@@ -107,15 +97,14 @@ def _label(kind: str, chosen: Any) -> str:
 
 def _composed(name: str, preset: Preset, data: DataSpec | None, levels: int | None) -> Composition:
     # Networks are not compared, and a large one takes long to make.
-    network = functools.partial(MLP, width=4, depth=1)
-    spec = data or DataSpec((2,), levels)
-    made = assemble(preset.replace(network=network), spec, key=jax.random.key(0))
-    trained: Any = made.model.denoiser
+    small = preset.replace(network=functools.partial(MLP, width=4, depth=1))
+    made = assemble(small, data or DataSpec((2,), levels), key=jax.random.key(0))
+    denoiser: Any = made.model.denoiser
     kinds = [kind for kind in (*MODEL_KINDS, *TRAINING_KINDS) if kind != "network"]
     return Composition(
         name,
         made.model,
-        trained.parameterization,
+        denoiser.parameterization,
         made.weighting,
         made.time_sampler,
         made.sampler,
@@ -143,41 +132,39 @@ def composition(what: Composable, *, levels: int = 256) -> Composition:
     """
     if isinstance(what, Composition):
         return what
-    if isinstance(what, Preset):
-        return _from_preset(_preset_name(what), what, levels)
     if isinstance(what, Mapping):
         return _from_config("configuration", what)
-    if isinstance(what, str) and what in registry.available("preset"):
-        return _from_preset(what, registry.get("preset", what), levels)
+    known, name = registry.available("preset"), "preset"
+    if isinstance(what, str) and what in known:
+        name, what = what, registry.get("preset", what)
+    elif isinstance(what, Preset):
+        name = next((n for n in known if registry.get("preset", n) is what), name)
+    if isinstance(what, Preset):
+        decoder = registry.complete(resolve("decoder", what.decoder), {"levels": levels})
+        return _composed(name, what, None, decoder.levels)
+    if isinstance(what, str | Path) and not Path(what).exists():
+        registry.get("preset", str(what))  # says what there is
+    from diffkit.runs import Run, load_run
+
     if isinstance(what, str | Path):
         path = Path(what)
         if path.is_file():
             import yaml
 
             return _from_config(str(path), yaml.safe_load(path.read_text()))
-        if not path.is_dir():
-            registry.get("preset", str(what))  # says what there is
-        from diffkit.runs import load_run
-
-        return _from_run(load_run(path))
-    from diffkit.runs import Run
-
+        what = load_run(path)
     if not isinstance(what, Run):
         raise TypeError(
             "what is compared must be the name of a preset, a diffkit.Preset, a run or its directory, or "
             f"a configuration, got {type(what).__name__}."
         )
-    return _from_run(what)
-
-
-def _preset_name(preset: Preset) -> str:
-    known = [n for n in registry.available("preset") if registry.get("preset", n) is preset]
-    return known[0] if known else "preset"
-
-
-def _from_preset(name: str, preset: Preset, levels: int) -> Composition:
-    decoder = registry.complete(resolve("decoder", preset.decoder), {"levels": levels})
-    return _composed(name, preset, None, decoder.levels)
+    if not what.config:
+        raise ValueError(
+            f"run {what.path} has no config.yaml, so its loss is not known: compare presets or "
+            "configurations."
+        )
+    # With the endpoints that it learned.
+    return dataclasses.replace(_from_config(str(what.path), what.config), model=what.model)
 
 
 def _from_config(name: str, config: Any) -> Composition:
@@ -190,20 +177,9 @@ def _from_config(name: str, config: Any) -> Composition:
     except (TypeError, KeyError) as error:
         raise ValueError(f"{name} must be the configuration of a run, got {error}.") from None
     made = _composed(name, preset, data, data.levels)
-    moved = {kind: node for kind, node in (config.get("transport") or {}).items() if node}
-    labels = {kind: _label(kind, make(node)) for kind, node in moved.items()}
-    model = transported(made.model, config)
-    return dataclasses.replace(made, model=model, labels={**made.labels, **labels})
-
-
-def _from_run(run: "Run") -> Composition:
-    if not run.config:
-        raise ValueError(
-            f"run {run.path} has no config.yaml, so its loss is not known: compare presets or "
-            "configurations."
-        )
-    # With the endpoints that it learned.
-    return dataclasses.replace(_from_config(str(run.path), run.config), model=run.model)
+    moved = (config.get("transport") or {}).items()
+    labels = {**made.labels} | {kind: _label(kind, make(node)) for kind, node in moved if node}
+    return dataclasses.replace(made, model=transported(made.model, config), labels=labels)
 
 
 @dataclass(frozen=True)
@@ -225,14 +201,10 @@ class Row:
 class Comparison:
     """Two compositions side by side; see `compare`.
 
-    **Attributes:**
-
-    - `a`, `b`: the two.
-    - `rows`: their parts, kind by kind.
-    - `model`, `objective`: `"same"`, `"different"`, or `"same within the common range"` of `logsnr`.
-    - `logsnr`: increasing values over the common range where neither w is zero; may be empty.
-    - `log_ratio`: log of w of a over w of b there, less its mean: weightings are compared up to a factor.
-    - `reasons`: the reasons for the verdicts on model and objective, in sentences.
+    **Attributes:** `a`, `b`: the two; `rows`: their parts, kind by kind; `model`, `objective`: `"same"`,
+    `"different"`, or `"same within the common range"` of `logsnr`; `logsnr`: increasing values over the
+    common range where neither w is zero, may be empty; `log_ratio`: log of w of a over w of b there, less
+    its mean, as weightings are compared up to a factor; `reasons`: for the two verdicts, in sentences.
     """
 
     a: Composition
@@ -267,13 +239,12 @@ class Comparison:
             f"* generative model: {self.model}",
             f"* objective: {self.objective}",
             *(f"* {reason}" for reason in self.reasons),
-            "",
-            f"| | `{self.a.name}` | `{self.b.name}` | | what a difference changes |",
+            f"\n| | `{self.a.name}` | `{self.b.name}` | | what a difference changes |",
             "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {row.what} | {row.a} | {row.b} | {'same' if row.same else 'differs'} | {row.means} |"
-            for row in self.rows
+            *(
+                f"| {row.what} | {row.a} | {row.b} | {'same' if row.same else 'differs'} | {row.means} |"
+                for row in self.rows
+            ),
         ]
         return "\n".join(lines) + "\n"
 
@@ -317,10 +288,9 @@ def compare(a: Composable, b: Composable, *, levels: int | None = None) -> Compa
     one, other = _pair(a, b, levels)
     same_range = _close(one.range, other.range)
     common, logsnr, log_ratio, same_weighting = _weighed(one, other, same_range)
-    same_data = one.data is None or other.data is None or one.data == other.data
-    same_decoder = _same(one.model.decoder, other.model.decoder)
-    same_variances = _same(_variances(one), _variances(other))
-    same_time = _same_time(one, other)
+    # Process and target are functions of logsnr over any range.
+    rows = _rows(one, other, same_range, same_weighting, jnp.linspace(*(common or one.range), 101))
+    same = {row.what: row.same for row in rows}
 
     reasons = []
     if common is None:
@@ -329,11 +299,11 @@ def compare(a: Composable, b: Composable, *, levels: int | None = None) -> Compa
         reasons.append(
             "The ranges of logsnr differ: what follows holds from {:.4g} to {:.4g}.".format(*common)
         )
-    if not same_data:
+    if not same["data"]:
         reasons.append("They are models of data of other shapes or conditions.")
-    if not same_decoder:
+    if not same["decoder"]:
         reasons.append("The decoders read the last latent differently.")
-    if not same_variances:
+    if not same["variances"]:
         reasons.append(
             "One predicts the variances of its reverse steps: in discrete time another model, with a "
             "term of its own in the loss."
@@ -346,32 +316,27 @@ def compare(a: Composable, b: Composable, *, levels: int | None = None) -> Compa
             f"The ratio of the weightings runs from {low:.2g} to {high:.2g} over the common range (about "
             f"its geometric mean): {one.name} is {one.verdict}, {other.name} {other.verdict}."
         )
-    if not same_time:
+    if not same["steps of the loss"]:
         reasons.append("The losses have other steps in time.")
 
-    model = same_data and same_decoder and same_variances and common is not None
-    objective = same_data and same_weighting and same_variances and same_time
-    return Comparison(
-        one,
-        other,
-        # Process and target are functions of logsnr over any range.
-        _rows(one, other, same_range, same_weighting, jnp.linspace(*(common or one.range), 101)),
-        _agreement(model, same_range),
-        _agreement(objective, same_range),
-        logsnr,
-        log_ratio,
-        tuple(reasons),
-    )
+    def agreement(*within: bool) -> Agreement:
+        if not all(within):
+            return "different"
+        return "same" if same_range else "same within the common range"
+
+    both = same["data"] and same["variances"]
+    model = agreement(both, same["decoder"], common is not None)
+    objective = agreement(both, same_weighting, same["steps of the loss"])
+    return Comparison(one, other, rows, model, objective, logsnr, log_ratio, tuple(reasons))
 
 
 def _pair(a: Composable, b: Composable, levels: int | None) -> tuple[Composition, Composition]:
     """Both, a preset with the number of levels of the other's data."""
-    if levels is not None:
-        return composition(a, levels=levels), composition(b, levels=levels)
-    one, other = composition(a), composition(b)
-    if one.data is None and other.data is not None:
+    given = {} if levels is None else {"levels": levels}
+    one, other = composition(a, **given), composition(b, **given)
+    if levels is None and one.data is None and other.data is not None:
         one = composition(a, levels=other.model.decoder.levels or 256)
-    elif other.data is None and one.data is not None:
+    elif levels is None and other.data is None and one.data is not None:
         other = composition(b, levels=one.model.decoder.levels or 256)
     return one, other
 
@@ -405,29 +370,27 @@ def _rows(
     same_weighting: bool,
     logsnr: Float[Array, " points"],
 ) -> tuple[Row, ...]:
+    same_curve = _same_curve(one, other)
+    any_data = one.data is None or other.data is None
+    # In discrete time the noise levels are part of the loss.
+    same_time = one.steps == other.steps and (one.steps is None or same_curve)
+
+    def equal(get: Callable[[Composition], Any]) -> bool:
+        return _same(get(one), get(other))
+
     def row(what: str, show: Callable[[Composition], str], same: bool, means: str) -> Row:
         return Row(what, show(one), show(other), same, means)
 
     def chosen(kind: str, same: bool, means: str) -> Row:
         return row(kind, lambda made: f"`{made.labels[kind]}`", same, means)
 
-    def equal(get: Callable[[Composition], Any]) -> bool:
-        return _same(get(one), get(other))
-
     return (
-        row(
-            "data",
-            _show_data,
-            one.data is None or other.data is None or one.data == other.data,
-            "the model",
-        ),
+        row("data", _show_data, any_data or one.data == other.data, "the model"),
         row("logsnr", lambda made: "{:.4g} to {:.4g}".format(*made.range), same_range, "the model"),
         row("decoder", _show_decoder, equal(lambda made: made.model.decoder), "the model"),
         row("variances", _show_variances, equal(_variances), "the model in discrete time"),
         chosen(
-            "schedule",
-            same_range and _same_curve(one, other),
-            "time alone, and so the variance of the estimate",
+            "schedule", same_range and same_curve, "time alone, and so the variance of the estimate"
         ),
         chosen("process", _same_process(one, other, logsnr), "the scale of the latent alone"),
         chosen(
@@ -443,7 +406,7 @@ def _rows(
         ),
         chosen("weighting", same_weighting, "the objective"),
         row("its loss is", lambda made: str(made.verdict), same_weighting, "the objective"),
-        row("steps of the loss", _show_time, _same_time(one, other), "the objective"),
+        row("steps of the loss", _show_time, same_time, "the objective"),
         chosen(
             "time_sampler",
             equal(lambda made: made.time_sampler),
@@ -458,9 +421,7 @@ def _rows(
 
 
 def _show_data(made: Composition) -> str:
-    if made.data is None:
-        return "any"
-    shape, condition_size = made.data
+    shape, condition_size = made.data or ("any", 0)
     return f"{shape}, conditions of {condition_size}" if condition_size else f"{shape}"
 
 
@@ -475,12 +436,6 @@ def _show_variances(made: Composition) -> str:
 
 def _show_time(made: Composition) -> str:
     return "continuous" if made.steps is None else f"T = {made.steps}"
-
-
-def _agreement(within: bool, same_range: bool) -> Agreement:
-    if not within:
-        return "different"
-    return "same" if same_range else "same within the common range"
 
 
 def _close(a: Any, b: Any) -> bool:
@@ -499,13 +454,6 @@ def _variances(made: Composition) -> AbstractParameterization | None:
 def _same_curve(a: Composition, b: Composition) -> bool:
     t = jnp.linspace(0.0, 1.0, 101)
     return _close(jax.vmap(a.model.schedule)(t), jax.vmap(b.model.schedule)(t))
-
-
-def _same_time(a: Composition, b: Composition) -> bool:
-    """Whether the losses use the same times; in discrete time their noise levels are part of them."""
-    if a.steps is None or b.steps is None:
-        return a.steps is b.steps
-    return a.steps == b.steps and _same_curve(a, b)
 
 
 def _same_process(a: Composition, b: Composition, logsnr: Float[Array, " points"]) -> bool:

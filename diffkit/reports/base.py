@@ -13,17 +13,17 @@ from jaxtyping import Real
 
 from diffkit.configs import EVALUATION_FILE
 from diffkit.files import replace_text
+from diffkit.reports.figures import save_variant_curves, save_variant_samples
 from diffkit.reports.page import at_steps_table, footnotes, main_table, markdown
 from diffkit.reports.variants import (
     SAMPLES_FILE,
-    RunFiles,
     Variant,
     find_runs,
     group,
     make_variants,
     read_run,
 )
-from diffkit.training.figures import has_picture, save_variant_curves, save_variant_samples
+from diffkit.training.figures import has_picture
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Report:
     def show(self) -> None:
         """Print the tables on the terminal."""
         from rich.console import Console
-        from rich.table import Column, Table
+        from rich.table import Table
 
         # As wide as needed outside a terminal: a file, a pipe, a log. Brackets in names are not markup.
         width = None if sys.stdout.isatty() else 160
@@ -53,12 +53,13 @@ class Report:
         ):
             if table is not None:
                 # Only the name may be broken into lines, not a number.
-                header = [textwrap.fill(n, 11, break_long_words=False) for n in table.header]
-                shown = Table(
-                    Column(header[0], overflow="fold"),
-                    *(Column(name, no_wrap=True) for name in header[1:]),
-                )
-                shown.title = title
+                shown = Table(title=title)
+                for name in table.header:
+                    head = textwrap.fill(name, 11, break_long_words=False)
+                    first = name == table.header[0]
+                    shown.add_column(
+                        head, overflow="fold" if first else "ellipsis", no_wrap=not first
+                    )
                 for row in table.rows:
                     shown.add_row(*row)
                 console.print(shown)
@@ -86,12 +87,9 @@ def report(
     Otherwise its standard error is the root of the sum of both squared standard errors. With one seed on
     either side it has none.
 
-    **Arguments:**
-
-    - `runs`: directories of runs; any other directory stands for the runs below it,
-      sorted.
-    - `out`: the page to write; the pictures go next to it.
-    - `baseline`: a run of the variant to compare the others with; by default the first run.
+    **Arguments:** `runs`: directories of runs; any other directory stands for the runs below it, sorted;
+    `out`: the page to write, with the pictures next to it; `baseline`: a run of the variant to compare the
+    others with, by default the first run.
 
     **Returns:** a `diffkit.reports.Report`.
 
@@ -113,8 +111,10 @@ def report(
         raise ValueError("runs must name run directories, got none.")
     found = [read_run(path) for path in find_runs(given)]
     groups = group(found)
-    first = _baseline(groups, found[0].path if baseline is None else Path(baseline))
-    groups = [first, *(same for same in groups if same is not first)]
+    chosen = (found[0].path if baseline is None else Path(baseline)).resolve()
+    groups.sort(key=lambda same: all(run.path.resolve() != chosen for run in same))
+    if all(run.path.resolve() != chosen for run in groups[0]):
+        raise ValueError(f"baseline must be one of the runs, got {str(baseline)!r}.")
     finished = [[run for run in same if run.evaluation is not None] for same in groups]
     if not any(finished):
         raise ValueError(
@@ -127,40 +127,27 @@ def report(
             f"got {str(baseline)!r}."
         )
     variants, common = make_variants([same for same in finished if same])
-    made = Report(
-        out,
-        variants[0].name,
-        variants,
-        tuple(run.path for run in found if run.evaluation is None),
-    )
+    unfinished = tuple(run.path for run in found if run.evaluation is None)
+    made = Report(out, variants[0].name, variants, unfinished)
     by_path = {run.path: run for run in found}
     curves = {v.name: [by_path[path].metrics for path in v.runs] for v in variants}
     samples = {v.name: drawn for v in variants if (drawn := _samples(v.runs)) is not None}
-    words = ["diffkit", "report", *map(str, given), f"out={out}"]
-    words += [] if baseline is None else [f"baseline={baseline}"]
-    _write(made, common, curves, samples, shlex.join(words))
+    last = [] if baseline is None else [f"baseline={baseline}"]
+    command = shlex.join(["diffkit", "report", *map(str, given), f"out={out}", *last])
+    _write(made, common, curves, samples, command)
     return made
-
-
-def _baseline(groups: Sequence[list[RunFiles]], path: Path) -> list[RunFiles]:
-    """The group that a run belongs to."""
-    for same in groups:
-        if any(run.path.resolve() == path.resolve() for run in same):
-            return same
-    raise ValueError(f"baseline must be one of the runs, got {str(path)!r}.")
 
 
 def _samples(runs: Sequence[Path]) -> Real[np.ndarray, "count *shape"] | None:
     """The samples of the first seed that has some, if they can be drawn."""
-    for path in runs:
-        file = path / SAMPLES_FILE
-        if file.exists():
-            try:
-                drawn = np.load(file, allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise ValueError(f"{file} must be an array of samples: {error}.") from error
-            return drawn if has_picture(drawn) and drawn.size else None
-    return None
+    file = next((file for path in runs if (file := path / SAMPLES_FILE).exists()), None)
+    if file is None:
+        return None
+    try:
+        drawn = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} must be an array of samples: {error}.") from error
+    return drawn if has_picture(drawn) and drawn.size else None
 
 
 def _write(

@@ -70,28 +70,24 @@ class Naming:
     common: dict[str, str]
 
     def __init__(self, variants: Sequence[Mapping[str, Any]]):
-        self._variants = variants
+        self._variants, self._differing = variants, []
+        self.differing, self.common = {}, {}
         every = list(dict.fromkeys(name for settings in variants for name in settings))
         # Kinds stay together, even if some of their options come from another variant.
-        first = list(dict.fromkeys(name.partition(".")[0] for name in every))
-        every.sort(key=lambda name: first.index(name.partition(".")[0]))
-        values = {name: [settings.get(name) for settings in variants] for name in every}
-        self._differing = [
-            name for name, row in values.items() if len(set(map(_hashable, row))) > 1
-        ]
-        self.differing = {name.removesuffix(_TARGET): self._texts(name) for name in self._differing}
-        self.common = {
-            name.removesuffix(_TARGET): next(t for t in self._texts(name) if t is not None)
-            for name in every
-            if name not in self._differing and name != "train._target_"
-        }
+        kinds = list(dict.fromkeys(name.partition(".")[0] for name in every))
+        for name in sorted(every, key=lambda name: kinds.index(name.partition(".")[0])):
+            shown, texts = name.removesuffix(_TARGET), self._texts(name)
+            if len({_hashable(settings.get(name)) for settings in variants}) > 1:
+                self._differing.append(name)
+                self.differing[shown] = texts
+            elif name != "train._target_":
+                self.common[shown] = next(text for text in texts if text is not None)
         self.names = self._names()
 
     def _texts(self, name: str) -> list[str | None]:
         if not name.endswith(_TARGET):
             return [written(s[name]) if name in s else None for s in self._variants]
-        targets = {s[name] for s in self._variants if name in s}
-        labels = {target: _label(name, target) for target in targets}
+        labels = {s[name]: _label(name, s[name]) for s in self._variants if name in s}
         known = list(labels.values())
         # Their modules distinguish two parts of the same name.
         labels = {t: label if known.count(label) == 1 else t for t, label in labels.items()}
@@ -105,11 +101,9 @@ class Naming:
         if max(map(len, names)) <= LONGEST:
             return names
         # Parts first, then options; only those that distinguish variants not yet distinguished.
-        kept: list[list[str | None]] = []
+        kept: list[list[str | None]] = [[None] * len(names)]
         for name in sorted(terms, key=lambda name: not name.endswith(_TARGET)):
-            if len(set(_joined([*kept, terms[name]]))) > len(
-                set(_joined(kept or [[None] * len(names)]))
-            ):
+            if len(set(_joined([*kept, terms[name]]))) > len(set(_joined(kept))):
                 kept.append(terms[name])
         return [f"{name} ..." if name else "..." for name in _joined(kept)]
 
@@ -118,15 +112,10 @@ class Naming:
 
         Where the parts of a kind differ, options at their defaults add nothing.
         """
-        shown, texts = name.removesuffix(_TARGET), self.differing[name.removesuffix(_TARGET)]
-        part = self._enclosing(name)
+        shown, part = name.removesuffix(_TARGET), self._enclosing(name)
         terms = []
-        for settings, text in zip(self._variants, texts, strict=True):
-            silent = part in self._differing and (
-                name not in settings
-                or settings[name] is None
-                or self._is_default(settings, part, shown, settings[name])
-            )
+        for settings, text in zip(self._variants, self.differing[shown], strict=True):
+            silent = part in self._differing and _is_default(settings, str(part), shown, name)
             terms.append(None if silent else f"{shown}={'null' if text is None else text}")
         return terms
 
@@ -139,11 +128,13 @@ class Naming:
                 return f"{prefix}{_TARGET}"
         return None
 
-    @staticmethod
-    def _is_default(settings: Mapping[str, Any], part: str, shown: str, value: Any) -> bool:
-        option = shown.removeprefix(f"{part.removesuffix(_TARGET)}.")
-        known = defaults(settings[part]) if part in settings else {}
-        return option in known and _hashable(known[option]) == _hashable(value)
+
+def _is_default(settings: Mapping[str, Any], part: str, shown: str, name: str) -> bool:
+    if (value := settings.get(name)) is None:
+        return True
+    option = shown.removeprefix(f"{part.removesuffix(_TARGET)}.")
+    known = defaults(settings[part]) if part in settings else {}
+    return option in known and _hashable(known[option]) == _hashable(value)
 
 
 def _joined(columns: Sequence[Sequence[str | None]]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from diffkit.reports.variants import TERMS, Estimate, Variant
+from diffkit.reports.variants import TERMS, Estimate, Variant, in_order
 
 DASH: Final = "–"
 """For a missing number."""
@@ -22,9 +22,7 @@ class Table:
 
     def markdown(self) -> str:
         """As a Markdown table, with the first column as code."""
-        cells = [
-            [f"`{first}`", *rest] for first, *rest in (map(_escaped, row) for row in self.rows)
-        ]
+        cells = [[f"`{first}`", *rest] for first, *rest in (map(_escaped, r) for r in self.rows)]
         lines = [self.header, ["---"] * len(self.header), *cells]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -53,39 +51,34 @@ def time_name(steps: int | None) -> str:
 
 def main_table(variants: Sequence[Variant]) -> Table:
     """A row for each variant."""
-    mixed = len({variant.steps for variant in variants}) > 1
-    measured = any(variant.variance is not None for variant in variants)
-    header = [
-        *("variant", "seeds", *(["time"] if mixed else []), "test bits/dim", "s.e.", *TERMS),
-        *("difference", "s.e. of difference", "compared", "seconds"),
-        *(["variance of a draw", "of a batch x size"] if measured else []),
-    ]
-    rows = []
-    for index, variant in enumerate(variants):
-        rows.append(
-            (
-                variant.name,
-                str(len(variant.seeds)),
-                *([time_name(variant.steps)] if mixed else []),
-                _number(variant.mean),
-                _number(variant.standard_error),
-                *(_number(variant.terms[term]) for term in TERMS),
-                "baseline" if index == 0 else _number(variant.difference, sign=True),
-                _number(variant.difference_error),
-                variant.compared or DASH,
-                _short(variant.seconds),
-                *([_short(variant.variance), _short(variant.batch_variance)] if measured else []),
-            )
-        )
-    return Table(tuple(header), tuple(rows))
+    first = variants[0]
+    columns = {
+        "variant": lambda v: v.name,
+        "seeds": lambda v: str(len(v.seeds)),
+        "time": lambda v: time_name(v.steps),
+        "test bits/dim": lambda v: _number(v.mean),
+        "s.e.": lambda v: _number(v.standard_error),
+        **{term: lambda v, term=term: _number(v.terms[term]) for term in TERMS},
+        "difference": lambda v: "baseline" if v is first else _number(v.difference, sign=True),
+        "s.e. of difference": lambda v: _number(v.difference_error),
+        "compared": lambda v: v.compared or DASH,
+        "seconds": lambda v: _short(v.seconds),
+        "variance of a draw": lambda v: _short(v.variance),
+        "of a batch x size": lambda v: _short(v.batch_variance),
+    }
+    if len({variant.steps for variant in variants}) == 1:
+        del columns["time"]
+    if all(variant.variance is None for variant in variants):
+        del columns["variance of a draw"], columns["of a batch x size"]
+    rows = (tuple(show(variant) for show in columns.values()) for variant in variants)
+    return Table(tuple(columns), tuple(rows))
 
 
 def at_steps_table(variants: Sequence[Variant]) -> Table | None:
     """The bound by the number of steps, if any run has it."""
-    every = {steps for variant in variants for steps in variant.at_steps}
-    if not every:
+    columns = in_order({steps for variant in variants for steps in variant.at_steps})
+    if not columns:
         return None
-    columns = sorted(every, key=lambda steps: math.inf if steps is None else steps)
 
     def cell(variant: Variant, found: Estimate | None) -> str:
         if found is None:
@@ -130,11 +123,10 @@ def _how(variants: Sequence[Variant]) -> list[str]:
         "squared standard errors.",
     }
     used = {variant.compared for variant in variants}
-    lines += [f"**{way}**: {meaning}" for way, meaning in ways.items() if way in used]
-    lines.append(
+    lines += [f"**{way}**: {meaning}" for way, meaning in ways.items() if way in used] + [
         "**seconds**: wall time from the first step to the last, with compilation and evaluations, mean "
         "over seeds. Among the runs of one process only the first compiles."
-    )
+    ]
     if any(variant.variance is not None for variant in variants):
         lines.append(
             "**variance of a draw**: of the diffusion loss of one example, time and noise, nats squared. "
@@ -152,15 +144,12 @@ def markdown(
     pictures: Mapping[str, str],
     command: str,
 ) -> str:
-    """The page.
-
-    **Arguments:** `variants`, the baseline first; `unfinished`: runs without numbers; `common`: the
-    settings common to all variants; `pictures`: file names of `curves` and `samples`, if any; `command`:
-    the command that makes the page again.
+    """The page, with the settings `common` to all variants, the file names of the `pictures` named `curves`
+    and `samples`, if any, and the `command` that makes it again.
     """
-    runs = sum(len(variant.seeds) for variant in variants)
-    times = {variant.steps for variant in variants}
-    time = f" ({_time_phrase(variants[0].steps)})" if len(times) == 1 else ""
+    runs, steps = sum(len(variant.seeds) for variant in variants), variants[0].steps
+    phrase = "in continuous time" if steps is None else f"of T = {steps} steps"
+    time = f" ({phrase})" if all(variant.steps == steps for variant in variants) else ""
     parts = [
         "# Report\n",
         f"Test bits per dimension{time}, less is better: {_count(runs, 'run')}, "
@@ -195,8 +184,7 @@ def markdown(
             f"![Samples]({quote(pictures['samples'])})\n",
             "From the first seed of each variant that has samples.\n",
         ]
-    differing = list(variants[0].settings)
-    if differing:
+    if differing := variants[0].settings:
         rows = [
             (name, *(DASH if (t := v.settings[name]) is None else f"`{t}`" for v in variants))
             for name in differing
@@ -220,10 +208,6 @@ def markdown(
     if unfinished:
         parts += ["## Not finished\n", _bullets([f"`{path}`" for path in unfinished])]
     return "\n".join(parts)
-
-
-def _time_phrase(steps: int | None) -> str:
-    return "in continuous time" if steps is None else f"of T = {steps} steps"
 
 
 def _count(number: int, what: str) -> str:

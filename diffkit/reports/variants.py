@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,6 +24,8 @@ from diffkit.training import read_metrics
 
 TERMS: Final = ("prior", "reconstruction", "diffusion")
 SAMPLES_FILE: Final = "samples.npy"
+
+Method = Literal["paired", "independent"]
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,8 @@ class Variant:
     - `totals`: the test bits per dimension of each run; `test_errors`: the standard error of each over the
       `examples` examples of its test set; `None` for one example.
     - `steps`: T of the evaluation, `None` for continuous time.
-    - `difference`: to the baseline, negative for fewer bits; `None` for the baseline itself.
-      `difference_error`: its standard error, `None` if either has one seed. `compared`: the method,
-      `"paired"` or `"independent"` (`diffkit.report`).
+    - `difference`: to the baseline, negative for fewer bits, with its standard error `difference_error`
+      (`None` if either has one seed) by the method `compared` (`diffkit.report`); `None` for the baseline.
     - `seconds`: of training, mean over seeds; `None` without metrics.
     - `variance`: of the loss of one draw, and `batch_variance`: of the mean of a batch, times the batch
       size; nats squared, means over the seeds with measurements, `None` without any.
@@ -96,7 +97,7 @@ class Variant:
     steps: int | None
     difference: float | None
     difference_error: float | None
-    compared: Literal["paired", "independent"] | None
+    compared: Method | None
     seconds: float | None
     variance: float | None
     batch_variance: float | None
@@ -113,25 +114,19 @@ def find_runs(given: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, given):
         if not path.is_dir():
             raise FileNotFoundError(f"runs must be run directories, there is no directory {path}.")
-        below = _below(path)
+        below = []
+        for place, folders, files in os.walk(path):
+            if {CONFIG_FILE, METRICS_FILE} & set(files) or CHECKPOINTS in folders:
+                below.append(Path(place))
+                folders.clear()  # nothing below a run is one
         if not below:
             raise FileNotFoundError(
                 f"runs must be run directories, or directories of them: there is no {CONFIG_FILE} in or "
                 f"below {path}."
             )
-        for run in below:
+        for run in sorted(below):
             found.setdefault(run.resolve(), run)
     return list(found.values())
-
-
-def _below(path: Path) -> list[Path]:
-    """The path itself if it is a run, otherwise the runs below it, sorted."""
-    found = []
-    for place, folders, files in os.walk(path):
-        if {CONFIG_FILE, METRICS_FILE} & set(files) or CHECKPOINTS in folders:
-            found.append(Path(place))
-            folders.clear()
-    return sorted(found)
 
 
 def read_run(path: Path) -> RunFiles:
@@ -139,7 +134,7 @@ def read_run(path: Path) -> RunFiles:
 
     **Raises:** `ValueError` if the run was started in Python, or for an invalid file.
     """
-    config = read_config(path)
+    config, file = read_config(path), path / CONFIG_FILE
     if not config:
         raise ValueError(
             f"run {path} has no {CONFIG_FILE}, so its choices are not known: give the other runs."
@@ -147,29 +142,19 @@ def read_run(path: Path) -> RunFiles:
     try:
         seed = config["train"]["seed"]
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path / CONFIG_FILE} must be the configuration of a run: {error!r}."
-        ) from error
-    names = ("total", *TERMS)
+        raise ValueError(f"{file} must be the configuration of a run: {error!r}.") from error
+    bounds = [f"{name}_bits_per_dim" for name in ("total", *TERMS)]
     return RunFiles(
         path,
         seed,
         read_settings(config),
-        _read_json(
-            path / EVALUATION_FILE,
-            (
-                *(f"{name}_bits_per_dim" for name in names),
-                "total_standard_error",
-                "examples",
-                "steps",
-            ),
-        ),
-        _read_json(path / VARIANCE_FILE, ("variance", "batch_variance", "batch_size")),
+        _read_json(path / EVALUATION_FILE, *bounds, "total_standard_error", "examples", "steps"),
+        _read_json(path / VARIANCE_FILE, "variance", "batch_variance", "batch_size"),
         read_metrics(path / METRICS_FILE),
     )
 
 
-def _read_json(path: Path, needed: tuple[str, ...]) -> Mapping[str, Any] | None:
+def _read_json(path: Path, *needed: str) -> Mapping[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -187,19 +172,16 @@ def group(runs: Sequence[RunFiles]) -> list[list[RunFiles]]:
     **Raises:** `ValueError` if two finished runs also have the same seed: they are not two draws.
     """
     groups: dict[Any, list[RunFiles]] = {}
+    known: dict[Any, RunFiles] = {}
     for run in runs:
-        groups.setdefault(identity(run.settings), []).append(run)
-    for same in groups.values():
-        known: dict[int, RunFiles] = {}
-        for run in same:
-            if run.evaluation is None:
-                continue
-            if run.seed in known:
-                raise ValueError(
-                    f"runs must differ in something: {known[run.seed].path} and {run.path} have the same "
-                    f"choices and the same train.seed={run.seed}. Give one of them."
-                )
-            known[run.seed] = run
+        key = identity(run.settings)
+        groups.setdefault(key, []).append(run)
+        other = known.setdefault((key, run.seed), run) if run.evaluation is not None else run
+        if other is not run:
+            raise ValueError(
+                f"runs must differ in something: {other.path} and {run.path} have the same choices and the "
+                f"same train.seed={run.seed}. Give one of them."
+            )
     return [sorted(same, key=lambda run: run.seed) for same in groups.values()]
 
 
@@ -212,7 +194,7 @@ def estimate(values: Float[np.ndarray, " seeds"]) -> Estimate:
 
 def difference(
     one: Mapping[int, float], other: Mapping[int, float]
-) -> tuple[float, float | None, Literal["paired", "independent"] | None]:
+) -> tuple[float, float | None, Method | None]:
     """The first mean minus the second, its standard error, and the method.
 
     Seed by seed if both have the same seeds, so that what the seeds share (the order of the data, the
@@ -225,13 +207,10 @@ def difference(
         found = estimate(a - b)
         return found.mean, found.standard_error, "paired"
     first, second = estimate(a), estimate(b)
+    less = first.mean - second.mean
     if first.standard_error is None or second.standard_error is None:
-        return first.mean - second.mean, None, None
-    return (
-        first.mean - second.mean,
-        math.hypot(first.standard_error, second.standard_error),
-        "independent",
-    )
+        return less, None, None
+    return less, math.hypot(first.standard_error, second.standard_error), "independent"
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -246,13 +225,14 @@ def make_variants(
     **Returns:** the variants, and the settings common to all.
     """
     naming = Naming([same[0].settings for same in groups])
-    before = {run.seed: run.bits_per_dim for run in groups[0]}
+    by_seed = [{run.seed: run.bits_per_dim for run in same} for same in groups]
     made = []
     for index, same in enumerate(groups):
         total = estimate(np.array([run.bits_per_dim for run in same]))
-        less = difference({run.seed: run.bits_per_dim for run in same}, before)
+        less, error, method = difference(by_seed[index], by_seed[0])
         evaluations = [run.evaluation for run in same if run.evaluation is not None]
         measured = [run.variance for run in same if run.variance is not None]
+        batches = [found["batch_variance"] * found["batch_size"] for found in measured]
         made.append(
             Variant(
                 name=naming.names[index],
@@ -268,14 +248,12 @@ def make_variants(
                 test_errors=tuple(e["total_standard_error"] for e in evaluations),
                 examples=evaluations[0]["examples"],
                 steps=evaluations[0]["steps"],
-                difference=less[0] if index else None,
-                difference_error=less[1] if index else None,
-                compared=less[2] if index else None,
+                difference=less if index else None,
+                difference_error=error if index else None,
+                compared=method if index else None,
                 seconds=_mean([run.metrics[-1]["seconds"] for run in same if run.metrics]),
                 variance=_mean([found["variance"] for found in measured]),
-                batch_variance=_mean(
-                    [found["batch_variance"] * found["batch_size"] for found in measured]
-                ),
+                batch_variance=_mean(batches),
                 at_steps=_at_steps(evaluations),
                 settings={name: texts[index] for name, texts in naming.differing.items()},
             )
@@ -290,7 +268,9 @@ def _at_steps(evaluations: Sequence[Mapping[str, Any]]) -> dict[int | None, Esti
         totals = {at["steps"]: at["total_bits_per_dim"] for at in evaluation.get("at_steps", ())}
         for steps, total in totals.items():
             found.setdefault(steps, []).append(total)
-    return {
-        steps: estimate(np.array(found[steps]))
-        for steps in sorted(found, key=lambda steps: math.inf if steps is None else steps)
-    }
+    return {steps: estimate(np.array(found[steps])) for steps in in_order(found)}
+
+
+def in_order(every: Iterable[int | None]) -> list[int | None]:
+    """Numbers of steps in increasing order, `None` for continuous time at the end."""
+    return sorted(every, key=lambda steps: math.inf if steps is None else steps)

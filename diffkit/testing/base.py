@@ -12,36 +12,17 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Real
 
 from diffkit.data import AbstractDataset
-from diffkit.decoders import AbstractDecoder
-from diffkit.grids import AbstractGrid
-from diffkit.networks import AbstractNetwork
-from diffkit.optimisers import AbstractOptimiser
-from diffkit.parameterizations import AbstractParameterization, Epsilon
+from diffkit.parameterizations import Epsilon
+from diffkit.presets import BASES as PARTS
 from diffkit.presets import Preset
-from diffkit.processes import AbstractProcess, VariancePreserving
-from diffkit.registry import CONTEXT, KINDS, complete, name_of
-from diffkit.samplers import AbstractSampler
-from diffkit.schedules import AbstractSchedule, LinearLogSNR
-from diffkit.time_samplers import AbstractTimeSampler
-from diffkit.weightings import AbstractWeighting
+from diffkit.processes import VariancePreserving
+from diffkit.registry import CONTEXT, KINDS, complete, is_constructor, name_of
+from diffkit.schedules import LinearLogSNR
 
 LOGSNR_RANGE: Final = (13.3, -10.0)
 """The largest and the smallest `logsnr` at which every part must work in float32."""
 
-BASES: Final[Mapping[str, type]] = {
-    "schedule": AbstractSchedule,
-    "process": AbstractProcess,
-    "parameterization": AbstractParameterization,
-    "weighting": AbstractWeighting,
-    "time_sampler": AbstractTimeSampler,
-    "sampler": AbstractSampler,
-    "grid": AbstractGrid,
-    "decoder": AbstractDecoder,
-    "network": AbstractNetwork,
-    "optimiser": AbstractOptimiser,
-    "data": AbstractDataset,
-    "preset": Preset,
-}
+BASES: Final[Mapping[str, type]] = {**PARTS, "data": AbstractDataset, "preset": Preset}
 """The base class of each kind."""
 
 
@@ -65,17 +46,13 @@ class NotApplicable(Exception):
 
 
 class Violation(Exception):
-    """Raised inside a law, which turns it into a `LawError`."""
-
-    def __init__(self, given: str, numbers: str):
-        super().__init__(f"{given}: {numbers}")
-        self.given, self.numbers = given, numbers
+    """Raised inside a law with the input and the numbers, which turns it into a `LawError`."""
 
 
 class Subject:
     """A part to test.
 
-    **Attributes:** `kind`; `name`, as messages show it; `given`: the constructor or the instance;
+    **Attributes:** `kind`; `given`: the constructor or the instance; `name`, as messages show it;
     `context`: what a constructor may take (`diffkit.registry.CONTEXT`); `made`: what laws share.
     """
 
@@ -83,15 +60,17 @@ class Subject:
         self,
         kind: str,
         given: Any,
-        *,
         name: str | None = None,
         context: Mapping[str, Any] | None = None,
     ):
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
         self.kind, self.given = kind, given
-        self.made: dict[Any, Any] = {}
         self.name = name or name_of(kind, given) or _describe(given)
+        self.made: dict[Any, Any] = {}
+        self.is_constructor = is_constructor(given)
+        if unknown := [key for key in context or {} if key not in CONTEXT]:
+            raise ValueError(
+                f"context has entries {', '.join(CONTEXT)}, got {', '.join(map(repr, unknown))}."
+            )
         self.context: dict[str, Any] = {
             "shape": (1, 8, 8),
             "levels": 256,
@@ -103,28 +82,18 @@ class Subject:
             "process": VariancePreserving(),
             "parameterization": Epsilon(),
             "key": jax.random.key(0),
+            **(context or {}),
         }
-        if unknown := [key for key in context or {} if key not in CONTEXT]:
-            raise ValueError(
-                f"context has entries {', '.join(CONTEXT)}, got {', '.join(map(repr, unknown))}."
-            )
-        self.context |= context or {}
-
-    @property
-    def label(self) -> str:
-        """Kind and name."""
-        return f"{self.kind} {self.name!r}"
-
-    @property
-    def is_constructor(self) -> bool:
-        """Whether a constructor was given, not an instance."""
-        is_partial = isinstance(self.given, functools.partial)
-        return inspect.isclass(self.given) or inspect.isfunction(self.given) or is_partial
 
     @functools.cached_property
     def part(self) -> Any:
         """The part, constructed."""
         return self.make()
+
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Those of the constructor; none for an instance."""
+        return inspect.signature(self.given).parameters if self.is_constructor else {}
 
     def make(self, **options: Any) -> Any:
         """Construct the part, with options or other entries of the context.
@@ -133,17 +102,15 @@ class Subject:
         """
         if not self.is_constructor:
             if options:
-                raise NotApplicable("given as an instance: there is no constructor to ask")
+                raise NotApplicable(_INSTANCE)
             return self.given
-        parameters = inspect.signature(self.given).parameters
         context = {} if self.kind == "data" else self.context
         missing = [
-            parameter.name
-            for parameter in parameters.values()
+            name
+            for name, parameter in self.parameters.items()
             if parameter.default is parameter.empty
-            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            and parameter.name not in context
-            and parameter.name not in options
+            and parameter.kind not in _UNNAMED
+            and name not in context | options
         ]
         if missing:
             raise NotApplicable(f"needs {', '.join(missing)}: there is no default to check it with")
@@ -152,13 +119,15 @@ class Subject:
         return complete(part, context | {k: v for k, v in options.items() if k in CONTEXT})
 
 
+_INSTANCE = "given as an instance: there is no constructor to ask"
+_UNNAMED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def _describe(given: Any) -> str:
     if isinstance(given, functools.partial):
         options = ", ".join(f"{name}={value!r}" for name, value in given.keywords.items())
         return f"{_describe(given.func)}({options})"
-    if inspect.isclass(given) or inspect.isfunction(given):
-        return given.__qualname__
-    return type(given).__qualname__
+    return (given if is_constructor(given) else type(given)).__qualname__
 
 
 @dataclass(frozen=True)
@@ -186,50 +155,48 @@ class Law:
         **Raises:** `LawError` if the part breaks the law; `NotApplicable`, with the reason, if the law
         does not apply to it.
         """
-        self.on(Subject(self.kind, part, name=name, context=context))
+        self.on(Subject(self.kind, part, name, context))
 
     def on(self, subject: Subject) -> None:
         """The same for a `Subject`, so that laws share one construction of the part."""
+        cause = None
         try:
-            self.function(subject)
+            return self.function(subject)
         except NotApplicable:
             raise
         except Violation as found:
-            raise self._error(subject, found.given, found.numbers) from None
+            given, numbers = found.args
         except Exception as error:
-            text = str(error).strip() or "no message"
-            raise self._error(subject, "see above", f"{type(error).__name__}: {text}") from error
-
-    def _error(self, subject: Subject, given: str, numbers: str) -> LawError:
-        return LawError(subject.label, self.name, self.sentence, given, numbers)
+            given, cause = "see above", error
+            numbers = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        label = f"{subject.kind} {subject.name!r}"
+        raise LawError(label, self.name, self.sentence, given, numbers) from cause
 
 
 _LAWS: dict[str, list[Law]] = {kind: [] for kind in KINDS}
 
 
-def law(kind: str, sentence: str) -> Callable[[Callable[[Subject], None]], Law]:
-    """Make a law from a function of a `Subject` that raises `Violation`, named after the function."""
+def law(*kinds: str) -> Callable[[Callable[[Subject], None]], Law]:
+    """Make a law of a function that raises `Violation`: its name, and its docstring as the sentence."""
 
     def add(function: Callable[[Subject], None]) -> Law:
-        made = Law(kind, function.__name__, sentence, function)
-        _LAWS[kind].append(made)
-        return made
+        sentence = " ".join((function.__doc__ or "").split())
+        for kind in kinds:
+            said = sentence.replace("{base}", BASES[kind].__name__)
+            _LAWS[kind].append(Law(kind, function.__name__, said, function))
+        return _LAWS[kinds[0]][-1]
 
     return add
 
 
 def laws(kind: str) -> tuple[Law, ...]:
-    """The laws of a kind, in the order of checking.
+    """The laws of a kind, in the order of checking. `interface` is the first.
 
     **Raises:** `ValueError` for an unknown kind.
     """
     if kind not in _LAWS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     return tuple(_LAWS[kind])
-
-
-_INTERFACE = "interface"
-"""The first law of every kind; the others are meaningless for a part that breaks it."""
 
 
 @dataclass(frozen=True)
@@ -250,11 +217,7 @@ class Result:
 
 
 def check_part(
-    kind: str,
-    part: Any,
-    *,
-    name: str | None = None,
-    context: Mapping[str, Any] | None = None,
+    kind: str, part: Any, *, name: str | None = None, context: Mapping[str, Any] | None = None
 ) -> Iterator[Result]:
     """Test a part for every law of a kind, one after another.
 
@@ -265,9 +228,9 @@ def check_part(
 
     **Raises:** `ValueError` for an unknown kind.
     """
-    subject = Subject(kind, part, name=name, context=context)
-    usable = True
-    for one in laws(kind):
+    known, usable = laws(kind), True
+    subject = Subject(kind, part, name, context)
+    for one in known:
         began = time.perf_counter()
         outcome, reason, error = "passed", "", None
         try:
@@ -278,7 +241,7 @@ def check_part(
             outcome, reason = "skipped", str(skipped)
         except LawError as broken:
             outcome, error = "failed", broken
-            usable = usable and one.name != _INTERFACE
+            usable = usable and one is not known[0]
         seconds = time.perf_counter() - began
         yield Result(kind, subject.name, one.name, outcome, reason, error, seconds)
 
@@ -301,7 +264,6 @@ def text(value: Any) -> str:
 
 def require(
     holds: Bool[np.ndarray, " n"] | np.bool_ | bool,
-    *,
     given: Mapping[str, Any],
     numbers: Mapping[str, Any],
     expected: str,
@@ -315,59 +277,52 @@ def require(
     holds = np.atleast_1d(np.asarray(holds))
     if holds.all():
         return
-    broken = np.flatnonzero(~holds)
-    if worst is None:
-        index = int(broken[0])
-    else:
+    index = int(np.argmin(holds))
+    if worst is not None:
         # NaN is the worst of all.
-        size = np.nan_to_num(np.float64(worst[broken]), nan=np.inf, posinf=1e300)
-        index = int(broken[np.argmax(size)])
+        size = np.nan_to_num(np.float64(worst), nan=np.inf, posinf=1e300)
+        index = int(np.argmax(np.where(holds, -np.inf, size)))
 
     def show(items: Mapping[str, Any]) -> str:
-        shown = []
-        for name, value in items.items():
-            array = np.asarray(value)
-            at = array[index] if array.ndim and len(array) == len(holds) else array
-            shown.append(f"{name} = {text(at)}")
-        return ", ".join(shown)
+        arrays = {name: np.asarray(value) for name, value in items.items()}
+        at = {n: a[index] if a.ndim and len(a) == len(holds) else a for n, a in arrays.items()}
+        return ", ".join(f"{name} = {text(value)}" for name, value in at.items())
 
     raise Violation(show(given) or "none", f"{show(numbers)}; expected {expected}")
 
 
 def require_close(
     found: Real[np.ndarray, " n"],
-    expected: Real[np.ndarray, " n"],
+    expected: Real[np.ndarray, " n"] | float,
     tolerance: Float[np.ndarray, " n"] | float,
-    *,
     given: Mapping[str, Any],
     what: str,
-    should: str,
+    should: str = "it should be",
 ) -> None:
-    """Raise a `Violation` where two arrays differ by more than a tolerance, at the worst place."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    tolerance = np.broadcast_to(np.asarray(tolerance, np.float64), found.shape)
+    """Raise a `Violation` where numbers differ by more than a tolerance, at the worst place.
+
+    **Arguments:** `found`, `expected`; `tolerance`; `given`: as for `require`; `what`, `should`: the names
+    of the two.
+    """
+    found, expected, tolerance = np.broadcast_arrays(
+        found, np.float64(expected), np.float64(tolerance)
+    )
     difference = np.abs(found - expected)
+    even = np.ptp(tolerance) == 0
+    limit = f"of at most {text(tolerance.max())}" if even else "within the tolerance there"
     require(
         difference <= tolerance,
-        given=given,
-        numbers={what: found, should: expected, "difference": difference},
-        expected=f"a difference of at most {text(tolerance.max())}"
-        if np.ptp(tolerance) == 0
-        else "a difference within the tolerance there",
-        worst=difference / np.maximum(tolerance, 1e-300),
+        given,
+        {what: found, should: expected, "difference": difference},
+        f"a difference {limit}",
+        difference / np.maximum(tolerance, 1e-300),
     )
 
 
-# Laws of all kinds.
-
-
-def _interface(subject: Subject) -> None:
-    base = BASES[subject.kind]
-    if not isinstance(subject.part, base):
-        raise Violation(
-            "the part, constructed",
-            f"it is a {type(subject.part).__name__}; expected a {base.__name__}",
-        )
+def draws_numbers(function: Callable[..., Any], *inputs: Any) -> bool:
+    """Whether a function draws random numbers."""
+    program = str(jax.make_jaxpr(function)(*inputs))
+    return any(word in program for word in ("random_bits", "threefry2x32", "rng_bit_generator"))
 
 
 def is_plain(value: Any) -> bool:
@@ -378,39 +333,34 @@ def is_plain(value: Any) -> bool:
     return type(value) in (bool, int, float, str, type(None))
 
 
-def _options(subject: Subject) -> None:
+# Laws of all kinds.
+
+
+@law(*KINDS)
+def interface(subject: Subject) -> None:
+    """The part, constructed, is a diffkit.{base}."""
+    base, made = BASES[subject.kind], type(subject.part)
+    if not issubclass(made, base):
+        raise Violation(
+            "the part, constructed", f"it is a {made.__name__}; expected a {base.__name__}"
+        )
+
+
+@law(*(kind for kind in KINDS if kind != "preset"))
+def options(subject: Subject) -> None:
+    """Its options are named, and have defaults that a configuration can hold."""
     if not subject.is_constructor:
-        raise NotApplicable("given as an instance: there is no constructor to ask")
-    for parameter in inspect.signature(subject.given).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        raise NotApplicable(_INSTANCE)
+    for name, parameter in subject.parameters.items():
+        if parameter.kind in _UNNAMED:
             raise Violation(
                 f"the argument {parameter}",
                 "a configuration cannot name what it holds; expected named options only",
             )
-        has_default = parameter.default is not parameter.empty
-        if has_default and parameter.name not in CONTEXT and not is_plain(parameter.default):
+        default = parameter.default
+        if default is not parameter.empty and name not in CONTEXT and not is_plain(default):
             raise Violation(
-                f"the option {parameter.name!r}",
-                f"default {parameter.default!r}; expected a number, a string, None, or a tuple of "
-                "such, which a configuration can hold",
+                f"the option {name!r}",
+                f"default {default!r}; expected a number, a string, None, or a tuple of such, which a "
+                "configuration can hold",
             )
-
-
-for _kind in KINDS:
-    _LAWS[_kind].append(
-        Law(
-            _kind,
-            _INTERFACE,
-            f"The part, constructed, is a diffkit.{BASES[_kind].__name__}.",
-            _interface,
-        )
-    )
-    if _kind != "preset":
-        _LAWS[_kind].append(
-            Law(
-                _kind,
-                "options",
-                "Its options are named, and have defaults that a configuration can hold.",
-                _options,
-            )
-        )

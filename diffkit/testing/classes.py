@@ -1,7 +1,4 @@
-"""The laws as test classes: subclass that of a kind, name the part, and pytest runs each law.
-
-The methods are made from the laws, so law and test exist once.
-"""
+"""The laws as test classes: subclass that of a kind, name the part, and pytest runs each law."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -33,8 +30,9 @@ def _method(one: Law) -> Callable[[Any], None]:
     def test(self: Any) -> None:
         cls = type(self)
         if not hasattr(cls, "part"):
+            name = cls.__name__
             raise TypeError(
-                f"{cls.__name__} must name the part that it tests: part = MyPart(), in the class."
+                f"{name} must name the part that it tests: part = MyPart(), in the class."
             )
         try:
             # From the class: a function as a part must not become a method.

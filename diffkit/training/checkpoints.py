@@ -35,13 +35,9 @@ class Checkpoints:
         # Heavy, so imported when the first run needs it.
         import orbax.checkpoint as ocp
 
-        self._ocp = ocp
-        self._manager = ocp.CheckpointManager(
-            directory.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False
-            ),
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._args = ocp.args
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, or `None` if there is none."""
@@ -53,11 +49,9 @@ class Checkpoints:
             return
         # Copied because training reuses the memory of the state.
         arrays = {name: np.array(leaf) for name, leaf in _named_arrays(state).items()}
-        args = self._ocp.args
-        self._manager.save(
-            step,
-            args=args.Composite(state=args.StandardSave(arrays), numbers=args.JsonSave(numbers)),
-        )
+        args = self._args
+        both = args.Composite(state=args.StandardSave(arrays), numbers=args.JsonSave(numbers))
+        self._manager.save(step, args=both)
         self._manager.wait_until_finished()
 
     def restore(
@@ -70,18 +64,13 @@ class Checkpoints:
 
         **Raises:** `CheckpointError`, naming the first array that is missing or has another shape.
         """
-        args = self._ocp.args
-        restored = self._manager.restore(
-            step, args=args.Composite(state=args.StandardRestore(), numbers=args.JsonRestore())
-        )
-        wanted = _named_arrays(like)
-        found = {
-            name: value
-            for name, value in restored["state"].items()
-            if name.split(".")[0] not in beside
-        }
-        if found.keys() != wanted.keys():
-            missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+        args = self._args
+        both = args.Composite(state=args.StandardRestore(), numbers=args.JsonRestore())
+        restored = self._manager.restore(step, args=both)
+        wanted, stored = _named_arrays(like), restored["state"].items()
+        found = {name: array for name, array in stored if name.split(".")[0] not in beside}
+        missing, extra = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+        if missing or extra:
             apart = all(name.startswith("optimiser.") for name in missing | extra)
             raise CheckpointError(
                 f"the checkpoint of step {step} holds another {'optimiser' if apart else 'model'}: "

@@ -18,14 +18,10 @@ from diffkit.training.state import TrainState
 class StepInfo:
     """The argument of a hook of `diffkit.fit`.
 
-    **Attributes:**
-
-    - `step`, `steps`: the number of steps taken, and of all steps.
-    - `seconds`: of training so far.
-    - `metrics`: means over the steps of a dispatch, by the names in `diffkit.training.METRICS`; or
-      `test_bits_per_dim`, after an evaluation.
-    - `state`: the training state at checkpoints, evaluations and the end, else `None`. The next step
-      reuses its memory: copy what you keep.
+    **Attributes:** `step`, `steps`: the number of steps taken, and of all steps; `seconds`: of training so
+    far; `metrics`: means over the steps of a dispatch, by the names in `diffkit.training.METRICS`, or
+    `test_bits_per_dim` after an evaluation; `state`: the training state at checkpoints, evaluations and the
+    end, else `None`. The next step reuses its memory: copy what you keep.
     """
 
     step: int
@@ -58,13 +54,12 @@ training ends or fails."""
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The records of a metrics file. Skips a last line cut short by a killed process."""
     records = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            records.append({k: math.nan if v is None else v for k, v in record.items()})
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        records.append({k: math.nan if v is None else v for k, v in record.items()})
     return records
 
 
@@ -89,15 +84,13 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, *, step: int):
-        kept = [record for record in read_metrics(path) if record["step"] <= step]
-        replace_text(path, "".join(as_json(record) + "\n" for record in kept))
-        self.records = kept
-        self._file = path.open("a")
+        self.records = [record for record in read_metrics(path) if record["step"] <= step]
+        replace_text(path, "".join(as_json(record) + "\n" for record in self.records))
+        self._file = path.open("a", buffering=1)  # writes each line at once
 
     def __call__(self, info: StepInfo) -> None:
         self.records.append(info.record)
         self._file.write(as_json(info.record) + "\n")
-        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -151,29 +144,22 @@ class ProgressBar:
     """
 
     def __init__(self, *, start: int, steps: int, what: str, every: float = 10.0):
+        from rich import progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
 
-        self._console = Console()
-        self._what, self._every = what, every
+        console = Console()
+        self._start, self._what, self._every = start, what, every
         self._loss: float | None = None
         self._began = self._shown = time.monotonic()
-        self._start = start
         self._bar = None
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=self._console,
+        if console.is_terminal:
+            self._bar = progress.Progress(
+                "training",
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                "{task.fields[note]}",
+                progress.TimeRemainingColumn(),
+                console=console,
             )
             self._bar.start()
             self._task = self._bar.add_task("training", total=steps, completed=start, note="")

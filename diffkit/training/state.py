@@ -20,11 +20,7 @@ from diffkit.model import DiffusionModel
 from diffkit.objectives import DiffusionLoss, Share, end_terms
 from diffkit.optimisers import AbstractOptimiser, AdamW
 from diffkit.schedules import AbstractSchedule, minimises_variance
-from diffkit.time_samplers import (
-    AbstractAdaptiveTimeSampler,
-    AbstractTimeSampler,
-    LowDiscrepancy,
-)
+from diffkit.time_samplers import AbstractAdaptiveTimeSampler, AbstractTimeSampler, LowDiscrepancy
 from diffkit.training.config import TrainConfig
 from diffkit.typing import BatchScalar, Index, PRNGKey, Scalar
 from diffkit.weightings import ELBO, AbstractWeighting
@@ -41,13 +37,9 @@ Optimiser = AbstractOptimiser | optax.GradientTransformation
 class TrainState(eqx.Module):
     """Everything that changes during training: the content of a checkpoint.
 
-    **Attributes:**
-
-    - `model`: the model with its parameters as they are.
-    - `average`: the exponential moving average of trainable arrays, `None` elsewhere.
-    - `optimiser`: the state of the optimiser.
-    - `time_sampler`: draws the times, and may learn from the losses.
-    - `step`: the number of steps taken.
+    **Attributes:** `model`, with its parameters as they are; `average`: the exponential moving average of
+    trainable arrays, `None` elsewhere; `optimiser`: its state; `time_sampler`: draws the times, and may
+    learn from the losses; `step`: the number of steps taken.
     """
 
     model: DiffusionModel
@@ -72,11 +64,12 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
     if config.decay in ("cosine", "linear"):
         # A run that ended within its warm-up would end at the full rate.
         warmup = min(warmup, config.steps // 2)
+    left = config.steps - warmup
     match config.decay:
         case "cosine":
-            after = optax.cosine_decay_schedule(full, config.steps - warmup)
+            after = optax.cosine_decay_schedule(full, left)
         case "linear":
-            after = optax.linear_schedule(full, 0.0, config.steps - warmup)
+            after = optax.linear_schedule(full, 0.0, left)
         case "rsqrt":
             after = functools.partial(_inverse_root, full, max(warmup, 1))
         case _:
@@ -96,9 +89,8 @@ def _decays(model: PyTree, *, biases: bool) -> PyTree:
 
 def transformation(part: AbstractOptimiser, config: TrainConfig) -> optax.GradientTransformation:
     """The transformation of an optimiser, with the settings for learning rate, decay and `None` options."""
-    taken = {
-        k: getattr(config, k) for k, v in vars(part).items() if v is None and hasattr(config, k)
-    }
+    unset = [k for k, v in vars(part).items() if v is None and hasattr(config, k)]
+    taken = {name: getattr(config, name) for name in unset}
     decays = functools.partial(_decays, biases=config.decay_biases)
     return dataclasses.replace(part, **taken).transformation(learning_rate(config), decays)
 
@@ -112,13 +104,11 @@ def _transformation(
         return jax.tree.map(operator.not_, follows_loss(tree))
 
     # The state has one structure, with and without clipping.
-    clip = config.clip > 0 and isinstance(optimiser, AbstractOptimiser)
-    clipped = optax.masked(
-        optax.clip_by_global_norm(config.clip) if clip else optax.identity(), follows_loss
-    )
+    clips = config.clip > 0 and isinstance(optimiser, AbstractOptimiser)
+    clip = optax.clip_by_global_norm(config.clip) if clips else optax.identity()
+    clipped = optax.masked(clip, follows_loss)
     # The second moment that an interior follows is of another size than the loss: it has no part in the
-    # norm. Nor is it clipped: its draws are so uneven that the mean of their clipped gradients is far from
-    # the gradient of the mean.
+    # norm. Nor is it clipped: the mean of clipped gradients of draws so uneven is far from that of all.
     rate = optax.scale(config.interior_learning_rate / config.learning_rate)
     if isinstance(optimiser, AdamW):
         # Elementwise, and an interior has no weight decay: one state serves both.
@@ -135,10 +125,9 @@ def _transformation(
 def follows_loss(tree: PyTree) -> PyTree:
     """`True` for each leaf of a model but those of a schedule's interior that minimises the variance."""
     everything = jax.tree.map(lambda _: True, tree)
-    schedule = tree.schedule
-    if not minimises_variance(schedule):
+    if not minimises_variance(tree.schedule):
         return everything
-    apart = jax.tree.map(operator.not_, schedule.interior_parameters())
+    apart = jax.tree.map(operator.not_, tree.schedule.interior_parameters())
     return eqx.tree_at(lambda tree: tree.schedule, everything, apart)
 
 
@@ -181,20 +170,19 @@ def init_state(
     optimiser: Optimiser = AdamW(),
 ) -> TrainState:
     """The state before the first step. Arrays are copied: training donates the state's memory."""
-    # With their dtype said, since a weakly typed array (as `jnp.full` makes) would become an ordinary
-    # one in the first step, and the second would be compiled anew.
-    model, time_sampler = jax.tree.map(
-        lambda leaf: jnp.array(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf,
-        (model, time_sampler),
-    )
+
+    def copied(leaf: Any) -> Any:
+        # With its dtype said: a weakly typed array (as `jnp.full` makes) would become an ordinary one in
+        # the first step, and the second would be compiled anew.
+        return jnp.array(leaf, leaf.dtype) if eqx.is_array(leaf) else leaf
+
+    model, time_sampler = jax.tree.map(copied, (model, time_sampler))
     params = eqx.filter(model, trainable(model))
-    return TrainState(
-        model=model,
-        average=jax.tree.map(jnp.copy, params),
-        optimiser=_transformation(config, optimiser).init(params),
-        time_sampler=time_sampler,
-        step=jnp.zeros((), jnp.int32),
+    average, moments = (
+        jax.tree.map(jnp.copy, params),
+        _transformation(config, optimiser).init(params),
     )
+    return TrainState(model, average, moments, time_sampler, jnp.zeros((), jnp.int32))
 
 
 Batch = (
@@ -283,17 +271,13 @@ def train_step(
     config: TrainConfig,
     optimiser: Optimiser = AdamW(),
 ) -> tuple[TrainState, Float[Array, "metrics"]]:
-    """One step of the optimiser.
+    """One step of the optimiser: the new state, and the metrics in the order of `METRICS`.
 
     **Arguments:** `state`; `batch`, data as stored, with conditions or without; `key`, the same for all
     steps: each step derives its own; `objective`; `config`; `optimiser`, as for `init_state`.
-
-    **Returns:** the new state, and the metrics in the order of `METRICS`.
     """
     x, condition = batch if isinstance(batch, tuple) else (batch, None)
-    spec = trainable(state.model)
-    params, rest = eqx.partition(state.model, spec)
-
+    params, rest = eqx.partition(state.model, trainable(state.model))
     step_key = jax.random.fold_in(key, state.step)
     if condition is not None:
         # Apart from the objective's own two keys, which are split from `step_key`.
@@ -311,19 +295,18 @@ def train_step(
     updates, moments = _transformation(config, optimiser).update(gradient, state.optimiser, params)
     # Weight decay, too, must not move what is held.
     params = eqx.apply_updates(params, _held(updates, objective.held))
+    step = state.step + 1
     time_sampler = state.time_sampler
     if isinstance(time_sampler, AbstractAdaptiveTimeSampler):
         time_sampler = time_sampler.update(*drawn)
-    step = state.step + 1
     decay = jnp.asarray(config.ema)
     if config.ema_warmup:
         # As in TensorFlow's moving average with `num_updates`, which the code of several papers uses.
         decay = jnp.minimum(decay, (1 + step) / (10 + step))
     average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.average, params)
     norm = optax.tree.norm(eqx.filter(gradient, follows_loss(gradient)))
-    metrics = jnp.concatenate([value[None], terms, norm[None]])
-    model = eqx.combine(params, rest)
-    return TrainState(model, average, moments, time_sampler, step), metrics
+    state = TrainState(eqx.combine(params, rest), average, moments, time_sampler, step)
+    return state, jnp.concatenate([value[None], terms, norm[None]])
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -333,9 +316,9 @@ def train_steps(
 ) -> tuple[TrainState, Float[Array, "chunk metrics"]]:
     """Many steps in one dispatch. The memory of `state` is reused for the result.
 
-    **Arguments:** `inputs`: `(batches, count, key, objective, config, optimiser)`. The batches are stacked,
-    as by `diffkit.data.batches` with `chunk`, and the first `count` are used. `count` is an array, so a
-    last, shorter dispatch compiles nothing.
+    **Arguments:** `inputs`: those of `train_step`, with the batches stacked, as by `diffkit.data.batches`
+    with `chunk`, of which the first `count` are used. `count` is an array, so a last, shorter dispatch
+    compiles nothing.
 
     **Returns:** the new state, and a row of metrics for each step taken (further rows are zero).
     """
@@ -349,7 +332,6 @@ def train_steps(
         state, row = train_step(state, batch, key, objective, config, optimiser)
         return eqx.filter(state, eqx.is_array), rows.at[index].set(row)
 
-    chunk = jax.tree.leaves(batches)[0].shape[0]
-    rows = jnp.zeros((chunk, len(METRICS)))
+    rows = jnp.zeros((jax.tree.leaves(batches)[0].shape[0], len(METRICS)))
     dynamic, rows = jax.lax.fori_loop(0, count, body, (dynamic, rows))
     return eqx.combine(dynamic, static), rows

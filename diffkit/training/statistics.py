@@ -1,5 +1,6 @@
 """The noise of the Monte Carlo estimate of a loss, and its least value under the best schedule."""
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -66,11 +67,8 @@ class EstimatorStatistics:
     def as_dict(self) -> dict[str, float | int | None]:
         """Plain numbers, for a JSON file: `None` for an unknown one."""
         names = ("mean", "mean_error", "variance", "batch_variance", "best_variance")
-        found = {name: getattr(self, name) for name in names}
-        record: dict[str, float | int | None] = {
-            name: value if math.isfinite(value) else None for name, value in found.items()
-        }
-        return record | {"batch_size": self.batch_size, "batches": self.batches}
+        found = {name: getattr(self, name) for name in (*names, "batch_size", "batches")}
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def estimator_statistics(
@@ -92,35 +90,26 @@ def estimator_statistics(
     hardly visit the ends of the range usually show too small a variance themselves. Other losses, with
     another weighting or with predicted variances, are measured at their own times.
 
-    **Arguments:**
-
-    - `model`: the model; its schedule decides the variance.
-    - `source`: the examples, such as `dataset.test`, in a new order for each pass through them.
-    - `key`: from `jax.random.key`.
-    - `weighting`, `time_sampler`, `steps`: the loss and its times, as in `diffkit.denoising_loss`.
-    - `batch_size`, `batches`: draws in one estimate, and estimates.
-    - `bins`: of the profiles.
+    **Arguments:** `model`, whose schedule decides the variance; `source`: the examples, such as
+    `dataset.test`, in a new order for each pass through them; `key`; `weighting`, `time_sampler`, `steps`:
+    the loss and its times, as in `diffkit.denoising_loss`; `batch_size`, `batches`: draws in one estimate,
+    and estimates; `bins`: of the profiles.
 
     **Returns:** an `EstimatorStatistics`.
 
     **Raises:** `ValueError` for fewer than two batches, another number below 1, or examples that do not
     have the model's shape.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("batches", batches, 2),
-        ("bins", bins, 1),
-        ("steps", steps, 1),
-    ):
+    given = (("batch_size", batch_size, 1), ("batches", batches, 2), ("bins", bins, 1))
+    for name, value, least in (*given, ("steps", steps, 1)):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     maximum, minimum = ordered_endpoints(model.schedule)
-    shape = (batch_size, batches)
-    loss = DiffusionLoss(weighting, time_sampler, steps)
-    drawn = as_trained = _draws(model, source, key, loss, None, *shape)
+    how = DiffusionLoss(weighting, time_sampler, steps), batch_size, batches
+    drawn = as_trained = _draws(model, source, key, None, *how)
     if isinstance(weighting, ELBO) and extra_parameterization(model) is None:
-        proposal_key, proposal = jax.random.fold_in(key, batches), propose(model.schedule, steps)
-        drawn = _draws(model, source, proposal_key, loss, proposal, *shape)
+        key = jax.random.fold_in(key, batches)
+        drawn = _draws(model, source, key, propose(model.schedule, steps), *how)
     weighted, weight, t, logsnr = drawn
     mean, second = weighted.mean(), _squares(weighted, weight).mean()
     by_logsnr = _profile(logsnr, weighted, weight, minimum, maximum, bins)
@@ -144,8 +133,8 @@ def _draws(
     model: DiffusionModel,
     source: AbstractSource,
     key: PRNGKey,
-    loss: DiffusionLoss,
     proposal: Proposal | None,
+    loss: DiffusionLoss,
     batch_size: int,
     count: int,
 ) -> tuple[Float[np.ndarray, "count batch"], ...]:
@@ -155,17 +144,14 @@ def _draws(
     that of the second. A weighted loss is the weight times the loss in training there.
     """
     chunk = min(_CHUNK, count)
-    iterator = read(source, batch_size=batch_size, seed=0, chunk=chunk)
     collected = []
-    try:
+    with contextlib.closing(read(source, batch_size=batch_size, seed=0, chunk=chunk)) as iterator:
         for first in range(0, count, chunk):
             stacked = jax.tree.map(jnp.asarray, next(iterator))
             x, condition = stacked if isinstance(stacked, tuple) else (stacked, None)
             keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(chunk))
             rows = _draw(model, x, condition, keys, loss, proposal)
             collected.append([np.asarray(row, np.float64)[: count - first] for row in rows])
-    finally:
-        iterator.close()
     return tuple(np.concatenate(rows) for rows in zip(*collected, strict=True))
 
 
@@ -208,13 +194,12 @@ def _proposed(
     weighted, logsnr, importance, _ = proposed_diffusion(
         model, model.encode(x), key, proposal, steps=steps, condition=condition
     )
+    t = drawn = jax.vmap(model.schedule.inverse)(logsnr)
     if steps is None:
-        t = jax.vmap(model.schedule.inverse)(logsnr)
         _, slope = jax.vmap(lambda t: jax.jvp(model.schedule, (t,), (jnp.ones_like(t),)))(t)
-        drawn = t
     else:
         # The time sampler draws anywhere in a step; so does this.
-        t = jnp.round(steps * jax.vmap(model.schedule.inverse)(logsnr)) / steps
+        t = jnp.round(steps * t) / steps
         drawn = t - jax.random.uniform(offset_key, t.shape) / steps
         slope = -jnp.full(t.shape, steps)
     # Densities of logsnr, or in discrete time of t, whose cells have the size 1 / T.
@@ -242,9 +227,7 @@ def _profile(
     index = np.clip(np.searchsorted(edges, at.ravel(), side="right") - 1, 0, bins - 1)
     share = np.bincount(index, weight.ravel(), minlength=bins)
 
-    def average(values: Float[np.ndarray, "*draws"]) -> Float[np.ndarray, " bins"]:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.bincount(index, values.ravel(), minlength=bins) / share
-
-    moments = average(weighted), average(_squares(weighted, weight))
-    return Profile(edges, share / share.sum(), *moments)
+    values = weighted, _squares(weighted, weight)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moments = (np.bincount(index, v.ravel(), minlength=bins) / share for v in values)
+        return Profile(edges, share / share.sum(), *moments)

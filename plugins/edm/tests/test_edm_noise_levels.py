@@ -192,7 +192,9 @@ def test_wrong_arguments_are_refused():
         make(sigma_min=80, sigma_max=0.002)
     with pytest.raises(ValueError, match="sigma_min must be positive and sigma_max finite"):
         make(sigma_min=0.0)
-    with pytest.raises(ValueError, match=r"sigma_max must be within 12 .*got 80.0, 55.8 from P_mean"):
+    with pytest.raises(
+        ValueError, match=r"sigma_max must be within 12 .*got 80.0, 55.8 from P_mean"
+    ):
         make(P_std=0.1, sigma_min=0.2)
     for rho in (0.5, float("inf")):
         with pytest.raises(ValueError, match=f"rho must be a number of at least 1, got {rho}"):
