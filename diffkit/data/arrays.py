@@ -110,7 +110,8 @@ class ArrayData(AbstractDataset):
             )
         if channels not in _RANKS or (channels_last and channels == "add"):
             raise ValueError(
-                f"ArrayData: channels must be 'first', 'last' or 'add', got {channels=}, {channels_last=}."
+                "ArrayData: channels must be 'first', 'last' or 'add', "
+                f"got {channels=} and {channels_last=}."
             )
         channels = "last" if channels_last else channels
         kind, beside, test_beside = (

@@ -64,7 +64,7 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
         )
     dtype, rank = np.dtype(_DTYPES[magic[2]]), magic[3]
     if rank > 32:
-        raise ValueError(f"read_idx: {str(file)!r} has {rank} axes; expected 32 at most.")
+        raise ValueError(f"read_idx: {str(file)!r} says that it has {rank} axes, over 32.")
     header = stream.read(4 * rank)
     if len(header) < 4 * rank:
         raise ValueError(f"read_idx: {str(file)!r} ends within the header, which has {rank} axes.")

@@ -107,9 +107,9 @@ def _(x: Any, g: Any) -> Any:
 
 def _define(primitive: Primitive, native: Callable[..., Any], matmul: Callable[..., Any]) -> None:
     """Give a primitive its code for each platform."""
-    for function, options in ((native, {}), (matmul, {"platform": "cpu"})):
+    for function, platform in ((native, None), (matmul, "cpu")):
         lowering = mlir.lower_fun(function, multiple_results=False)
-        mlir.register_lowering(primitive, lowering, **options)
+        mlir.register_lowering(primitive, lowering, platform)
     primitive.def_impl(jax.jit(lambda *args: primitive.bind(*args)))
 
 
