@@ -1,7 +1,7 @@
 """Grids: where a sampler places its steps.
 
-A grid turns a schedule and a number of steps into the noise levels a sampler visits: `steps + 1`
-values of `logsnr`, increasing from the schedule's minimum (noise) to its maximum (data).
+A grid turns a schedule and a number of steps into the `steps + 1` values of `logsnr` that a sampler visits,
+increasing from the schedule's minimum (noise) to its maximum (data).
 """
 
 import abc

@@ -56,7 +56,10 @@ class _AbstractChecked(AbstractOptimiser):
 class _AbstractOptax(_AbstractChecked):
     """A function of optax with the options of the class; those with weight decay take its mask."""
 
-    function: eqx.AbstractClassVar[str]
+    if TYPE_CHECKING:  # where an abstract one would be an argument of every constructor
+        function: ClassVar[str]
+    else:
+        function: eqx.AbstractVar[str]
 
     def transformation(self, learning_rate: Schedule, decays: Mask) -> GradientTransformation:
         import optax

@@ -1,7 +1,6 @@
-r"""Time samplers: the times at which a batch is evaluated.
+"""Time samplers: the times at which a batch is evaluated, one t in [0, 1) for each example.
 
-A time sampler draws one t in [0, 1) for each example of a batch, and states the density. The loss divides
-by the density, so a time sampler changes the variance of an estimate but never its expectation.
+The loss divides by their density, so they change the variance of an estimate but never its expectation.
 """
 
 import abc

@@ -94,8 +94,7 @@ def tabulate(
     a published loss may give anything.
     """
     _check_range(logsnr_range)
-    maximum, minimum = logsnr_range
-    logsnr = np.linspace(minimum, maximum, points)
+    logsnr = np.linspace(logsnr_range[1], logsnr_range[0], points)
     with jax.enable_x64(True):
         values = np.asarray(_values(weighting, jnp.asarray(logsnr)), dtype=np.float64)
     with np.errstate(divide="ignore"):

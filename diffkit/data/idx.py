@@ -64,7 +64,7 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
         )
     dtype, rank = np.dtype(_DTYPES[magic[2]]), magic[3]
     if rank > 32:
-        raise ValueError(f"read_idx: {str(file)!r} has {rank} axes; expected 32 at most.")
+        raise ValueError(f"read_idx: {str(file)!r} says that it has {rank} axes, over 32.")
     header = stream.read(4 * rank)
     if len(header) < 4 * rank:
         raise ValueError(f"read_idx: {str(file)!r} ends within the header, which has {rank} axes.")
@@ -89,10 +89,7 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
 
 @register("data", "idx")
 class Idx(AbstractDataset):
-    """MNIST, or a data set published in its format: grey images `(1, height, width)` with 256 levels.
-
-    The split is the files' own.
-    """
+    """MNIST, or data in its format with their split: grey images `(1, height, width)`, 256 levels."""
 
     def __init__(self, path: str | os.PathLike[str], labels: bool = False):
         """**Arguments:** `path`: the folder with the files under their original names,

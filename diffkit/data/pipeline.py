@@ -112,7 +112,7 @@ def batches(
     if length == 0:
         raise ValueError("batches: source must hold at least one example, got none.")
     items = sys.maxsize if repeat else _items(length, batch_size, start, drop_remainder, chunk)
-    grain = needed("grain", "batches need grain")
+    grain: Any = needed("grain", "batches need grain")
 
     stream = _Stream(length, seed, shuffle, None if repeat else length)
     size = batch_size * (chunk or 1)

@@ -45,9 +45,9 @@ def group_norm(
 ) -> Float[Array, "*space channels"]:
     """Group normalisation: mean 0 and variance 1 over space and the channels of a group.
 
-    Mean and variance come in float32 and in one pass, from the sums of the values and of their squares: the
-    relative error of the variance is about 1e-7 (1 + mean^2 / variance). Channels are summed over space
-    first and groups formed from the sums, ten times as fast on CPU as an axis for the groups.
+    Mean and variance come in float32 from the sums of the values and of their squares: the relative error
+    of the variance is about 1e-7 (1 + mean^2 / variance). Channels are summed over space first and groups
+    formed from the sums, ten times as fast on CPU as an axis for the groups.
 
     **Arguments:** `x`: an image or a vector, channels last; `scale`, `bias`: applied afterwards, per
     channel; `groups`: must divide the number of channels; `epsilon`: added to the variance.
@@ -193,10 +193,7 @@ class GroupNorm(eqx.Module):
 
 
 class SelfAttention(eqx.Module):
-    """Residual self-attention between the pixels of an image, with one head.
-
-    The last projection starts at zero, so the block starts as the identity.
-    """
+    """Residual self-attention between the pixels of an image, with one head; it starts as the identity."""
 
     norm: GroupNorm
     query: Dense
@@ -236,11 +233,9 @@ class SelfAttention(eqx.Module):
 class ResidualBlock(eqx.Module):
     """Two 3x3 convolutions, each after GroupNorm and swish, around a shortcut.
 
-    The embedding (of the noise level and the condition) is projected and added after the first. The
-    projection and the second convolution start at zero, so the block starts as its shortcut: the identity
-    or, if the number of channels changes, a linear map of each pixel. For the backward pass it keeps its
-    input, the output of the first convolution and the dropout mask, and recomputes the rest
-    (`jax.checkpoint`).
+    The embedding (of the noise level and the condition) is projected and added after the first. It starts
+    as its shortcut: the identity or, if the number of channels changes, a linear map of each pixel. For the
+    backward pass it keeps its input, the output of the first convolution and the dropout mask.
     """
 
     norm1: GroupNorm

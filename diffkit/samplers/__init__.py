@@ -1,8 +1,7 @@
 """Samplers: from noise to data, under every process.
 
 Holds every registered sampler, including those of plugins, under its registered name and that of its class
-or function: `diffkit.samplers.Multistep`, `diffkit.samplers.heun`. `diffkit.available("sampler")` lists
-them.
+or function: `diffkit.samplers.Multistep`, `diffkit.samplers.heun` (`diffkit.available("sampler")`).
 """
 
 from typing import Any
