@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from diffkit.cli.plugins import wide_console
 from diffkit.configs import EVALUATION_FILE, VARIANCE_FILE, is_finished, make, write_config
 from diffkit.data import (
     AbstractDataset,
@@ -27,7 +27,7 @@ from diffkit.guidance import guide
 from diffkit.model import DiffusionModel
 from diffkit.presets import key_of, part
 from diffkit.registry import name_of
-from diffkit.runs import Run, assembled, convert_run, load_run, transported
+from diffkit.runs import assembled, convert_run, load_run, transported
 from diffkit.samplers import sample
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler
@@ -118,16 +118,9 @@ def train_command(config: Mapping[str, Any]) -> None:
     _show_trained(result, data)
 
 
-def _require_run(config: Mapping[str, Any], command: str) -> Run:
-    if config["run"] is None:
-        raise ValueError(f"RUN is missing: diffkit {command} RUN, a run directory.")
-    path = Path(config["run"])
-    return load_run(path)
-
-
 def evaluate_command(config: Mapping[str, Any]) -> None:
     """The likelihood of a run's model on its data: `diffkit evaluate RUN`."""
-    run = _require_run(config, "evaluate")
+    run = load_run(config["run"])
     schedule, time_sampler = config.get("schedule"), config.get("time_sampler")
     if time_sampler is not None and not config["variance"]:
         raise ValueError(
@@ -220,7 +213,7 @@ def _show_statistics(result: EstimatorStatistics) -> None:
 
 def sample_command(config: Mapping[str, Any]) -> None:
     """Samples of a run's model: `diffkit sample RUN`."""
-    run = _require_run(config, "sample")
+    run = load_run(config["run"])
     # A constructor with its options: that of the run where the command names none.
     made = {kind: make(config.get(kind) or run.config[kind]) for kind in ("sampler", "grid")}
     chosen = {kind: part(kind, choice, model=run.model) for kind, choice in made.items()}
@@ -247,8 +240,6 @@ def sample_command(config: Mapping[str, Any]) -> None:
 
 def convert_command(config: Mapping[str, Any]) -> None:
     """A run's model under another process or schedule: `diffkit convert RUN OUT`."""
-    if config["run"] is None or config["out"] is None:
-        raise ValueError("convert needs two directories: diffkit convert RUN OUT process=NAME.")
     run, losses = convert_run(
         Path(config["run"]),
         Path(config["out"]),
@@ -262,11 +253,6 @@ def convert_command(config: Mapping[str, Any]) -> None:
 
 def equivalence_command(config: Mapping[str, Any]) -> None:
     """Two presets, configurations or runs side by side: `diffkit equivalence A B`."""
-    if config["a"] is None or config["b"] is None:
-        raise ValueError(
-            "equivalence compares two presets, run directories or configuration files: diffkit "
-            "equivalence vdm edm."
-        )
     comparison = compare(config["a"], config["b"], levels=config["levels"])
     names = (comparison.a.name, comparison.b.name)
     table = Table("", *names, "", "what a difference changes", show_lines=False)
@@ -279,9 +265,7 @@ def equivalence_command(config: Mapping[str, Any]) -> None:
         table.columns[column].min_width = max(map(len, words))
     for row in comparison.rows:
         table.add_row(row.what, row.a, row.b, "same" if row.same else "differs", row.means)
-    # As wide as it takes where there is no terminal to fit: a file, a pipe, a log.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table, markup=False)
+    wide_console().print(table, markup=False)
     for reason in comparison.reasons:
         print(reason)
     print(f"generative model: {comparison.model}")
@@ -296,8 +280,6 @@ def report_command(config: Mapping[str, Any]) -> None:
     """A page about a set of runs: `diffkit report RUN ...`."""
     from diffkit.reports import report
 
-    if not config["runs"]:
-        raise ValueError("RUN is missing: diffkit report RUN ..., run directories.")
     made = report(config["runs"], out=config["out"], baseline=config["baseline"])
     made.show()
     print(made.path, flush=True)

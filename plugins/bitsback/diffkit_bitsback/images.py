@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 import diffkit as dk
-from diffkit.data import AbstractSource
+from diffkit.data import AbstractDataset, AbstractSource
 from diffkit_bitsback.errors import CannotEncode, DamagedFile
 
 # Images read at a time.
@@ -97,39 +97,29 @@ def pieces(
 
 
 def find_images(
-    given: str, run: dk.Run, options: Mapping[str, Any]
+    given: str, run: dk.Run, data: AbstractDataset | None = None
 ) -> FolderSource | ArrayOfImages:
     """The images that an argument of a command names.
 
-    **Arguments:** `given`: a folder, a .npy file, the name of a data set (its test images), or
-    `test` or `train` for the run's own data; an existing path takes precedence. `run`: the run; `options`:
-    of the data set.
+    **Arguments:** `given`: a folder, a .npy file, or `test` or `train`; an existing path takes precedence.
+    `run`: the run; `data`: the dataset of `test` and `train`, by default the run's own.
 
     **Raises:** `ValueError` if it is none of these or does not fit the model; `FileNotFoundError`.
     """
     path = Path(given).expanduser()
-    if path.exists() and options:
-        raise ValueError(f"{given!r} is a path and has no options, got data.{next(iter(options))}.")
+    if path.exists() and data is not None:
+        raise ValueError(f"{given!r} is a path: data= is for test and train.")
     if path.is_dir():
         return _folder(path, run.model.shape)
     if path.exists():
         return ArrayOfImages(_array(path, run.model.shape))
-    if given in ("test", "train"):
-        if options:
-            raise ValueError(f"the run's own data have their own options, got {sorted(options)}.")
-        data = run.data()
-        source = data.test if given == "test" else data.train
-    elif given in dk.available("data"):
-        try:
-            source = dk.get("data", given)(**options).test
-        except TypeError as error:
-            raise ValueError(f"data set {given!r}: {error}") from error
-    else:
+    if given not in ("test", "train"):
         raise FileNotFoundError(
-            f"there is nothing at {given!r}, and no data set of this name. Give a folder of images, a "
-            f".npy file, test or train for the run's own data, or one of "
-            f"{', '.join(dk.available('data'))}."
+            f"there is nothing at {given!r}. Give a folder of images, a .npy file, or test or train: of "
+            f"the run's own data, or of data=NAME, one of {', '.join(dk.available('data'))}."
         )
+    data = run.data() if data is None else data
+    source = data.test if given == "test" else data.train
     if source.shape != run.model.shape:
         raise ValueError(
             f"the images of {given!r} have the shape {source.shape}, the model is for "
