@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from diffkit.cli.plugins import FIRST_PARTY, how_to_install, plugin_commands, run_plugin_command
 from diffkit.cli.settings import COMMANDS
+from diffkit.cli.settings import Command as Command
 
 _USAGE = """usage: diffkit COMMAND [ARGUMENTS]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import itertools
 import sys
 import time
 import traceback
@@ -77,30 +78,27 @@ def check_plugin(arguments: list[str]) -> int:
     with console.status("") as status:
         for index, (report, kind, name) in enumerate(chosen):
             status.update(f"{report.name}: {kind} {name} ({index + 1} of {len(chosen)})")
-            for result in check_part(kind, registry.get(kind, name), name=name):
-                results.append((report, result))
+            results.append([*check_part(kind, registry.get(kind, name), name=name)])
     table = Table("part", "law", "outcome", "seconds", "reason")
-    before = None
-    for index, (report, result) in enumerate(results):
-        part = (report.name, result.kind, result.part)
-        last = index + 1 == len(results) or results[index + 1][1].part != result.part
-        colour = {"passed": "green", "failed": "bold red", "skipped": "yellow"}[result.outcome]
-        table.add_row(
-            f"{result.kind} {result.part}" if part != before else "",
-            result.law,
-            f"[{colour}]{result.outcome}[/]",
-            f"{result.seconds:.2f}",
-            escape(result.reason),
-            end_section=last,
-        )
-        before = part
+    colours = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
+    for of_part in results:
+        for result in of_part:
+            table.add_row(
+                f"{result.kind} {result.part}" if result is of_part[0] else "",
+                result.law,
+                f"[{colours[result.outcome]}]{result.outcome}[/]",
+                f"{result.seconds:.2f}",
+                escape(result.reason),
+                end_section=result is of_part[-1],
+            )
     console.print(table)
-    failures = [result for _, result in results if result.error is not None]
-    for result in failures:
-        print(f"\n{result.error}")
-        if result.error.__cause__ is not None:  # inside the law or the part: not a wrong number
-            traceback.print_exception(result.error.__cause__)
-    counts = collections.Counter(result.outcome for _, result in results)
+    every = list(itertools.chain.from_iterable(results))
+    failures = [result.error for result in every if result.error is not None]
+    for error in failures:
+        print(f"\n{error}")
+        if error.__cause__ is not None:  # inside the law or the part: not a wrong number
+            traceback.print_exception(error.__cause__)
+    counts = collections.Counter(result.outcome for result in every)
     print(
         f"\n{', '.join(given.plugin)}: {len(chosen)} parts, {counts['passed']} laws hold, "
         f"{counts['failed']} broken, {counts['skipped']} skipped, "

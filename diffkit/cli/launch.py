@@ -39,9 +39,10 @@ from diffkit.training import TrainConfig
 _QUIET = [{"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}]
 
 
-def _part_config(part: Any, options: Mapping[str, Any], *, partial: bool) -> Any:
+def _part_config(kind: str, name: str, **options: Any) -> Any:
+    partial = kind != "data"  # data are made at once, other parts where the rest is known
     return builds(
-        part,
+        registry.get(kind, name),
         populate_full_signature=True,
         zen_partial=partial,
         zen_exclude=CONTEXT if partial else (),
@@ -86,8 +87,7 @@ def _fill_store(command: Command, overrides: Sequence[str]) -> None:
         store.repo.pop(kind, None)  # another command of this process had other kinds
     for kind in command.kinds.keys() - {"preset"}:
         for name in registry.available(kind):
-            config = _part_config(registry.get(kind, name), {}, partial=kind != "data")
-            store.store(name, config, group=kind)
+            store.store(name, _part_config(kind, name), group=kind)
     main: dict[str, Any] = asdict(command.settings())
     chosen: dict[str, str | None] = {**command.kinds}
     last: list[Any] = []
@@ -113,7 +113,7 @@ def _store_presets(store: ConfigStore, named: Sequence[str]) -> None:
         for kind in KINDS:
             name, options = _choice(kind, preset_name, preset)
             if options and preset_name in named:
-                config = _part_config(registry.get(kind, name), options, partial=True)
+                config = _part_config(kind, name, **options)
                 # A preset's options are the part's defaults under that preset, so that naming the
                 # part that it chooses anyway changes nothing. Several presets need several names.
                 if len(named) > 1:

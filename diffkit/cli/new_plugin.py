@@ -38,11 +38,7 @@ addopts = "--import-mode=importlib"
 _README = """\
 # $distribution
 
-A plugin of diffkit.
-
-| kind | name | what |
-|---|---|---|
-| schedule | `${name}_bent` | a line between two endpoints, bent |
+A plugin of diffkit, with the schedule `${name}_bent`.
 
 ```bash
 pip install -e '.[dev]'
@@ -202,28 +198,25 @@ def new_plugin(arguments: list[str]) -> int:
     parser.add_argument("name", metavar="NAME", help="of the plugin: a lower-case identifier")
     parser.add_argument("--path", metavar="DIR", help="the folder to make; by default ./NAME")
     given = parser.parse_args(arguments)
+    folder = Path(given.path if given.path is not None else given.name)
     try:
         files = skeleton(given.name)
-    except ValueError as error:
-        return wrong("new-plugin", str(error))
-    taken = reports()
-    if given.name in taken:
-        return wrong(
-            "new-plugin",
-            f"there is a plugin {given.name!r} already, of the distribution "
-            f"{taken[given.name].distribution!r}. Choose another name.",
-        )
-    folder = Path(given.path if given.path is not None else given.name)
-    if folder.exists():
-        return wrong("new-plugin", f"{folder} exists already. Name another folder with --path.")
-    for path, text in files.items():
-        file = folder / path
-        try:
+        if taken := reports().get(given.name):
+            raise ValueError(
+                f"there is a plugin {given.name!r} already, of the distribution "
+                f"{taken.distribution!r}. Choose another name."
+            )
+        if folder.exists():
+            raise ValueError(f"{folder} exists already. Name another folder with --path.")
+        for path, text in files.items():
+            file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
-        except OSError as error:
-            return wrong("new-plugin", f"{file} cannot be written: {error.strerror}.")
-        print(file)
+            print(file)
+    except ValueError as error:
+        return wrong("new-plugin", str(error))
+    except OSError as error:
+        return wrong("new-plugin", f"{error.filename} cannot be written: {error.strerror}.")
     print(
         f"\nnext:\n  pip install -e {folder}\n  pytest {folder}\n  diffkit check {given.name}\n"
         f"  diffkit train data=digits schedule={given.name}_bent"

@@ -109,14 +109,9 @@ def show_plugins(arguments: Sequence[str] = ()) -> int:
         return wrong("plugins", f"it takes no arguments, got {arguments[0]!r}.")
     found = reports().values()
     failed = [report for report in found if report.error is not None]
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ModuleNotFoundError:
-        for report in found:
-            health = "ok" if report.error is None else "failed"
-            print(report.name, report.version, dict(report.parts), health)
-        return 1 if failed else 0
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("plugin", "version", "parts", "health")
     for report in found:
         lines = [f"{kind}: {', '.join(names)}" for kind, names in report.parts.items()]

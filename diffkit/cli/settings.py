@@ -256,44 +256,21 @@ def _is_number(value: Any, *types: type) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
 
 
-_RUN: Final = "diffkit.cli.commands:"
+def _command(name: str, settings: type, *positional: str, **kinds: str | None) -> Command:
+    return Command(name, f"diffkit.cli.commands:{name}_command", settings, positional, kinds)
+
+
+_PARTS: Final = {kind: getattr(Preset(), kind) for kind in KINDS}
 
 COMMANDS: Final[Mapping[str, Command]] = {
     command.name: command
     for command in (
-        Command(
-            "train",
-            _RUN + "train_command",
-            TrainSettings,
-            kinds={
-                **{kind: getattr(Preset(), kind) for kind in KINDS},
-                "data": "digits",
-                "preset": DEFAULT_PRESET,
-            },
-        ),
-        Command(
-            "evaluate",
-            _RUN + "evaluate_command",
-            EvaluateSettings,
-            ("run",),
-            dict.fromkeys(("schedule", "time_sampler")),
-        ),
-        Command(
-            "sample",
-            _RUN + "sample_command",
-            SampleSettings,
-            ("run",),
-            dict.fromkeys(("sampler", "grid")),
-        ),
-        Command(
-            "convert",
-            _RUN + "convert_command",
-            ConvertSettings,
-            ("run", "out"),
-            dict.fromkeys(("process", "schedule")),
-        ),
-        Command("equivalence", _RUN + "equivalence_command", EquivalenceSettings, ("a", "b")),
-        Command("report", _RUN + "report_command", ReportSettings, ("runs...",)),
+        _command("train", TrainSettings, **_PARTS, data="digits", preset=DEFAULT_PRESET),
+        _command("evaluate", EvaluateSettings, "run", schedule=None, time_sampler=None),
+        _command("sample", SampleSettings, "run", sampler=None, grid=None),
+        _command("convert", ConvertSettings, "run", "out", process=None, schedule=None),
+        _command("equivalence", EquivalenceSettings, "a", "b"),
+        _command("report", ReportSettings, "runs..."),
     )
 }
 """The commands of diffkit that take settings."""
