@@ -25,7 +25,7 @@ import diffkit as dk
 from diffkit.cli import main
 from diffkit.cli.plugins import FIRST_PARTY
 from diffkit.cli.plugins import commands_of as of_distribution
-from diffkit.cli.settings import SETTINGS
+from diffkit.cli.settings import COMMANDS
 
 SMALL = [
     "network=mlp",
@@ -200,6 +200,11 @@ def test_naming_the_presets_own_part_changes_nothing(workplace, capfd):
         ),
         (["sample", "nowhere", "out=x"], "out must end in .png, got 'x'"),
         (["train", "train.steps=many"], "could not be converted to Integer"),
+        (["train", "schedule=cosine,linear_logsnr"], "has several values: give --multirun"),
+        (["evaluate", "a", "launcher=joblib"], "launcher= is for several jobs: give --multirun"),
+        (["evaluate", "a", "-m", "launcher=pbs"], "launcher must be one of basic, joblib, "),
+        (["train", "--multirun", "hydra/launcher=pbs"], "pip install 'diffkit[sweeps]'"),
+        (["train", "--cgf=job"], "unrecognized arguments: --cgf=job"),
         (["train", "train.steps=0"], "train.steps must be at least 1, got 0"),
         (["train", "decoder=gaussian"], "Choose decoder=discretized for integer levels"),
         (["train", "data=idx", "data.path=nowhere"], "nowhere"),
@@ -218,13 +223,14 @@ def test_naming_the_presets_own_part_changes_nothing(workplace, capfd):
         (["trian"], "there is no command 'trian'"),
         (["train", "run=${nope}"], "nope"),
         (["new-plugin", "fine", "--path", "/proc/nope/fine"], "cannot be written"),
-        (["convert"], "convert needs two directories: diffkit convert RUN OUT"),
-        (["convert", "nowhere", "process=straight"], "convert needs two directories"),
+        (["convert"], "RUN is missing: diffkit convert RUN OUT"),
+        (["convert", "nowhere", "process=straight"], "OUT is missing: diffkit convert RUN OUT"),
+        (["convert", "a", "b", "c"], "'c' must be SETTING=VALUE: diffkit convert RUN OUT ["),
         (["convert", "nowhere", "out", "process=straight"], "path must be a run directory"),
         (["convert", "nowhere", "out"], "convert needs process=NAME or schedule=NAME, or both"),
         (["convert", "a", "b", "process=strait"], "no process 'strait'. Did you mean 'straight'?"),
         (["convert", "a", "b", "sampler=ddim"], "There are: run, out, process, schedule."),
-        (["equivalence", "vdm"], "equivalence compares two presets, run directories or config"),
+        (["equivalence", "vdm"], "B is missing: diffkit equivalence A B"),
         (["equivalence", "vdm", "edn"], "there is no preset 'edn'. Did you mean 'edm'?"),
         (["equivalence", "vdm", "edm", "levels=1"], "levels must be at least 2, got 1"),
     ],
@@ -257,11 +263,11 @@ def test_help_lists_the_choices_of_every_kind(capfd, arguments):
             assert name in out
 
 
-@pytest.mark.parametrize("command", SETTINGS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_says_what_every_setting_is(capfd, command):
     main([command, "--help"])
     out = capfd.readouterr().out
-    names = {f"  {field.name}" for field in dataclasses.fields(SETTINGS[command])}
+    names = {f"  {field.name}" for field in dataclasses.fields(COMMANDS[command].settings)}
     if command == "train":
         names |= {f"  train.{field.name}" for field in dataclasses.fields(dk.TrainConfig)}
     for name in names:
@@ -271,7 +277,7 @@ def test_help_says_what_every_setting_is(capfd, command):
 def test_help_of_train_shows_what_is_default(capfd):
     main(["train", "--help"])
     out = capfd.readouterr().out
-    assert "\n  preset=vdm  data=digits\n" in out
+    assert "launcher=NAME" in out
     assert "preset=NAME --cfg job" in out
     marked = set(re.findall(r"^\* (\w+)", out, re.M))
     # What a run without choices is made of.
@@ -297,7 +303,6 @@ def test_our_plugins_are_named_where_they_are_missing(runs, monkeypatch, capfd):
     assert "pip install 'diffkit[bitsback]'" in fails(["compress", "flow", "test", "out"], capfd)
     with monkeypatch.context() as patch:
         patch.setitem(dk.registry._STATE.parts, "preset", {})
-        ConfigStore.instance().repo.pop("preset", None)
         for words, extra in (
             (["data=digits"], "vdm"),
             (["preset=vdm"], "vdm"),

@@ -1,5 +1,6 @@
 """What the pages show is true: their Python runs, their commands compose, and nothing public is missing."""
 
+import contextlib
 import importlib
 import inspect
 import itertools
@@ -19,7 +20,7 @@ import diffkit as dk
 from diffkit import registry
 from diffkit.cli import main
 from diffkit.cli.plugins import plugin_commands
-from diffkit.cli.settings import POSITIONAL
+from diffkit.cli.settings import COMMANDS
 from diffkit.configs import make
 from diffkit.presets import CONTEXT
 
@@ -170,15 +171,14 @@ def test_commands_compose(
             main(["plugins"])
         assert exit_.value.code == 0
         return
-    if command in plugin_commands():
-        check_plugin_command(command, arguments, capsys)
-        return
+    known = COMMANDS.get(command) or plugin_commands()[command].load()
     for single in combinations(arguments):
         capsys.readouterr()
-        main([command, *single, "--cfg=job"])
+        with contextlib.suppress(SystemExit):  # of a plugin's command
+            main([command, *single, "--cfg=job"])
         config = yaml.safe_load(capsys.readouterr().out)
         positional = [argument for argument in single if "=" not in argument]
-        for setting in POSITIONAL[command]:
+        for setting in known.positional:
             if setting.endswith("..."):
                 assert config[setting[:-3]] == positional
                 positional = []
@@ -200,29 +200,6 @@ def test_commands_compose(
                 assert node == yaml.safe_load(value) or node == float(value)
         if command == "train":
             make(config["train"])  # refuses values out of range
-
-
-def check_plugin_command(
-    command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A plugin's command shows its settings under `--cfg=job` as ours do; ours take those of the page."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        main([command, *arguments, "--cfg=job"])
-    assert exit_.value.code == 0
-    config = yaml.safe_load(capsys.readouterr().out)
-    positional = iter(config)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            assert config[next(positional)] == argument
-            continue
-        node: Any = config
-        for part in key.split("."):
-            node = node[part]
-        assert node == (
-            [int(n) for n in value.split(",")] if isinstance(node, list) else yaml.safe_load(value)
-        )
 
 
 def test_composition_would_notice(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

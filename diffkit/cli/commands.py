@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from diffkit.cli.plugins import wide_console
 from diffkit.configs import EVALUATION_FILE, VARIANCE_FILE, is_finished, make, write_config
 from diffkit.data import (
     AbstractDataset,
@@ -27,12 +27,11 @@ from diffkit.guidance import guide
 from diffkit.model import DiffusionModel
 from diffkit.presets import key_of, part
 from diffkit.registry import name_of
-from diffkit.runs import Run, assembled, convert_run, load_run, transported
+from diffkit.runs import assembled, convert_run, load_run, transported
 from diffkit.samplers import sample
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler
 from diffkit.training import (
-    EstimatorStatistics,
     TrainConfig,
     check_data,
     estimator_statistics,
@@ -50,9 +49,18 @@ from diffkit.typing import PRNGKey
 from diffkit.weightings import AbstractWeighting
 
 
-def _show(result: Mapping[str, Any], others: Mapping[str, float], *, title: str) -> None:
-    """Print an evaluation, as `Evaluation.as_dict` gives it."""
-    table = Table("", "bits/dim", "standard error", title=title)
+def _show(
+    result: Mapping[str, Any],
+    split: str,
+    others: Mapping[str, float] = {},
+    *,
+    note: str = "",
+    digits: int,
+) -> None:
+    """Print an evaluation, as `Evaluation.as_dict` gives it, and others. One example has no error."""
+    table = Table(
+        "", "bits/dim", "standard error", title=f"{split}, {result['examples']} examples{note}"
+    )
     for name in ("prior", "reconstruction", "diffusion", "total"):
         mean, error = result[f"{name}_bits_per_dim"], result[f"{name}_standard_error"]
         shown = "unknown" if error is None else f"{error:.4f}"
@@ -60,19 +68,13 @@ def _show(result: Mapping[str, Any], others: Mapping[str, float], *, title: str)
     for name, value in others.items():
         table.add_row(name, f"{value:.4f}", "")
     Console().print(table)
-
-
-def _show_trained(result: Mapping[str, Any], data: AbstractDataset) -> None:
-    others = baselines(data) if data.levels is not None else {}
-    _show(result, others, title=f"test, {result['examples']} examples")
-    _print_total("test", result, digits=2)
-
-
-def _print_total(split: str, result: Mapping[str, Any], *, digits: int) -> None:
-    """The last line. One example has no standard error, and none is shown."""
     mean, error = result["total_bits_per_dim"], result["total_standard_error"]
     known = "" if error is None else f" +- {error:.{digits}f}"
     print(f"{split} bits/dim: {mean:.{digits}f}{known}", flush=True)
+
+
+def _show_trained(result: Mapping[str, Any], data: AbstractDataset) -> None:
+    _show(result, "test", baselines(data) if data.levels is not None else {}, digits=2)
 
 
 def train_command(config: Mapping[str, Any]) -> None:
@@ -118,16 +120,9 @@ def train_command(config: Mapping[str, Any]) -> None:
     _show_trained(result, data)
 
 
-def _require_run(config: Mapping[str, Any], command: str) -> Run:
-    if config["run"] is None:
-        raise ValueError(f"RUN is missing: diffkit {command} RUN, a run directory.")
-    path = Path(config["run"])
-    return load_run(path)
-
-
 def evaluate_command(config: Mapping[str, Any]) -> None:
     """The likelihood of a run's model on its data: `diffkit evaluate RUN`."""
-    run = _require_run(config, "evaluate")
+    run = load_run(config["run"])
     schedule, time_sampler = config.get("schedule"), config.get("time_sampler")
     if time_sampler is not None and not config["variance"]:
         raise ValueError(
@@ -149,8 +144,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
         batch_size=config["batch_size"],
     )
     time = "continuous time" if result.steps is None else f"T = {result.steps}"
-    _show(result.as_dict(), {}, title=f"{config['split']}, {result.examples} examples, {time}")
-    _print_total(config["split"], result.as_dict(), digits=4)
+    _show(result.as_dict(), config["split"], note=f", {time}", digits=4)
     trained = run.config["train"]
     own = config["split"] == "test" and not schedule and config["steps"] == trained["loss_steps"]
     record = run.path / EVALUATION_FILE
@@ -197,7 +191,13 @@ def _measure_variance(
         steps=settings.loss_steps,
         batch_size=settings.batch_size,
     )
-    _show_statistics(statistics)
+    table = Table("", "nats^2", title="diffusion loss, in nats per example")
+    table.add_row("variance of one draw", f"{statistics.variance:.4g}")
+    table.add_row("the same under the best schedule", f"{statistics.best_variance:.4g}")
+    batch = f"variance of a batch of {statistics.batch_size}"
+    table.add_row(batch, f"{statistics.batch_variance:.4g}")
+    Console().print(table)
+    print(f"mean: {statistics.mean:.4f} +- {statistics.mean_error:.4f} nats")
     file = (path / VARIANCE_FILE).with_stem(f"{Path(VARIANCE_FILE).stem}{suffix}")
     record = statistics.as_dict() | {
         "schedule": name_of("schedule", model.schedule),
@@ -209,18 +209,9 @@ def _measure_variance(
     print(save_statistics(statistics, file.with_suffix(".png")), flush=True)
 
 
-def _show_statistics(result: EstimatorStatistics) -> None:
-    table = Table("", "nats^2", title="diffusion loss, in nats per example")
-    table.add_row("variance of one draw", f"{result.variance:.4g}")
-    table.add_row("the same under the best schedule", f"{result.best_variance:.4g}")
-    table.add_row(f"variance of a batch of {result.batch_size}", f"{result.batch_variance:.4g}")
-    Console().print(table)
-    print(f"mean: {result.mean:.4f} +- {result.mean_error:.4f} nats")
-
-
 def sample_command(config: Mapping[str, Any]) -> None:
     """Samples of a run's model: `diffkit sample RUN`."""
-    run = _require_run(config, "sample")
+    run = load_run(config["run"])
     # A constructor with its options: that of the run where the command names none.
     made = {kind: make(config.get(kind) or run.config[kind]) for kind in ("sampler", "grid")}
     chosen = {kind: part(kind, choice, model=run.model) for kind, choice in made.items()}
@@ -247,14 +238,8 @@ def sample_command(config: Mapping[str, Any]) -> None:
 
 def convert_command(config: Mapping[str, Any]) -> None:
     """A run's model under another process or schedule: `diffkit convert RUN OUT`."""
-    if config["run"] is None or config["out"] is None:
-        raise ValueError("convert needs two directories: diffkit convert RUN OUT process=NAME.")
-    run, losses = convert_run(
-        Path(config["run"]),
-        Path(config["out"]),
-        process=config.get("process"),
-        schedule=config.get("schedule"),
-    )
+    moved = {kind: config.get(kind) for kind in ("process", "schedule")}
+    run, losses = convert_run(Path(config["run"]), Path(config["out"]), **moved)
     for sentence in losses:
         print(sentence)
     print(f"run: {run.path}", flush=True)
@@ -262,26 +247,16 @@ def convert_command(config: Mapping[str, Any]) -> None:
 
 def equivalence_command(config: Mapping[str, Any]) -> None:
     """Two presets, configurations or runs side by side: `diffkit equivalence A B`."""
-    if config["a"] is None or config["b"] is None:
-        raise ValueError(
-            "equivalence compares two presets, run directories or configuration files: diffkit "
-            "equivalence vdm edm."
-        )
     comparison = compare(config["a"], config["b"], levels=config["levels"])
     names = (comparison.a.name, comparison.b.name)
     table = Table("", *names, "", "what a difference changes", show_lines=False)
-    for column, cells in (
-        (1, [row.a for row in comparison.rows]),
-        (2, [row.b for row in comparison.rows]),
-    ):
+    for column, side in zip(table.columns[1:3], ("a", "b"), strict=True):
         # Names and values are broken between words only.
-        words = (word for cell in cells for word in cell.split())
-        table.columns[column].min_width = max(map(len, words))
+        words = " ".join(getattr(row, side) for row in comparison.rows).split()
+        column.min_width = max(map(len, words))
     for row in comparison.rows:
         table.add_row(row.what, row.a, row.b, "same" if row.same else "differs", row.means)
-    # As wide as it takes where there is no terminal to fit: a file, a pipe, a log.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table, markup=False)
+    wide_console().print(table, markup=False)
     for reason in comparison.reasons:
         print(reason)
     print(f"generative model: {comparison.model}")
@@ -296,8 +271,6 @@ def report_command(config: Mapping[str, Any]) -> None:
     """A page about a set of runs: `diffkit report RUN ...`."""
     from diffkit.reports import report
 
-    if not config["runs"]:
-        raise ValueError("RUN is missing: diffkit report RUN ..., run directories.")
     made = report(config["runs"], out=config["out"], baseline=config["baseline"])
     made.show()
     print(made.path, flush=True)

@@ -3,11 +3,9 @@
 import argparse
 import re
 import string
-import sys
-import warnings
 from pathlib import Path
 
-from diffkit import registry
+from diffkit.cli.plugins import reports, wrong
 
 _PYPROJECT = """\
 [build-system]
@@ -40,11 +38,7 @@ addopts = "--import-mode=importlib"
 _README = """\
 # $distribution
 
-A plugin of diffkit.
-
-| kind | name | what |
-|---|---|---|
-| schedule | `${name}_bent` | a line between two endpoints, bent |
+A plugin of diffkit, with the schedule `${name}_bent`.
 
 ```bash
 pip install -e '.[dev]'
@@ -193,6 +187,8 @@ def new_plugin(arguments: list[str]) -> int:
     """The command, given what follows its name.
 
     **Returns:** the exit status: 0, or 2 for wrong usage, in which case nothing is written.
+
+    **Raises:** `SystemExit` for help and wrong usage, which argparse explains.
     """
     parser = argparse.ArgumentParser(
         prog="diffkit new-plugin",
@@ -201,38 +197,26 @@ def new_plugin(arguments: list[str]) -> int:
     )
     parser.add_argument("name", metavar="NAME", help="of the plugin: a lower-case identifier")
     parser.add_argument("--path", metavar="DIR", help="the folder to make; by default ./NAME")
-    try:
-        given = parser.parse_args(arguments)
-    except SystemExit as stopped:  # help, or wrong usage, which argparse has explained
-        return stopped.code if isinstance(stopped.code, int) else 2
-
-    def wrong(message: str) -> int:
-        print(f"diffkit new-plugin: {message}", file=sys.stderr)
-        return 2
-
+    given = parser.parse_args(arguments)
+    folder = Path(given.path if given.path is not None else given.name)
     try:
         files = skeleton(given.name)
-    except ValueError as error:
-        return wrong(str(error))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", registry.PluginWarning)
-        taken = {report.name: report for report in registry.plugins()}
-    if given.name in taken:
-        return wrong(
-            f"there is a plugin {given.name!r} already, of the distribution "
-            f"{taken[given.name].distribution!r}. Choose another name."
-        )
-    folder = Path(given.path if given.path is not None else given.name)
-    if folder.exists():
-        return wrong(f"{folder} exists already. Name another folder with --path.")
-    for path, text in files.items():
-        file = folder / path
-        try:
+        if taken := reports().get(given.name):
+            raise ValueError(
+                f"there is a plugin {given.name!r} already, of the distribution "
+                f"{taken.distribution!r}. Choose another name."
+            )
+        if folder.exists():
+            raise ValueError(f"{folder} exists already. Name another folder with --path.")
+        for path, text in files.items():
+            file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
-        except OSError as error:
-            return wrong(f"{file} cannot be written: {error.strerror}.")
-        print(file)
+            print(file)
+    except ValueError as error:
+        return wrong("new-plugin", str(error))
+    except OSError as error:
+        return wrong("new-plugin", f"{error.filename} cannot be written: {error.strerror}.")
     print(
         f"\nnext:\n  pip install -e {folder}\n  pytest {folder}\n  diffkit check {given.name}\n"
         f"  diffkit train data=digits schedule={given.name}_bent"

@@ -3,10 +3,13 @@
 import importlib.metadata
 import sys
 import warnings
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from diffkit import registry
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 COMMAND_GROUP: Final = "diffkit.commands"
 """The entry-point group of commands: a name, and a function of the arguments after it."""
@@ -80,30 +83,43 @@ def run_plugin_command(command: str, arguments: list[str]) -> int | None:
     return int(run(arguments) or 0)
 
 
-def show_plugins() -> int:
-    """Print a table of the plugins; return 1 if one of them could not be imported, else 0."""
+def reports() -> Mapping[str, registry.PluginReport]:
+    """The report on every plugin, by name; what does not import is said there, and not warned of."""
     with warnings.catch_warnings():
-        # The table itself says it.
         warnings.simplefilter("ignore", registry.PluginWarning)
-        reports = registry.plugins()
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ModuleNotFoundError:
-        for report in reports:
-            health = "ok" if report.error is None else "failed"
-            print(report.name, report.version, dict(report.parts), health)
-        return int(any(report.error for report in reports))
+        return {report.name: report for report in registry.plugins()}
+
+
+def wrong(command: str, message: str) -> int:
+    """Say what is wrong about the usage of a command; return its exit status."""
+    print(f"diffkit {command}: {message}", file=sys.stderr)
+    return 2
+
+
+def wide_console() -> "Console":
+    """A console as wide as a table takes where no terminal limits it: in a file, a pipe or a log."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def show_plugins(arguments: Sequence[str] = ()) -> int:
+    """Print a table of the plugins; return 1 if one of them could not be imported, else 0."""
+    if arguments:
+        return wrong("plugins", f"it takes no arguments, got {arguments[0]!r}.")
+    found = reports().values()
+    failed = [report for report in found if report.error is not None]
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("plugin", "version", "parts", "health")
-    for report in reports:
+    for report in found:
         lines = [f"{kind}: {', '.join(names)}" for kind, names in report.parts.items()]
         if commands := commands_of(report.distribution):
             lines.append(f"commands: {', '.join(commands)}")
-        parts = "\n".join(lines)
         last = "ok" if report.error is None else report.error.strip().splitlines()[-1]
-        table.add_row(report.name, report.version, parts or "none", last)
+        table.add_row(report.name, report.version, "\n".join(lines) or "none", last)
     Console().print(table)
-    failed = [report for report in reports if report.error is not None]
     for report in failed:
         print(f"\nplugin {report.name!r} ({report.module}):\n{report.error}", file=sys.stderr)
     return 1 if failed else 0

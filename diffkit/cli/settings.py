@@ -1,17 +1,68 @@
-"""The settings of the commands, apart from parts, data and the training loop.
+"""The commands and their settings, apart from parts, data and the training loop.
 
-The description of each setting in these docstrings is also its line in `diffkit COMMAND --help`.
+These docstrings are also the text of `diffkit COMMAND --help`.
 """
 
 import math
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from diffkit.configs import LOOKS
+from diffkit.configs import KINDS, LOOKS
+from diffkit.presets import Preset
 
 DEFAULT_PRESET: Final = "vdm"
-DEFAULT_DATA: Final = "digits"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that takes settings and choices in Hydra's grammar: the object of an entry point.
+
+    **Arguments:**
+
+    - `name`: the word after `diffkit`.
+    - `task`: what it does, given the composed configuration as plain containers; may return an exit status.
+      Or its place, `module:function`, imported when it runs.
+    - `settings`: a dataclass with defaults, whose docstring describes the command and each setting.
+    - `positional`: settings that may be given without their names; one with dots takes all.
+    - `kinds`: the kinds to choose from, with the default; `None` for a choice that may be absent.
+    """
+
+    name: str
+    task: Callable[[Mapping[str, Any]], int | None] | str
+    settings: type
+    positional: tuple[str, ...] = ()
+    kinds: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def usage(self) -> str:
+        """The command with its positional settings, as a user types it."""
+        shown = [
+            f"{p[:-4].upper()} ..." if p.endswith("...") else p.upper() for p in self.positional
+        ]
+        return " ".join(["diffkit", self.name, *shown])
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        """Run the command.
+
+        **Arguments:** `arguments`: the words after its name.
+
+        **Returns:** the exit status.
+        """
+        if "--help" in arguments or "-h" in arguments:
+            from diffkit.cli.help import command_help
+
+            print(command_help(self))
+            return 0
+        from diffkit.cli.launch import launch
+
+        return launch(self, arguments)
+
+    def run(self, config: Mapping[str, Any]) -> int | None:
+        """Do it, with a composed configuration."""
+        task = pkgutil.resolve_name(self.task) if isinstance(self.task, str) else self.task
+        return task(config)
 
 
 def _at_least(settings: object, **least: int) -> None:
@@ -28,7 +79,7 @@ def _check_png(out: str | None) -> None:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """`diffkit train`.
+    """Train a model, evaluate it on the test data, and draw samples.
 
     **Arguments:**
 
@@ -65,7 +116,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """`diffkit evaluate RUN`.
+    """Evaluate the likelihood of a run's model on its data.
 
     **Arguments:**
 
@@ -98,7 +149,7 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """`diffkit sample RUN`.
+    """Draw samples from a run's model.
 
     **Arguments:**
 
@@ -150,7 +201,7 @@ class SampleSettings:
 
 @dataclass(frozen=True)
 class ConvertSettings:
-    """`diffkit convert RUN OUT`.
+    """Write a run's model under another process or schedule as a new run, without training.
 
     **Arguments:**
 
@@ -166,7 +217,7 @@ class ConvertSettings:
 
 @dataclass(frozen=True)
 class EquivalenceSettings:
-    """`diffkit equivalence A B`.
+    """Compare two presets, runs or configurations: are they the same model, with the same objective?
 
     **Arguments:**
 
@@ -187,7 +238,7 @@ class EquivalenceSettings:
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """`diffkit report RUN ...`.
+    """Write a page about a set of runs.
 
     **Arguments:**
 
@@ -205,29 +256,38 @@ def _is_number(value: Any, *types: type) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
 
 
-SETTINGS: Final[Mapping[str, type]] = {
-    "train": TrainSettings,
-    "evaluate": EvaluateSettings,
-    "sample": SampleSettings,
-    "convert": ConvertSettings,
-    "equivalence": EquivalenceSettings,
-    "report": ReportSettings,
-}
-"""The settings of each command that Hydra composes."""
+def _command(name: str, settings: type, *positional: str, **kinds: str | None) -> Command:
+    return Command(name, f"diffkit.cli.commands:{name}_command", settings, positional, kinds)
 
-POSITIONAL: Final[Mapping[str, tuple[str, ...]]] = {
-    "train": (),
-    "evaluate": ("run",),
-    "sample": ("run",),
-    "convert": ("run", "out"),
-    "equivalence": ("a", "b"),
-    "report": ("runs...",),
-}
-"""The settings of each command that may come first, without their names; with dots one that takes all."""
 
-RUN_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "evaluate": ("schedule", "time_sampler"),
-    "sample": ("sampler", "grid"),
-    "convert": ("process", "schedule"),
+_PARTS: Final = {kind: getattr(Preset(), kind) for kind in KINDS}
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    command.name: command
+    for command in (
+        _command("train", TrainSettings, **_PARTS, data="digits", preset=DEFAULT_PRESET),
+        _command("evaluate", EvaluateSettings, "run", schedule=None, time_sampler=None),
+        _command("sample", SampleSettings, "run", sampler=None, grid=None),
+        _command("convert", ConvertSettings, "run", "out", process=None, schedule=None),
+        _command("equivalence", EquivalenceSettings, "a", "b"),
+        _command("report", ReportSettings, "runs..."),
+    )
 }
-"""The kinds that a command on a run may choose anew."""
+"""The commands of diffkit that take settings."""
+
+LAUNCHERS: Final[Mapping[str, Mapping[str, str]]] = {
+    "basic": {"hydra/launcher": "basic"},
+    "joblib": {"hydra/launcher": "joblib", "hydra.launcher.n_jobs": "2"},
+    "submitit_local": {"hydra/launcher": "submitit_local", "hydra.launcher.timeout_min": "600"},
+    # Only the user of a cluster knows its partition, hydra.launcher.partition=NAME. A job that runs out of
+    # time is queued again and resumes from its checkpoint.
+    "slurm": {
+        "hydra/launcher": "submitit_slurm",
+        "hydra.launcher.timeout_min": "1440",
+        "hydra.launcher.gpus_per_node": "1",
+        "hydra.launcher.cpus_per_task": "8",
+        "hydra.launcher.mem_gb": "32",
+        "hydra.launcher.max_num_timeout": "100",
+    },
+}
+"""How `launcher=NAME` runs several jobs: one after the other, some at once, or on a cluster."""

@@ -16,7 +16,8 @@ from hydra.errors import OverrideParseException
 
 import diffkit as dk
 from diffkit.cli import main as diffkit
-from diffkit.cli.launch import run_name
+from diffkit.cli.launch import launcher_settings, run_name
+from diffkit.cli.settings import LAUNCHERS
 from diffkit.configs import EVALUATION_FILE
 
 VDM: Final = dk.get("preset", "vdm")
@@ -53,23 +54,6 @@ SCALES: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 """The settings of each scale: two CPU cores for minutes, and the paper's CIFAR-10 without augmentation."""
-
-LAUNCHERS: Final[Mapping[str, Mapping[str, str]]] = {
-    "basic": {},
-    "joblib": {"hydra/launcher": "joblib", "hydra.launcher.n_jobs": "2"},
-    "submitit_local": {"hydra/launcher": "submitit_local", "hydra.launcher.timeout_min": "600"},
-    # Of a cluster only its user knows the partition, hydra.launcher.partition=NAME. A job that runs out of
-    # time is queued again and goes on from its checkpoint.
-    "slurm": {
-        "hydra/launcher": "submitit_slurm",
-        "hydra.launcher.timeout_min": "1440",
-        "hydra.launcher.gpus_per_node": "1",
-        "hydra.launcher.cpus_per_task": "8",
-        "hydra.launcher.mem_gb": "32",
-        "hydra.launcher.max_num_timeout": "100",
-    },
-}
-"""How to launch the runs of a sweep: one after the other, some at once, or as jobs of a cluster."""
 
 
 @dataclass(frozen=True)
@@ -161,14 +145,12 @@ def main(ablation: Ablation, arguments: Sequence[str] | None = None) -> None:
     scale, launcher = given.pop("scale", "tiny"), given.pop("launcher", "basic")
     if not flags:
         _refuse(ablation, f"it is a sweep: give --multirun.\n\n{_usage(ablation)}")
-    if launcher not in LAUNCHERS:
-        _refuse(ablation, f"launcher must be one of {', '.join(LAUNCHERS)}, got {launcher!r}.")
     if "run" in given:
         _refuse(
             ablation, f"run={given['run']} is one directory: give root=DIR for those of a sweep."
         )
     try:
-        settings = ablation.settings(scale, {**LAUNCHERS[launcher], **given})
+        settings = ablation.settings(scale, {**launcher_settings(launcher), **given})
         all_jobs = jobs(settings)
     except (ValueError, OverrideParseException) as error:
         _refuse(ablation, str(error))

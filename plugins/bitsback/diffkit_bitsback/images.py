@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
 import diffkit as dk
-from diffkit.data import AbstractSource, ArraySource
+from diffkit.data import AbstractDataset, AbstractSource, ArraySource
 from diffkit_bitsback.errors import CannotEncode, DamagedFile
 
 # Images read at a time.
@@ -69,37 +69,33 @@ def pieces(source: AbstractSource, count: int) -> Iterator[Integer[np.ndarray, "
         yield source.gather(np.arange(first, min(first + _PIECE, count)))
 
 
-def find_images(given: str, run: dk.Run, options: Mapping[str, Any]) -> AbstractSource:
+def find_images(given: str, run: dk.Run, data: AbstractDataset | None = None) -> AbstractSource:
     """The images that an argument of a command names.
 
-    **Arguments:** `given`: a folder, a .npy file, the name of a data set (its test images), or `test` or
-    `train` for the run's own data; a path comes first; `run`; `options`: of the data set.
+    **Arguments:** `given`: a folder, a .npy file, or `test` or `train`; an existing path takes precedence.
+    `run`: the run; `data`: the dataset of `test` and `train`, by default the run's own.
 
     **Raises:** `ValueError` if it does not fit the model; `FileNotFoundError` if it is none of these.
     """
-    path, shape = Path(given).expanduser(), run.model.shape
-    if path.exists() and options:
-        raise ValueError(f"{given!r} is a path and has no options, got data.{next(iter(options))}.")
+    path = Path(given).expanduser()
+    if path.exists() and data is not None:
+        raise ValueError(f"{given!r} is a path: data= is for test and train.")
+    if path.is_dir():
+        return _folder(path, run.model.shape)
     if path.exists():
-        return _folder(path, shape) if path.is_dir() else ArraySource(_array(path, shape))
-    if given in ("test", "train"):
-        if options:
-            raise ValueError(f"the run's own data have their own options, got {sorted(options)}.")
-        data = run.data()
-        source = data.test if given == "test" else data.train
-    elif given in dk.available("data"):
-        try:
-            source = dk.get("data", given)(**options).test
-        except TypeError as error:
-            raise ValueError(f"data set {given!r}: {error}") from error
-    else:
+        return ArraySource(_array(path, run.model.shape))
+    if given not in ("test", "train"):
         raise FileNotFoundError(
-            f"there is nothing at {given!r}, and no data set of this name. Give a folder of images, a "
-            f".npy file, test or train for the run's own data, or one of "
-            f"{', '.join(dk.available('data'))}."
+            f"there is nothing at {given!r}. Give a folder of images, a .npy file, or test or train: of "
+            f"the run's own data, or of data=NAME, one of {', '.join(dk.available('data'))}."
         )
-    if source.shape != shape:
-        raise ValueError(f"{given!r} has images of shape {source.shape}, the model is for {shape}.")
+    data = run.data() if data is None else data
+    source = data.test if given == "test" else data.train
+    if source.shape != run.model.shape:
+        raise ValueError(
+            f"the images of {given!r} have the shape {source.shape}, the model is for "
+            f"{run.model.shape}."
+        )
     return source
 
 
