@@ -184,7 +184,8 @@ class Denoiser(AbstractDenoiser):
         if network.outputs != parameterization.outputs:
             raise ValueError(
                 f"network must have outputs={parameterization.outputs}, as parameterization "
-                f"{type(parameterization).__name__} asks, but it has outputs={network.outputs}."
+                f"{type(parameterization).__name__} asks, but {type(network).__name__} has "
+                f"outputs={network.outputs}."
             )
         self.network, self.parameterization = network, parameterization
         self.process, self.data_std = process, float(data_std)
