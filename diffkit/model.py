@@ -93,7 +93,7 @@ def check_network(
     if not any(end is None or isinstance(end, Tracer) for end in ends):
         maximum, minimum = (round(float(end), 4) for end in ends)
         # One that does not fall is refused where it is used.
-        known["logsnr_range"] = (maximum, minimum) if maximum > minimum else None
+        known["logsnr_range"] = (maximum, minimum) if np.inf > maximum > minimum else None
     for option, value in known.items():
         built: Any = getattr(network, option, None)
         # Endpoints are float32, and a thousandth of logsnr changes nothing.
