@@ -205,6 +205,8 @@ def against_density(sampler: Any, t: np.ndarray) -> tuple[np.ndarray, ...]:
 def endpoint_slopes(schedule: AbstractSchedule) -> PyTree[Float[Any, "2 ..."]]:
     """The derivatives of both endpoints by every trainable number, divided by their distance."""
     params, rest = eqx.partition(schedule, trainable(schedule))
+    if not jax.tree.leaves(params):
+        return params
 
     def ends(params):
         made = eqx.combine(params, rest)

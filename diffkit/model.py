@@ -87,7 +87,9 @@ def check_network(
     network = getattr(underlying(denoiser), "network", None)
     known: dict[str, Any] = {"shape": shape, "levels": levels}
     if not any(end is None or isinstance(end, Tracer) for end in ends):
-        known["logsnr_range"] = tuple(round(float(end), 4) for end in ends)
+        maximum, minimum = (round(float(end), 4) for end in ends)
+        # One that does not fall is refused where it is used.
+        known["logsnr_range"] = (maximum, minimum) if np.inf > maximum > minimum else None
     for option, value in known.items():
         built: Any = getattr(network, option, None)
         # Endpoints are float32, and a thousandth of logsnr changes nothing.

@@ -33,7 +33,7 @@ class AbstractTimeSampler(eqx.Module):
         """The marginal density at time `t`; its integral over [0, 1] is 1."""
 
 
-class _AbstractUniform(AbstractTimeSampler):
+class AbstractUniform(AbstractTimeSampler):
     """Times that are each uniform."""
 
     @abc.abstractmethod
@@ -50,7 +50,7 @@ class _AbstractUniform(AbstractTimeSampler):
 
 
 @register("time_sampler", "uniform")
-class Uniform(_AbstractUniform):
+class Uniform(AbstractUniform):
     """Independent uniform times."""
 
     def draw(self, key: PRNGKey, n: int) -> Float[Array, " {n}"]:
@@ -58,7 +58,7 @@ class Uniform(_AbstractUniform):
 
 
 @register("time_sampler", "low_discrepancy")
-class LowDiscrepancy(_AbstractUniform):
+class LowDiscrepancy(AbstractUniform):
     """Evenly spaced times with one random shift: t_i = mod(u + i / n, 1), VDM appendix I.1.
 
     Each time is uniform; together they cover [0, 1] with gaps of exactly 1 / n, so the mean over a batch
@@ -70,7 +70,7 @@ class LowDiscrepancy(_AbstractUniform):
 
 
 @register("time_sampler", "stratified")
-class Stratified(_AbstractUniform):
+class Stratified(AbstractUniform):
     """One independent uniform time in each of n equal parts of [0, 1): t_i = (i + u_i) / n.
 
     It covers [0, 1] nearly as evenly as `LowDiscrepancy`, but with independent times in a batch: choose it

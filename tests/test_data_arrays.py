@@ -274,7 +274,7 @@ def test_array_data_splits_over_files(tmp_path):
     ("options", "message"),
     [
         ({"levels": None}, r"the array holds integers \(uint8\), .* levels=256 for bytes"),
-        ({"channels": "back"}, "must be 'first', 'last' or 'add', got channels='back'"),
+        ({"channels": "back"}, "must be 'first', 'last' or 'add', .* got channels='back'"),
         ({"channels": "add", "channels_last": True}, "got channels='add', channels_last=True"),
         ({"labels": True}, "labels=True is for a .npz file; beside an array give labels=ARRAY"),
         ({"labels": FOUR[:2]}, r"labels must hold an integer for each of the 4 .* shape \(2,\)"),

@@ -116,7 +116,10 @@ def test_a_network_as_another_solver_has_it():
     # scipy on dy / dlog rho = rho eps in y itself, with the whole Jacobian, for a network that is no
     # denoiser of anything, on examples that are no vectors.
     with jax.enable_x64(True):
-        network = dk.networks.MLP((2, 2), width=8, depth=1, key=jax.random.key(3))
+        ends = (7.0, -4.0)
+        network = dk.networks.MLP(
+            (2, 2), width=8, depth=1, logsnr_range=ends, key=jax.random.key(3)
+        )
         network = jax.tree.map(lambda a: a + 0.05 if eqx.is_array(a) else a, network)
         x = np.random.default_rng(1).uniform(-1, 1, (2, 2, 2))
         found = {}

@@ -94,7 +94,8 @@ def test_discrete_vlb_falls_towards_the_continuous_one():
 
 
 def network_model(process=PROCESSES[0], schedule=SCHEDULES["linear"], part=dk.Epsilon()):
-    network = dk.networks.MLP((3,), width=8, depth=1, key=jax.random.key(0))
+    built_for = {"levels": 17, "logsnr_range": ENDS}
+    network = dk.networks.MLP((3,), width=8, depth=1, **built_for, key=jax.random.key(0))
     network = jax.tree.map(lambda a: a + 0.05 if eqx.is_array(a) else a, network)
     denoiser = dk.Denoiser(network, part, process)
     return dk.DiffusionModel(denoiser, schedule, dk.DiscretizedDecoder(17), (3,))

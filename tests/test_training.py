@@ -219,7 +219,8 @@ def test_load_run(trained, toy_model):
 
 
 def test_a_loss_that_is_not_finite_stops_and_writes_nothing(toy, toy_model, tmp_path):
-    good = dataclasses.replace(SMALL, steps=8)
+    config = dataclasses.replace(SMALL, learn_endpoints=False)
+    good = dataclasses.replace(config, steps=8)
 
     class Broken(dk.AbstractWeighting):
         factor: jax.Array
@@ -227,10 +228,10 @@ def test_a_loss_that_is_not_finite_stops_and_writes_nothing(toy, toy_model, tmp_
         def __call__(self, logsnr):
             return self.factor + 0 * logsnr
 
-    options = {"directory": tmp_path, "progress": False}
+    options = {"directory": tmp_path, "progress": False, "check": False}
     dk.fit(toy_model(), toy, good, weighting=Broken(jnp.ones(())), **options)
     with pytest.raises(FloatingPointError, match="the loss is not finite"):
-        dk.fit(toy_model(), toy, SMALL, weighting=Broken(jnp.array(jnp.nan)), **options)
+        dk.fit(toy_model(), toy, config, weighting=Broken(jnp.array(jnp.nan)), **options)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest_step() == 8
     checkpoints.close()

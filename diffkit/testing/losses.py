@@ -24,7 +24,7 @@ from diffkit.parameterizations import AbstractParameterization
 from diffkit.processes import AbstractProcess
 from diffkit.schedules import AbstractSchedule
 from diffkit.testing.base import require
-from diffkit.time_samplers import AbstractTimeSampler, Uniform
+from diffkit.time_samplers import AbstractTimeSampler, AbstractUniform
 from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike
 from diffkit.weightings import AbstractWeighting
 
@@ -33,15 +33,11 @@ _BUMPS = 25
 _TOLERANCE = 1e-3
 
 
-class _Midpoints(Uniform):
+class _Midpoints(AbstractUniform):
     """Deterministic: the midpoints of equal parts of [0, 1]."""
 
-    def __call__(
-        self, key: PRNGKey, batch_size: int
-    ) -> tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]:
-        del key
-        t = (jnp.arange(batch_size) + 0.5) / batch_size
-        return t, jnp.ones_like(t)
+    def draw(self, key: PRNGKey, n: int) -> Float[Array, " {n}"]:
+        return (jnp.arange(n) + 0.5) / n
 
 
 class _Probe(AbstractDenoiser):
