@@ -50,7 +50,7 @@ from diffkit.weightings import AbstractWeighting
 
 
 def _show(
-    result: Mapping[str, Any], split: str, *, note: str = "", digits: int, **others: float
+    result: Mapping[str, Any], others: Mapping[str, float], split: str, *, note="", digits: int
 ) -> None:
     """Print an evaluation, as `Evaluation.as_dict` gives it; one example has no standard error."""
     table = Table(
@@ -69,7 +69,7 @@ def _show(
 
 
 def _show_trained(result: Mapping[str, Any], data: AbstractDataset) -> None:
-    _show(result, "test", digits=2, **(baselines(data) if data.levels is not None else {}))
+    _show(result, baselines(data) if data.levels is not None else {}, "test", digits=2)
 
 
 def train_command(config: Mapping[str, Any]) -> None:
@@ -139,7 +139,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
         batch_size=config["batch_size"],
     )
     time = "continuous time" if result.steps is None else f"T = {result.steps}"
-    _show(result.as_dict(), config["split"], note=f", {time}", digits=4)
+    _show(result.as_dict(), {}, config["split"], note=f", {time}", digits=4)
     trained = run.config["train"]
     own = config["split"] == "test" and not schedule and config["steps"] == trained["timesteps"]
     record = run.path / EVALUATION_FILE
