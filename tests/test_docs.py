@@ -211,7 +211,6 @@ def test_composition_would_notice(workplace: Path, capsys: pytest.CaptureFixture
         ["convert", "RUN", "OUT", "TOO_MUCH"],
         ["equivalence", "vdm", "edm", "process=straight"],
         ["compress", "RUN", "IN", "OUT", "stepz=3"],
-        ["rate", "RUN"],
     ):
         with pytest.raises(SystemExit) as exit_:
             main([*wrong, "--cfg=job"])

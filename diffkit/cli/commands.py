@@ -50,12 +50,7 @@ from diffkit.weightings import AbstractWeighting
 
 
 def _show(
-    result: Mapping[str, Any],
-    split: str,
-    others: Mapping[str, float] = {},
-    *,
-    note: str = "",
-    digits: int,
+    result: Mapping[str, Any], others: Mapping[str, float], split: str, *, note="", digits: int
 ) -> None:
     """Print an evaluation, as `Evaluation.as_dict` gives it, and others. One example has no error."""
     table = Table(
@@ -74,7 +69,7 @@ def _show(
 
 
 def _show_trained(result: Mapping[str, Any], data: AbstractDataset) -> None:
-    _show(result, "test", baselines(data) if data.levels is not None else {}, digits=2)
+    _show(result, baselines(data) if data.levels is not None else {}, "test", digits=2)
 
 
 def train_command(config: Mapping[str, Any]) -> None:
@@ -144,7 +139,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
         batch_size=config["batch_size"],
     )
     time = "continuous time" if result.steps is None else f"T = {result.steps}"
-    _show(result.as_dict(), config["split"], note=f", {time}", digits=4)
+    _show(result.as_dict(), {}, config["split"], note=f", {time}", digits=4)
     trained = run.config["train"]
     own = config["split"] == "test" and not schedule and config["steps"] == trained["loss_steps"]
     record = run.path / EVALUATION_FILE

@@ -278,12 +278,12 @@ class _Bar:
         note = f"{rate:.3g} images/s"
         if bits_per_dim is not None:
             note += f"  {bits_per_dim:.3f} bits/dim"
-        if images and self._count is not None:
+        if self._count is not None and images:
             left = (self._count - images) / rate
             note += f"  {left // 3600:.0f}:{left % 3600 // 60:02.0f}:{left % 60:02.0f} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=int(images), note=note)
         elif now - self._shown > self._every:
             self._shown = now
-            done = f"{int(images)}/{self._count or '?'}"
-            print(f"{self._what} {done}  {note}", file=sys.stderr, flush=True)
+            of = "" if self._count is None else f"/{self._count}"
+            print(f"{self._what} {int(images)}{of}  {note}", file=sys.stderr, flush=True)
