@@ -149,8 +149,7 @@ def unregistered(config: Mapping[str, Any]) -> dict[str, str]:
 def node_of(kind: str, choice: Any, context: Context = Context()) -> dict[str, Any]:
     """A choice as a node of a configuration.
 
-    **Arguments:** `kind`; `choice`, as in a `diffkit.Preset`; `context`: for checking the options of an
-    instance.
+    **Arguments:** `kind`; `choice`: as in `diffkit.Preset`; `context`: for checking an instance's options.
     """
     part = resolve(kind, choice)
     if isinstance(part, functools.partial):

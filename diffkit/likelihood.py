@@ -33,9 +33,6 @@ from diffkit.samplers.forms import FORMS
 from diffkit.samplers.loop import rescaled
 from diffkit.typing import BatchScalar, DataBatch, Example, PRNGKey, Scalar, check_positive
 
-_EXACT = 64
-"""The most dimensions for which `auto` computes the exact divergence."""
-
 
 def log_likelihood(
     model: DiffusionModel,
@@ -96,7 +93,7 @@ def log_likelihood(
     for name, count in (("probes", probes), ("max_steps", max_steps)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}.")
-    exact = divergence == "exact" or (divergence == "auto" and math.prod(model.shape) <= _EXACT)
+    exact = divergence == "exact" or (divergence == "auto" and math.prod(model.shape) <= 64)
     return _compiled(
         model, jnp.asarray(x), key, condition, None if exact else probes, rtol, atol, max_steps
     )

@@ -66,9 +66,8 @@ def sample(
 
     **Arguments:**
 
-    - `model`; `sampler`: `diffkit.samplers.Ancestral()` is the model itself.
+    - `model`; `sampler`: `diffkit.samplers.Ancestral()` is the model itself; `key`: from `jax.random.key`.
     - `shape_or_count`: how many samples: an integer, or a shape to put before the example's.
-    - `key`: from `jax.random.key`.
     - `steps`: how many, each one call of the network for a one-step sampler; `grid`: where they lie.
     - `condition`: one condition for all samples, or one for each, (count, condition); see
       `diffkit.data.one_hot` and `diffkit.data.with_flag`. `diffkit.guide` makes a model follow it more

@@ -12,7 +12,8 @@ class TrainConfig:
 
     **Arguments:**
 
-    - `steps`: optimiser steps; `batch_size`: examples per step.
+    - `steps`: optimiser steps.
+    - `batch_size`: examples per step.
     - `accumulate`: compute the gradient of a batch in this many parts, one after another, to save memory.
       The step is that of the whole batch. Must divide `batch_size`.
     - `learning_rate`: of the optimiser, after warm-up.
@@ -23,7 +24,9 @@ class TrainConfig:
     - `decay`: `"constant"`; `"cosine"` or `"linear"`, to 0 at the end, after `steps`; or `"rsqrt"`, as the
       inverse root of the step: half the learning rate at 4 times `warmup`.
     - `weight_decay`: of an optimiser that has one, for the denoiser only: it does not pull a schedule
-      towards zero; `decay_biases`: whether it acts on biases too; `b1`, `b2`: of AdamW and Adam.
+      towards zero.
+    - `decay_biases`: whether the weight decay acts on biases too.
+    - `b1`, `b2`: of AdamW and Adam.
     - `clip`: the largest global norm of a gradient, without such an interior's; 0 does not clip.
     - `ema`: the decay per step of the exponential moving average of the parameters; 0 follows them.
     - `ema_warmup`: whether to limit the decay of step n to (1 + n) / (10 + n), so the average soon forgets
@@ -38,8 +41,8 @@ class TrainConfig:
     - `seed`: of the order of the data, the noise and the times.
     - `steps_per_dispatch`: steps in one call of the compiled function; metrics are recorded after each.
     - `checkpoint_every`: steps between checkpoints; 0 writes only the last one.
-    - `evaluate_every`: steps between evaluations on test data, 0 for none; `evaluate_passes`: draws per
-      test example in each of those.
+    - `evaluate_every`: steps between evaluations on test data; 0 for none.
+    - `evaluate_passes`: draws per test example in each of those.
 
     **Raises:** `ValueError` for a value out of its range.
     """

@@ -91,10 +91,7 @@ class Fit:
 
 
 def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
-    """Refuse data that do not fit the model, with a `ValueError` that says why.
-
-    Refuse also a model whose schedule does not fall.
-    """
+    """Refuse data that do not fit the model, or a schedule that rises. **Raises:** `ValueError`."""
     ordered_endpoints(model.schedule)
     if data.shape != model.shape:
         raise ValueError(
