@@ -91,7 +91,7 @@ class Fit:
 
 
 def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
-    """Refuse data that do not fit the model, or a schedule that rises. **Raises:** `ValueError`."""
+    """Refuse data that do not fit the model, or a schedule that does not fall, by a `ValueError`."""
     ordered_endpoints(model.schedule)
     if data.shape != model.shape:
         raise ValueError(
