@@ -36,12 +36,7 @@ VARIANCE_FILE: Final = "variance.json"
 METRICS_FILE: Final = "metrics.jsonl"
 CHECKPOINTS: Final = "checkpoints"
 
-LOOKS: Final[Mapping[str, Any]] = {
-    "passes": 16,
-    "evaluate_steps": (),
-    "variance": False,
-    "samples": 64,
-}
+LOOKS: Final = {"passes": 16, "evaluate_steps": (), "variance": False, "samples": 64}
 """What `diffkit train` evaluates at the end of a run, with its defaults."""
 
 MAY_CHANGE: Final = (
@@ -147,18 +142,14 @@ def spec_of(config: Mapping[str, Any], data: AbstractDataset | None = None) -> D
 
 def unregistered(config: Mapping[str, Any]) -> dict[str, str]:
     """The unregistered parts of a configuration, by kind."""
-    return {
-        kind: node[_FOREIGN]
-        for kind, node in config.items()
-        if isinstance(node, Mapping) and _FOREIGN in node
-    }
+    nodes = {kind: node for kind, node in config.items() if isinstance(node, Mapping)}
+    return {kind: node[_FOREIGN] for kind, node in nodes.items() if _FOREIGN in node}
 
 
 def node_of(kind: str, choice: Any, context: Context = Context()) -> dict[str, Any]:
     """A choice as a node of a configuration.
 
-    **Arguments:** `kind`; `choice`, as in a `diffkit.Preset`; `context`: for checking the options of an
-    instance.
+    **Arguments:** `kind`; `choice`: as in `diffkit.Preset`; `context`: for checking an instance's options.
     """
     part = resolve(kind, choice)
     if isinstance(part, functools.partial):
@@ -176,18 +167,12 @@ def _is_known(kind: str, cls: Any) -> bool:
 
 
 def _node(cls: Any, options: Mapping[str, Any], *, partial: bool = True) -> dict[str, Any]:
-    signature = inspect.signature(cls).parameters
-    every = {
-        name: parameter.default
-        for name, parameter in signature.items()
-        if parameter.default is not parameter.empty and (name not in CONTEXT or not partial)
-    } | dict(options)
-    ordered = {name: every[name] for name in signature if name in every}
-    return {
-        "_target_": _path(cls),
-        "_partial_": partial,
-        **{k: _stored(v) for k, v in ordered.items()},
-    }
+    node: dict[str, Any] = {"_target_": _path(cls), "_partial_": partial}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        default = parameter.empty if partial and name in CONTEXT else parameter.default
+        if (value := options.get(name, default)) is not parameter.empty:
+            node[name] = _stored(value)
+    return node
 
 
 def _path(cls: Any) -> str:
@@ -207,10 +192,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _options(part: Any, context: Context) -> dict[str, Any] | None:
-    """The options that make the same part again, or `None` if they cannot be found.
-
-    They are its attributes of the same names.
-    """
+    """The options that make the same part again: its attributes of their names; else `None`."""
     options = {}
     for name, parameter in inspect.signature(type(part)).parameters.items():
         if name in CONTEXT:
@@ -246,10 +228,7 @@ def _foreign(part: Any) -> dict[str, Any]:
 
 
 def _content(value: Any, *, values: bool = True) -> Any:
-    """The content of a part in plain containers.
-
-    Trainable arrays count by their shape alone, because training changes their values.
-    """
+    """The content of a part in plain containers. Of trainable arrays, which training changes, the shape."""
     if isinstance(value, Array | jax.ShapeDtypeStruct):
         return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, np.ndarray):

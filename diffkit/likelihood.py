@@ -24,7 +24,6 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from diffkit.lazy import needed
 from diffkit.model import DiffusionModel
@@ -32,10 +31,7 @@ from diffkit.objectives import ConditionBatch, reconstruction_term
 from diffkit.processes import rescaled_prior_std
 from diffkit.samplers.forms import FORMS
 from diffkit.samplers.loop import rescaled
-from diffkit.typing import BatchScalar, Condition, DataBatch, Example, PRNGKey, Scalar
-
-_EXACT = 64
-"""The most dimensions for which `auto` computes the exact divergence."""
+from diffkit.typing import BatchScalar, DataBatch, Example, PRNGKey, Scalar, check_positive
 
 
 def log_likelihood(
@@ -92,13 +88,12 @@ def log_likelihood(
     diffrax; `RuntimeError` (from Equinox, at run time) if the solver does not reach the noise end in
     `max_steps` steps.
     """
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, got {value}.")
+    check_positive("rtol", rtol)
+    check_positive("atol", atol)
     for name, count in (("probes", probes), ("max_steps", max_steps)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}.")
-    exact = divergence == "exact" or (divergence == "auto" and math.prod(model.shape) <= _EXACT)
+    exact = divergence == "exact" or (divergence == "auto" and math.prod(model.shape) <= 64)
     return _compiled(
         model, jnp.asarray(x), key, condition, None if exact else probes, rtol, atol, max_steps
     )
@@ -143,15 +138,7 @@ def _compiled(model, x, key, condition, probes, rtol, atol, max_steps):
     )
 
 
-def _log_density(
-    model: DiffusionModel,
-    y_0: Example,
-    condition: Condition,
-    directions: Float[Array, "directions *shape"],
-    rtol: float,
-    atol: float,
-    max_steps: int,
-) -> tuple[Scalar, Any]:
+def _log_density(model, y_0, condition, directions, rtol, atol, max_steps) -> tuple[Scalar, Any]:
     """The log density at y_0, in units of the noise, and whether the solver failed.
 
     The trace of a matrix A is computed as the sum of d^T A d over `directions`.

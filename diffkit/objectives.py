@@ -248,15 +248,7 @@ class DiffusionLoss(eqx.Module):
         return _Visit(logsnr, slope, before, learnt)
 
     def _losses(
-        self,
-        part: AbstractParameterization | None,
-        x: FloatBatch,
-        eps: FloatBatch,
-        condition: ConditionBatch | None,
-        keys: Key[Array, " batch"] | None,
-        importance: BatchScalar | None,
-        denoiser: AbstractDenoiser,
-        visits: _Visit,
+        self, part, x, eps, condition, keys, importance, denoiser: AbstractDenoiser, visits: _Visit
     ) -> BatchScalar:
         def one(x, eps, visit, condition, key):
             logsnr = visit.logsnr
@@ -296,11 +288,9 @@ def _noise(
     x: FloatBatch, key: PRNGKey, inference: bool, share: Share | None = None
 ) -> tuple[PRNGKey, FloatBatch, Key[Array, " batch"] | None]:
     """A key for the times of a batch, its noises, and keys for dropout."""
-    t_key, eps_key, dropout_key = jax.random.split(key, 3)
-    eps = _normal(x, eps_key, share)
-    if inference:
-        return t_key, eps, None
-    return t_key, eps, _rows(lambda n: jax.random.split(dropout_key, n), x.shape[0], share)
+    t_key, eps_key, key = jax.random.split(key, 3)
+    keys = None if inference else _rows(lambda n: jax.random.split(key, n), x.shape[0], share)
+    return t_key, _normal(x, eps_key, share), keys
 
 
 def extra_parameterization(model: DiffusionModel) -> AbstractParameterization | None:

@@ -1,8 +1,7 @@
 """Optimisers: how a gradient becomes a step.
 
-An optimiser is a part with plain options that makes an `optax.GradientTransformation`. The training loop
-handles learning rate, clipping, averaging and a schedule's interior alike for all (`diffkit.TrainConfig`).
-Only making a transformation imports optax.
+The training loop handles learning rate, clipping, averaging and a schedule's interior alike for all
+(`diffkit.TrainConfig`). Only making a transformation imports optax.
 """
 
 import abc

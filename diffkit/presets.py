@@ -1,9 +1,4 @@
-"""Presets: a choice of every part, and the one place where parts are put together.
-
-A preset is data: for each kind a registered part, with the options that differ from its defaults, or a
-part of your own; and the settings of the training loop. Replace any choice in Python or on the command
-line.
-"""
+"""Presets: a choice of every part, and the one place where parts are put together."""
 
 import dataclasses
 import functools
@@ -91,14 +86,10 @@ class Preset:
     Presets are immutable. `replace` returns a changed one, `model` builds the untrained model, and
     `diffkit.fit(preset, data)` trains it with the preset's weighting, times and settings.
 
-    **Arguments:**
-
-    - one choice for each kind: a registered name, `(name, options)`, a class, or an instance.
-    - `train`: settings of `diffkit.TrainConfig` that differ from its defaults.
-    - `sample_steps`: the number of steps for sampling.
-    - `data_std`: the standard deviation of the encoded data, for scaling the network's input
-      (`diffkit.Denoiser`).
-    - `loss`: the loss behind the weighting, as the paper states it.
+    **Arguments:** one choice for each kind: a registered name, `(name, options)`, a class, or an instance;
+    `train`: settings of `diffkit.TrainConfig` that differ from its defaults; `sample_steps`: the number of
+    steps for sampling; `data_std`: the standard deviation of the encoded data, for scaling the network's
+    input (`diffkit.Denoiser`); `loss`: the loss behind the weighting, as the paper states it.
     """
 
     schedule: Choice = "linear_logsnr"
@@ -148,10 +139,8 @@ class Preset:
                 if name in ("shape", "levels", "condition_size", "key"):
                     hint = f" {name} is for the model: preset.model(shape=..., key=...)."
                 raise ValueError(f"a preset has no {name!r}.{hint} It has: {', '.join(known)}.")
-            if name in BASES:
-                chosen = resolve(name, value)
-                if not is_constructor(chosen):
-                    _checked(name, chosen)
+            if name in BASES and not is_constructor(chosen := resolve(name, value)):
+                _checked(name, chosen)
         if "train" in changes:
             changes["train"] = {**self.train, **changes["train"]}
         if "weighting" in changes:
@@ -203,8 +192,7 @@ class Preset:
 class Assembly:
     """A preset with its parts made.
 
-    **Attributes:** `preset`; `model`, untrained; `weighting`, `time_sampler`, `sampler`, `grid`,
-    `optimiser`.
+    **Attributes:** `preset`; `model`, untrained; and one part for each of `TRAINING_KINDS`.
     """
 
     preset: Preset
@@ -218,11 +206,8 @@ class Assembly:
     @classmethod
     def around(cls, preset: Preset, model: DiffusionModel) -> "Assembly":
         """A model that exists already, with the other parts of a preset."""
-        return cls(
-            preset,
-            model,
-            *(part(kind, getattr(preset, kind), model=model) for kind in TRAINING_KINDS),
-        )
+        made = (part(kind, getattr(preset, kind), model=model) for kind in TRAINING_KINDS)
+        return cls(preset, model, *made)
 
 
 def assemble(preset: Preset, data: AbstractDataset | DataSpec, *, key: PRNGKey) -> Assembly:

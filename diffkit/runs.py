@@ -1,16 +1,13 @@
 """Run directories: what a training run writes, and how to read it.
 
-    RUN/
-      config.yaml        every choice: parts with their options, data, training settings; and `transport`,
-                         the process and schedule given by `diffkit convert`
-      checkpoints/       the training state, by step (orbax)
-      metrics.jsonl      training metrics, a record per line
-      tensorboard/       the same for TensorBoard
-      evaluation.json    the test likelihood; written last, so it marks a complete run
-      *.png              samples, training curves, the schedule
-
-The configuration names parts by their import paths, as Hydra does, so a run with a plugin's parts can be
-read wherever the plugin is installed.
+RUN/
+  config.yaml        every choice: parts with their options, data, training settings; and `transport`,
+                     the process and schedule given by `diffkit convert`
+  checkpoints/       the training state, by step (orbax)
+  metrics.jsonl      training metrics, a record per line
+  tensorboard/       the same for TensorBoard
+  evaluation.json    the test likelihood; written last, so it marks a complete run
+  *.png              samples, training curves, the schedule
 """
 
 import dataclasses
@@ -105,9 +102,8 @@ def transported(model: DiffusionModel, config: Mapping[str, Any]) -> DiffusionMo
     moved = config.get("transport") or {}
     process, schedule = moved.get("process"), moved.get("schedule")
     if schedule is not None:
-        context = Context(
-            shape=model.shape, levels=model.decoder.levels, key=key_of(config["train"]["seed"])
-        )
+        key = key_of(config["train"]["seed"])
+        context = Context(shape=model.shape, levels=model.decoder.levels, key=key)
         schedule = make_part("schedule", make(schedule), context)
     return carried(model, None if process is None else make(process)(), schedule)
 
@@ -140,11 +136,8 @@ def convert_run(
     if out.exists():
         raise ValueError(f"out must be a new directory, there is something at {out}.")
     run = load_run(source)
-    known = run.config.get("transport") or {}
-    moved = {
-        "process": process or known.get("process"),
-        "schedule": schedule or known.get("schedule"),
-    }
+    known, given = run.config.get("transport") or {}, {"process": process, "schedule": schedule}
+    moved = {name: node or known.get(name) for name, node in given.items()}
     config = {**run.config, "transport": moved}
     # Refuses options that do not fit, before anything is written.
     model = transported(run.model, config)
@@ -165,11 +158,9 @@ def convert_run(
 def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -> Run:
     """Read a run directory.
 
-    **Arguments:**
-
-    - `path`: the directory.
-    - `like`: the composition passed to `fit`: a preset, or a model assembled by hand. Needed only for a run
-      with an unregistered part; its parts are compared with the run's.
+    **Arguments:** `path`: the directory; `like`: the composition passed to `fit`: a preset, or a model
+    assembled by hand. Needed only for a run with an unregistered part; its parts are compared with the
+    run's.
 
     **Returns:** a `Run` at its newest checkpoint.
 
@@ -205,17 +196,17 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
 
 def _like(like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path) -> DiffusionModel:
     """The model to read a run into, checked against the run's composition."""
-    if not config:
-        if isinstance(like, Preset):
-            raise ValueError(
-                f"run {path} has no {CONFIG_FILE}: like must be a model, got a preset."
-            )
-        return like
     if isinstance(like, Preset):
+        if not config:
+            raise ValueError(
+                f"run {path} has no {CONFIG_FILE}: like must be a model, not a preset."
+            )
         spec = spec_of(config)
         model = assemble(like, spec, key=key_of(config["train"]["seed"])).model
         now = nodes_of(like, spec)
         there = {kind: config[kind] for kind in now}
+    elif not config:
+        return like
     else:
         # An object does not record its configuration: only the checkpoint can compare options that were
         # left open, and parts that do not keep their options.

@@ -93,17 +93,13 @@ def tabulate(
     Values that are not positive count as zero, with the logarithm -inf: beyond its schedule the formula of
     a published loss may give anything.
     """
-    _check_range(logsnr_range)
+    if not logsnr_range[0] > logsnr_range[1]:
+        raise ValueError(f"logsnr_range must be (max, min), got {logsnr_range}.")
     logsnr = np.linspace(logsnr_range[1], logsnr_range[0], points)
     with jax.enable_x64(True):
         values = np.asarray(_values(weighting, jnp.asarray(logsnr)), dtype=np.float64)
     with np.errstate(divide="ignore"):
         return logsnr, np.log(np.where(values > 0, values, 0.0))
-
-
-def _check_range(logsnr_range: tuple[float, float]) -> None:
-    if not logsnr_range[0] > logsnr_range[1]:
-        raise ValueError(f"logsnr_range must be (max, min), got {logsnr_range}.")
 
 
 @eqx.filter_jit
@@ -228,12 +224,8 @@ def simple(
 
     **Raises:** `diffkit.registry.UnknownPartError` if no time sampler has this name.
     """
-    return implied_weighting(
-        parameterization=parameterization,
-        schedule=schedule,
-        process=process,
-        time_sampler=registry.get("time_sampler", times)(),
-    )
+    time_sampler = registry.get("time_sampler", times)()
+    return Implied(parameterization, schedule, process, time_sampler, None)
 
 
 @register("weighting", "sigmoid")

@@ -28,11 +28,8 @@ Conditions = Float[Array | np.ndarray, " condition"] | Float[Array | np.ndarray,
 class Trajectory(eqx.Module):
     """Every latent visited by a sampler.
 
-    **Attributes:**
-
-    - `samples`: the decoded data, (count, *shape).
-    - `logsnr`: the grid, (steps + 1,), from noise to data.
-    - `z`: the latents of the model's process at those noise levels, (steps + 1, count, *shape).
+    **Attributes:** `samples`: the decoded data, (count, *shape); `logsnr`: the grid, (steps + 1,), from
+    noise to data; `z`: the latents of the model's process there, (steps + 1, count, *shape).
     """
 
     samples: Real[Array, "count *shape"]
@@ -69,12 +66,9 @@ def sample(
 
     **Arguments:**
 
-    - `model`: the model.
-    - `sampler`: a sampler; `diffkit.samplers.Ancestral()` is the model itself.
+    - `model`; `sampler`: `diffkit.samplers.Ancestral()` is the model itself; `key`: from `jax.random.key`.
     - `shape_or_count`: how many samples: an integer, or a shape to put before the example's.
-    - `key`: from `jax.random.key`.
-    - `steps`: the number of steps, each one call of the network for a one-step sampler.
-    - `grid`: where the steps lie.
+    - `steps`: how many, each one call of the network for a one-step sampler; `grid`: where they lie.
     - `condition`: one condition for all samples, or one for each, (count, condition); see
       `diffkit.data.one_hot` and `diffkit.data.with_flag`. `diffkit.guide` makes a model follow it more
       closely.
@@ -101,9 +95,8 @@ def sample(
     ```
     """
     counts = (shape_or_count,) if isinstance(shape_or_count, int) else shape_or_count
-    x, _, _ = _run(
-        model, sampler, counts, key, steps, grid, condition, decode_noise, start, check, False
-    )
+    how = (key, steps, grid, condition, decode_noise, start, check)
+    x, _, _ = _run(model, sampler, counts, *how, keep=False)
     return x.reshape(counts + model.shape)
 
 
@@ -126,10 +119,8 @@ def sample_trajectory(
 
     **Returns:** a `Trajectory`, whose `samples` are those of `sample` with the same arguments.
     """
-    x, logsnr, z = _run(
-        model, sampler, (count,), key, steps, grid, condition, decode_noise, start, check, True
-    )
-    return Trajectory(x, logsnr, z)
+    how = (key, steps, grid, condition, decode_noise, start, check)
+    return Trajectory(*_run(model, sampler, (count,), *how, keep=True))
 
 
 def check_sampler(sampler: AbstractSampler, shape: tuple[int, ...]) -> None:
@@ -158,8 +149,7 @@ def noised(
 
     **Raises:** `ValueError` for data that are not the model's (`DiffusionModel.encode`).
     """
-    level, keys = model.process.at(logsnr), _keys(key, x.shape[0])
-    eps = jax.vmap(lambda key: _noise(model, key))(keys)
+    level, eps = model.process.at(logsnr), _noises(model, _keys(key, x.shape[0]))
     return model.process.perturb(model.encode(jnp.asarray(x)), eps, level), level.logsnr
 
 
@@ -252,8 +242,8 @@ def _keys(key: PRNGKey, count: int) -> Key[Array, " {count}"]:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
 
 
-def _noise(model: DiffusionModel, key: Key[Array, ""]) -> Float[Array, "..."]:
-    return jax.random.normal(jax.random.fold_in(key, 0), model.shape)
+def _noises(model: DiffusionModel, keys: Key[Array, " count"]) -> FloatBatch:
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), model.shape))(keys)
 
 
 def _scan(model, sampler, y, keys, logsnr, condition, keep) -> tuple[Array, Any]:
@@ -271,11 +261,8 @@ def _scan(model, sampler, y, keys, logsnr, condition, keep) -> tuple[Array, Any]
         y, state = all_steps(*carry, keys, condition, *at)
         return (y, state), y if keep else None
 
-    carry, at = (
-        (y, jax.vmap(sampler.init)(y)),
-        (logsnr[:-1], logsnr[1:], jnp.arange(len(logsnr) - 1)),
-    )
-    (last, _), ys = jax.lax.scan(body, carry, at)
+    at = (logsnr[:-1], logsnr[1:], jnp.arange(len(logsnr) - 1))
+    (last, _), ys = jax.lax.scan(body, (y, jax.vmap(sampler.init)(y)), at)
     return last, ys
 
 
@@ -290,8 +277,7 @@ def _compiled(model, sampler, count, key, steps, grid, condition, decode_noise, 
     keys = _keys(key, count)
     if start is None:
         logsnr = grid(model.schedule, steps)
-        noise = jax.vmap(lambda key: _noise(model, key))(keys)
-        y = rescaled_prior_std(logsnr[0]) * noise
+        y = rescaled_prior_std(logsnr[0]) * _noises(model, keys)
     else:
         z, logsnr = start
         y = z / model.process.at(logsnr[0]).alpha

@@ -71,21 +71,10 @@ class TrainConfig:
     evaluate_passes: int = 1
 
     def __post_init__(self):
-        at_least = {
-            "steps": 1,
-            "batch_size": 1,
-            "accumulate": 1,
-            "warmup": 0,
-            "weight_decay": 0,
-            "clip": 0,
-            "seed": 0,
-            "steps_per_dispatch": 1,
-            "checkpoint_every": 0,
-            "evaluate_every": 0,
-            "evaluate_passes": 1,
-        }
-        for name, least in at_least.items():
-            value = getattr(self, name)
+        counts = ("steps", "batch_size", "accumulate", "steps_per_dispatch", "evaluate_passes")
+        others = ("warmup", "weight_decay", "clip", "seed", "checkpoint_every", "evaluate_every")
+        for name in counts + others:
+            least, value = int(name in counts), getattr(self, name)
             if value < least:
                 raise ValueError(f"train.{name} must be at least {least}, got {value}.")
         if self.batch_size % self.accumulate:

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float
 
 from diffkit.data import AbstractSource, batches
 from diffkit.model import DiffusionModel, check_levels
@@ -79,12 +79,8 @@ class Evaluation:
             mean, error = self._bits(getattr(self, name))
             record[f"{name}_bits_per_dim"] = mean
             record[f"{name}_standard_error"] = error if math.isfinite(error) else None
-        return record | {
-            "examples": self.examples,
-            "passes": self.passes,
-            "steps": self.steps,
-            "draws": self.draws,
-        }
+        settings = ("examples", "passes", "steps", "draws")
+        return record | {name: getattr(self, name) for name in settings}
 
 
 @runtime_checkable
@@ -98,9 +94,7 @@ class Trained(Protocol):
 
 
 @eqx.filter_jit
-def _ends(
-    model: DiffusionModel, x: Real[Array, "batch *shape"], key: PRNGKey
-) -> Float[Array, "terms batch"]:
+def _ends(model: DiffusionModel, x, key) -> Float[Array, "terms batch"]:
     encoded, shifts = model.encode(x), jax.random.uniform(key, x.shape[:1])
     prior = jax.vmap(lambda x: prior_term(model, x))(encoded)
     reconstruction = jax.vmap(lambda x, shift: expected_reconstruction(model, x, shift))(x, shifts)
@@ -109,13 +103,7 @@ def _ends(
 
 @eqx.filter_jit
 def _diffusion(
-    model: DiffusionModel,
-    x: Real[Array, "batch *shape"],
-    condition: Float[Array, "batch condition"] | None,
-    key: PRNGKey,
-    times: Proposal | AbstractTimeSampler,
-    steps: int | None,
-    passes: int,
+    model: DiffusionModel, x, condition, key, times: Proposal | AbstractTimeSampler, steps, passes
 ) -> tuple[Float[Array, " batch"], list[Float[Array, " rows"]]]:
     """The diffusion term of each example; and of each draw of a proposal the `logsnr` and the error."""
     # The passes of one example get evenly spread draws: row i of pass p has the uniform number
@@ -131,12 +119,7 @@ def _diffusion(
         found = [logsnr, errors]
     else:
         loss = vlb(
-            model,
-            x_passes,
-            key=key,
-            steps=steps,
-            time_sampler=times,
-            condition=condition_passes,
+            model, x_passes, key=key, steps=steps, time_sampler=times, condition=condition_passes
         ).diffusion
     return loss.reshape(passes, -1).mean(axis=0), found
 
@@ -161,15 +144,13 @@ def evaluate(
 
     **Arguments:**
 
-    - `model`: a model, or what `fit` returned.
+    - `model`: a model, or what `fit` returned; `key`: from `jax.random.key`.
     - `source`: the examples, such as `dataset.test`. If it has conditions, the bound is on the
       likelihood given them.
-    - `key`: from `jax.random.key`.
     - `steps`: the number T of steps of the discrete-time model; `None` for continuous time, or for the T
       of the training if `model` is a `diffkit.Fit`.
-    - `passes`: draws of time and noise per example.
+    - `passes`: draws of time and noise per example, by `time_sampler` if there is one.
     - `batch_size`: about how many latents to pass to the network in one call.
-    - `time_sampler`: draws times instead.
     - `schedule`: carry the model over to this schedule first (`diffkit.equivalence.transport`).
 
     **Returns:** an `Evaluation`.
@@ -190,7 +171,11 @@ def evaluate(
     ordered_endpoints(model.schedule)
     size = min(max(batch_size // passes, 1), len(source))
     ends_key, diffusion_key, pilot_key = jax.random.split(key, 3)
-    times, draws = _times(model.schedule, steps, time_sampler)
+    if time_sampler is not None:
+        times, draws = time_sampler, type(time_sampler).__name__
+    else:
+        times = propose(model.schedule, steps)
+        draws = "schedule" if minimises_variance(model.schedule) else "uniform_logsnr"
     pilot = time_sampler is None and len(source) >= _BATCHES_FOR_A_PILOT * size
     collected = []
     for index, batch in enumerate(
@@ -221,25 +206,5 @@ def evaluate(
         error = values.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan
         return float(values.mean()), float(error)
 
-    return Evaluation(
-        prior=summary(terms[0]),
-        reconstruction=summary(terms[1]),
-        diffusion=summary(terms[2]),
-        total=summary(total),
-        examples=count,
-        passes=passes,
-        steps=steps,
-        draws=draws,
-        per_example=total,
-        dimensions=math.prod(model.shape),
-    )
-
-
-def _times(
-    schedule: AbstractSchedule, steps: int | None, time_sampler: AbstractTimeSampler | None
-) -> tuple[Proposal | AbstractTimeSampler, str]:
-    """How noise levels are drawn, and the word for it in a record."""
-    if time_sampler is not None:
-        return time_sampler, type(time_sampler).__name__
-    known = "schedule" if minimises_variance(schedule) else "uniform_logsnr"
-    return propose(schedule, steps), known
+    means = summary(terms[0]), summary(terms[1]), summary(terms[2]), summary(total)
+    return Evaluation(*means, count, passes, steps, draws, total, math.prod(model.shape))

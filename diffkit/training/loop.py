@@ -91,10 +91,7 @@ class Fit:
 
 
 def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
-    """Refuse data that do not fit the model, with a `ValueError` that says why.
-
-    Refuse also a model whose schedule does not fall.
-    """
+    """Refuse data that do not fit the model, or a schedule that does not fall, by a `ValueError`."""
     ordered_endpoints(model.schedule)
     if data.shape != model.shape:
         raise ValueError(
@@ -176,9 +173,8 @@ def fit(
       (`TrainConfig.interior_learning_rate`).
     - `directory`: where to write configuration, metrics and checkpoints. If it holds checkpoints of the
       same composition, training continues from the newest one, exactly as if it had never stopped.
-    - `progress`: show a progress bar.
-    - `hooks`: functions called with a `diffkit.training.StepInfo` after each dispatch and each evaluation,
-      while the next dispatch runs.
+    - `progress`: show a progress bar; `hooks`: functions called with a `diffkit.training.StepInfo` after
+      each dispatch and each evaluation, while the next dispatch runs.
     - `check`: check the parts before work begins, on a few hundred numbers (`diffkit.checks`): the schedule
       falls, the target determines x and eps, the weighting is not negative, the times follow their density,
       the network reads its conditions. `False` trains them unchecked.
@@ -200,13 +196,9 @@ def fit(
     ```
     """
     if isinstance(what, Preset):
-        beside = {
-            "config": config,
-            "weighting": weighting,
-            "time_sampler": time_sampler,
-            "optimiser": optimiser,
-        }
-        if given := [name for name, value in beside.items() if value is not None]:
+        names = ("config", "weighting", "time_sampler", "optimiser")
+        beside = zip(names, (config, weighting, time_sampler, optimiser), strict=True)
+        if given := [name for name, value in beside if value is not None]:
             raise ValueError(
                 f"a preset chooses its own {given[0]}: use preset.replace(weighting=..., "
                 "time_sampler=..., train={...}) in place of it."
@@ -336,9 +328,8 @@ def train(
                 report(*pending, state)
                 pending = None
             if test:
-                result = evaluate(
-                    state.averaged_model, data.test, key=key, passes=config.evaluate_passes
-                )
+                passes = config.evaluate_passes
+                result = evaluate(state.averaged_model, data.test, key=key, passes=passes)
                 tell(step, {"test_bits_per_dim": result.bits_per_dim[0]}, state)
             if save and checkpoints is not None:
                 checkpoints.save(step, state, {"seconds": seconds()})

@@ -144,8 +144,8 @@ class ProgressBar:
     """
 
     def __init__(self, *, start: int, steps: int, what: str, every: float = 10.0):
-        from rich import progress
         from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
         console = Console()
         self._start, self._what, self._every = start, what, every
@@ -153,14 +153,8 @@ class ProgressBar:
         self._began = self._shown = time.monotonic()
         self._bar = None
         if console.is_terminal:
-            self._bar = progress.Progress(
-                "training",
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                "{task.fields[note]}",
-                progress.TimeRemainingColumn(),
-                console=console,
-            )
+            bar = BarColumn(), MofNCompleteColumn(), "{task.fields[note]}", TimeRemainingColumn()
+            self._bar = Progress("training", *bar, console=console)
             self._bar.start()
             self._task = self._bar.add_task("training", total=steps, completed=start, note="")
 

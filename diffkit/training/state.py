@@ -29,7 +29,6 @@ METRICS: Final = ("loss", "prior", "reconstruction", "diffusion", "gradient_norm
 """The metrics of each step; all but the last in bits per dimension. The norm is that of the gradient of the
 loss, without an interior that follows the variance instead."""
 
-
 Optimiser = AbstractOptimiser | optax.GradientTransformation
 """A part, or a transformation that is used as it is."""
 
@@ -311,8 +310,7 @@ def train_step(
 
 @eqx.filter_jit(donate="all-except-first")
 def train_steps(
-    inputs: tuple[Batches, Index, PRNGKey, Objective, TrainConfig, Optimiser],
-    state: TrainState,
+    inputs: tuple[Batches, Index, PRNGKey, Objective, TrainConfig, Optimiser], state: TrainState
 ) -> tuple[TrainState, Float[Array, "chunk metrics"]]:
     """Many steps in one dispatch. The memory of `state` is reused for the result.
 

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, Real
+from jaxtyping import Array, Float
 
 from diffkit.data import AbstractSource
 from diffkit.data import batches as read
@@ -130,20 +130,14 @@ def estimator_statistics(
 
 
 def _draws(
-    model: DiffusionModel,
-    source: AbstractSource,
-    key: PRNGKey,
-    proposal: Proposal | None,
-    loss: DiffusionLoss,
-    batch_size: int,
-    count: int,
+    model, source, key, proposal, loss: DiffusionLoss, batch_size: int, count: int
 ) -> tuple[Float[np.ndarray, "count batch"], ...]:
     """Weighted losses, weights, times and logsnr, a row for each batch.
 
     Drawn by the time sampler, or by a proposal if there is one. The weight is the density of the first over
     that of the second. A weighted loss is the weight times the loss in training there.
     """
-    chunk = min(_CHUNK, count)
+    chunk = min(16, count)  # batches in one call of the compiled function
     collected = []
     with contextlib.closing(read(source, batch_size=batch_size, seed=0, chunk=chunk)) as iterator:
         for first in range(0, count, chunk):
@@ -155,18 +149,9 @@ def _draws(
     return tuple(np.concatenate(rows) for rows in zip(*collected, strict=True))
 
 
-_CHUNK = 16
-"""Batches in one call of the compiled function."""
-
-
 @eqx.filter_jit
 def _draw(
-    model: DiffusionModel,
-    x: Real[Array, "chunk batch *shape"],
-    condition: Float[Array, "chunk batch condition"] | None,
-    keys: Key[Array, " chunk"],
-    loss: DiffusionLoss,
-    proposal: Proposal | None,
+    model: DiffusionModel, x, condition, keys, loss: DiffusionLoss, proposal: Proposal | None
 ) -> tuple[Float[Array, "chunk batch"], ...]:
     def one(inputs):
         x, condition, key = inputs
@@ -182,12 +167,7 @@ def _draw(
 
 
 def _proposed(
-    model: DiffusionModel,
-    x: Real[Array, "batch *shape"],
-    condition: Float[Array, "batch condition"] | None,
-    key: PRNGKey,
-    loss: DiffusionLoss,
-    proposal: Proposal,
+    model: DiffusionModel, x, condition, key, loss: DiffusionLoss, proposal: Proposal
 ) -> tuple[Float[Array, " batch"], ...]:
     key, offset_key = jax.random.split(key)
     steps = loss.steps
@@ -207,26 +187,16 @@ def _proposed(
     return weighted, weight, t, logsnr
 
 
-def _squares(
-    weighted: Float[np.ndarray, "*draws"], weight: Float[np.ndarray, "*draws"]
-) -> Float[np.ndarray, "*draws"]:
+def _squares(weighted: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The weighted squares of the losses: infinite where the bound has a part but training never draws."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(weighted == 0, 0.0, weighted**2 / weight)
 
 
-def _profile(
-    at: Float[np.ndarray, "*draws"],
-    weighted: Float[np.ndarray, "*draws"],
-    weight: Float[np.ndarray, "*draws"],
-    low: float,
-    high: float,
-    bins: int,
-) -> Profile:
+def _profile(at: np.ndarray, weighted, weight, low: float, high: float, bins: int) -> Profile:
     edges = np.linspace(low, high, bins + 1)
     index = np.clip(np.searchsorted(edges, at.ravel(), side="right") - 1, 0, bins - 1)
     share = np.bincount(index, weight.ravel(), minlength=bins)
-
     values = weighted, _squares(weighted, weight)
     with np.errstate(divide="ignore", invalid="ignore"):
         moments = (np.bincount(index, v.ravel(), minlength=bins) / share for v in values)
