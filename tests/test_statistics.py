@@ -131,6 +131,7 @@ def test_errors_name_the_number(zeros, name, value, toy_model):
         dk.estimator_statistics(toy_model(), zeros, key=jax.random.key(0), **{name: value})
 
 
+@pytest.mark.slow
 def test_command_and_figure(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
