@@ -90,11 +90,7 @@ class LogNormal(dk.AbstractSchedule):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
 def _quantile(
-    t: Scalar,
-    mean: float,
-    std: float,
-    tails: tuple[float, float, float],
-    ends: tuple[float, float],
+    t: Scalar, mean: float, std: float, tails: tuple[float, float, float], ends: tuple[float, float]
 ) -> Scalar:
     """`logsnr` at t, for the probabilities `tails` and the values `ends` at t = 0 and t = 1."""
     below, above, mass = tails
