@@ -74,14 +74,12 @@ def _fields(module: eqx.Module) -> dict[str, Any]:
 def _options(part: Any) -> str:
     if not isinstance(part, eqx.Module):
         return f"{type(part).__name__}(...)"
+    plain = int | float | str
     options = {
         name: describe(value)
         for name, value in _fields(part).items()
-        if isinstance(value, bool | int | float | str | jax.Array)
-        or (
-            isinstance(value, tuple)
-            and all(isinstance(entry, int | float | str) for entry in value)
-        )
+        if isinstance(value, plain | jax.Array)
+        or (isinstance(value, tuple) and all(isinstance(entry, plain) for entry in value))
     }
     text = ", ".join(f"{name}={words}" for name, words in options.items())
     return textwrap.shorten(f"{type(part).__name__}({text})", 78, placeholder=" ...)")

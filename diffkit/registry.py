@@ -15,7 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, TypeVar
 
 ENTRY_POINT_GROUP: Final = "diffkit.plugins"
@@ -100,8 +100,8 @@ class PluginReport:
     module: str
     distribution: str
     version: str
-    parts: dict[str, tuple[str, ...]]
-    error: str | None
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    error: str | None = None
 
 
 @dataclass
@@ -112,18 +112,9 @@ class _Part:
 
 
 @dataclass
-class _Plugin:
-    name: str
-    module: str
-    distribution: str
-    version: str
-    error: str | None = None
-
-
-@dataclass
 class _State:
     parts: dict[str, dict[str, _Part]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
-    plugins: dict[str, _Plugin] = field(default_factory=dict)
+    plugins: dict[str, PluginReport] = field(default_factory=dict)
     discovered: bool = False
 
 
@@ -151,10 +142,8 @@ def _import_core(kind: str) -> None:
 
 def _caller() -> str:
     """The module that called `register`, past this one and the wrappers that check types."""
-    frame, skipped = sys._getframe(), ("jaxtyping", "beartype")
-    while (name := frame.f_globals.get("__name__", "")) == __name__ or name.split(".")[
-        0
-    ] in skipped:
+    frame, skipped = sys._getframe(), (f"{__name__}.", "jaxtyping.", "beartype.")
+    while f"{(name := frame.f_globals.get('__name__', ''))}.".startswith(skipped):
         if frame.f_back is None:
             break
         frame = frame.f_back
@@ -221,14 +210,14 @@ def _discover() -> None:
         made_by = (dist.name, dist.version) if dist is not None else ("unknown", "unknown")
         # Two distributions may give their plugins one name.
         taken = f" ({made_by[0]})" if entry.name in _STATE.plugins else ""
-        plugin = _Plugin(entry.name + taken, entry.value, *made_by)
-        _STATE.plugins[plugin.name] = plugin
+        plugin = PluginReport(entry.name + taken, entry.value, *made_by)
         package = entry.value.split(":")[0].split(".")[0]
         try:
             entry.load()
         except Exception as error:  # a stranger's module may raise anything
-            plugin.error = traceback.format_exc()
+            plugin = replace(plugin, error=traceback.format_exc())
             failures.append((plugin, error))
+        _STATE.plugins[plugin.name] = plugin
         # By package, since a plugin may have been imported before: by hand, or by another plugin.
         for parts in _STATE.parts.values():
             for name, part in list(parts.items()):
@@ -282,13 +271,13 @@ def plugins() -> tuple[PluginReport, ...]:
         version = importlib.metadata.version("diffkit")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree without installing
         version = "unknown"
-    known = {"diffkit": _Plugin("diffkit", "diffkit", "diffkit", version)} | _STATE.plugins
+    known = {"diffkit": PluginReport("diffkit", "diffkit", "diffkit", version)} | _STATE.plugins
     # Parts from a script or a notebook belong to no distribution.
     for part in (part for parts in _STATE.parts.values() for part in parts.values()):
-        known.setdefault(part.plugin, _Plugin(part.plugin, part.plugin, "none", "none"))
+        known.setdefault(part.plugin, PluginReport(part.plugin, part.plugin, "none", "none"))
     return tuple(
-        PluginReport(
-            **vars(plugin),
+        replace(
+            plugin,
             parts={
                 kind: names
                 for kind, parts in _STATE.parts.items()

@@ -94,18 +94,8 @@ def ordered_endpoints(schedule: AbstractSchedule) -> tuple[float, float]:
     return maximum, minimum
 
 
-@register("schedule", "linear_logsnr")
-class LinearLogSNR(AbstractSchedule):
-    r"""The straight line $\lambda(t) = (1 - t)\,\lambda_{\max} + t\,\lambda_{\min}$.
-
-    VDM's fixed schedule, and a good default: every octave of noise gets the same share of time.
-
-    **Arguments:** `logsnr_max`: log SNR at t = 0, by default VDM's for the data's levels (`check_range`);
-    `logsnr_min`: log SNR at t = 1; `levels`: the number of values of a dimension of the data, `None` for
-    continuous data.
-
-    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
-    """
+class AbstractRanged(AbstractSchedule):
+    """A schedule with its endpoints as options, the first by default from the levels (`check_range`)."""
 
     logsnr_max: float = eqx.field(static=True)
     logsnr_min: float = eqx.field(static=True)
@@ -119,6 +109,20 @@ class LinearLogSNR(AbstractSchedule):
     ):
         self.logsnr_max, self.logsnr_min = check_range(logsnr_max, logsnr_min, levels)
 
+
+@register("schedule", "linear_logsnr")
+class LinearLogSNR(AbstractRanged):
+    r"""The straight line $\lambda(t) = (1 - t)\,\lambda_{\max} + t\,\lambda_{\min}$.
+
+    VDM's fixed schedule, and a good default: every octave of noise gets the same share of time.
+
+    **Arguments:** `logsnr_max`: log SNR at t = 0, by default VDM's for the data's levels (`check_range`);
+    `logsnr_min`: log SNR at t = 1; `levels`: the number of values of a dimension of the data, `None` for
+    continuous data.
+
+    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
+    """
+
     def __call__(self, t: ScalarLike) -> Scalar:
         t = as_float(t)
         # Not max + (min - max) t: two products are exact at both ends in float32.
@@ -129,7 +133,7 @@ class LinearLogSNR(AbstractSchedule):
 
 
 @register("schedule", "cosine")
-class Cosine(AbstractSchedule):
+class Cosine(AbstractRanged):
     r"""The cosine schedule $\lambda(t) = -2 \log \tan(\pi t' / 2)$, with truncated ends.
 
     Improved DDPM (Nichol and Dhariwal 2021) has $\alpha = \cos(\pi t' / 2)$ under the variance preserving
@@ -145,8 +149,6 @@ class Cosine(AbstractSchedule):
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or a value is not finite.
     """
 
-    logsnr_max: float = eqx.field(static=True)
-    logsnr_min: float = eqx.field(static=True)
     shift: float = eqx.field(static=True)
 
     def __init__(
@@ -157,7 +159,7 @@ class Cosine(AbstractSchedule):
         levels: int | None = None,
         shift: float = 0.0,
     ):
-        self.logsnr_max, self.logsnr_min = check_range(logsnr_max, logsnr_min, levels)
+        super().__init__(logsnr_max, logsnr_min, levels=levels)
         if not math.isfinite(shift):
             raise ValueError(f"shift must be finite, got {shift}.")
         self.shift = float(shift)

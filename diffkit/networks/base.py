@@ -6,7 +6,7 @@ several, stacked along the first axis. The parameterization decides what they me
 """
 
 import abc
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -76,26 +76,21 @@ def add_latent(z: Float[Array, "*shape"], output: Float[Array, "..."]) -> Float[
     return jnp.concatenate([z + output[: len(z)], output[len(z) :]])
 
 
-def check_common(
-    shape: tuple[int, ...],
-    *,
-    outputs: int,
-    condition_size: int,
-    logsnr_range: tuple[float, float],
-    dtype: str,
-    dropout: float,
-) -> None:
-    """Check the options of every network; a `ValueError` names the argument, its value and what to give."""
-    if not shape or min(shape) < 1:
-        raise ValueError(f"shape must be one or more positive sizes, as (3, 32, 32); got {shape}.")
-    check_at_least("outputs", outputs, 1)
-    check_at_least("condition_size", condition_size, 0)
-    if not logsnr_range[0] > logsnr_range[1]:
+def check_common(network: Any, dropout: float) -> None:
+    """Check the options of a network with `embed`; a `ValueError` names the argument and its value."""
+    if not network.shape or min(network.shape) < 1:
+        got = network.shape
+        raise ValueError(f"shape must be one or more positive sizes, as (3, 32, 32); got {got}.")
+    for name, least in (("outputs", 1), ("condition_size", 0), ("width", 4), ("depth", 1)):
+        if (value := getattr(network, name)) < least:
+            raise ValueError(f"{name} must be an integer of at least {least}; got {value}.")
+    if not network.logsnr_range[0] > network.logsnr_range[1]:
+        got = network.logsnr_range
         raise ValueError(
-            f"logsnr_range must be (largest, smallest), such as (13.3, -5.0); got {logsnr_range}."
+            f"logsnr_range must be (largest, smallest), such as (13.3, -5.0); got {got}."
         )
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
+    if network.dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {network.dtype!r}.")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be a probability in [0, 1); got {dropout}.")
 
@@ -111,9 +106,3 @@ def check_image(shape: tuple[int, ...], network: AbstractNetwork) -> tuple[int, 
             + (", or give images an axis of channels." if len(shape) == 2 else ".")
         )
     return shape[0], shape[1], shape[2]
-
-
-def check_at_least(name: str, value: int, smallest: int) -> None:
-    """Raise `ValueError` if an integer option is too small."""
-    if value < smallest:
-        raise ValueError(f"{name} must be an integer of at least {smallest}; got {value}.")

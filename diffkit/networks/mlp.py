@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffkit.networks.base import AbstractNetwork, add_latent, check_at_least, check_common
+from diffkit.networks.base import AbstractNetwork, add_latent, check_common
 from diffkit.networks.embeddings import fourier_features
 from diffkit.networks.layers import Dense, Embedding, dropout, embed, group_norm, scan_blocks, stack
 from diffkit.registry import register
@@ -86,19 +86,10 @@ class MLP(AbstractNetwork):
 
         **Raises:** `ValueError` for an argument out of range.
         """
-        check_common(
-            shape,
-            outputs=outputs,
-            condition_size=condition_size,
-            logsnr_range=logsnr_range,
-            dtype=dtype,
-            dropout=dropout,
-        )
-        check_at_least("width", width, 4)
-        check_at_least("depth", depth, 1)
         self.shape, self.width, self.depth, self.fourier = shape, width, depth, fourier
         self.levels, self.outputs = levels, outputs
         self.condition_size, self.logsnr_range, self.dtype = condition_size, logsnr_range, dtype
+        check_common(self, dropout)
 
         def block(key: PRNGKey) -> _Block:
             keys = jax.random.split(key, 3)

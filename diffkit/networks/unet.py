@@ -7,26 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffkit.networks.base import (
-    AbstractNetwork,
-    add_latent,
-    check_at_least,
-    check_common,
-    check_image,
-)
+from diffkit.networks import layers as nn
+from diffkit.networks.base import AbstractNetwork, add_latent, check_common, check_image
 from diffkit.networks.embeddings import fourier_features
-from diffkit.networks.layers import (
-    Conv,
-    Dense,
-    GroupNorm,
-    Image,
-    ResidualBlock,
-    SelfAttention,
-    Stage,
-    embed,
-    scan_blocks,
-    stack,
-)
 from diffkit.registry import register
 from diffkit.typing import Condition, Example, MaybeKey, PRNGKey, Scalar
 
@@ -34,19 +17,19 @@ from diffkit.typing import Condition, Example, MaybeKey, PRNGKey, Scalar
 class _Resolution(eqx.Module):
     """The blocks at one resolution: on the way down, and, mirrored, on the way up."""
 
-    enter: Conv  # from the channels of the resolution above (or of the input) to this one's
-    down: Stage
-    up: Stage
-    leave: Conv | None  # to the channels of the resolution above
+    enter: nn.Conv  # from the channels of the resolution above (or of the input) to this one's
+    down: nn.Stage
+    up: nn.Stage
+    leave: nn.Conv | None  # to the channels of the resolution above
 
 
-def _halve(x: Image) -> Float[Array, "half_h half_w channels"]:
+def _halve(x: nn.Image) -> Float[Array, "half_h half_w channels"]:
     """The mean of each 2x2 square."""
     height, width, channels = x.shape
     return x.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
 
 
-def _double(x: Image) -> Float[Array, "double_h double_w channels"]:
+def _double(x: nn.Image) -> Float[Array, "double_h double_w channels"]:
     """Each pixel four times."""
     height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, None, :, None, :], (height, 2, width, 2, channels))
@@ -66,14 +49,14 @@ class UNet(AbstractNetwork):
 
     rank: ClassVar[int | None] = 3
 
-    embed1: Dense
-    embed2: Dense
+    embed1: nn.Dense
+    embed2: nn.Dense
     resolutions: tuple[_Resolution, ...]
-    middle1: ResidualBlock
-    middle_attention: SelfAttention
-    middle2: ResidualBlock
-    norm_out: GroupNorm
-    conv_out: Conv
+    middle1: nn.ResidualBlock
+    middle_attention: nn.SelfAttention
+    middle2: nn.ResidualBlock
+    norm_out: nn.GroupNorm
+    conv_out: nn.Conv
     shape: tuple[int, ...] = eqx.field(static=True)
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
@@ -115,17 +98,12 @@ class UNet(AbstractNetwork):
 
         **Raises:** `ValueError` for an argument out of range.
         """
-        check_common(
-            shape,
-            outputs=outputs,
-            condition_size=condition_size,
-            logsnr_range=logsnr_range,
-            dtype=dtype,
-            dropout=dropout,
-        )
+        self.shape, self.width, self.depth = shape, width, depth
+        self.multipliers, self.fourier, self.remat = multipliers, fourier, remat
+        self.levels, self.outputs = levels, outputs
+        self.condition_size, self.logsnr_range, self.dtype = condition_size, logsnr_range, dtype
+        check_common(self, dropout)
         channels, height, columns = check_image(shape, self)
-        check_at_least("width", width, 4)
-        check_at_least("depth", depth, 1)
         if not multipliers or min(multipliers) < 1:
             raise ValueError(
                 f"multipliers must be one or more positive integers, such as (1, 2); got {multipliers}."
@@ -139,36 +117,32 @@ class UNet(AbstractNetwork):
                 f"shape must have a height and a width divisible by {divisor}, since multipliers "
                 f"has {len(multipliers)} entries; got {shape}."
             )
-        self.shape, self.width, self.depth = shape, width, depth
-        self.multipliers, self.fourier, self.remat = multipliers, fourier, remat
-        self.levels, self.outputs = levels, outputs
-        self.condition_size, self.logsnr_range, self.dtype = condition_size, logsnr_range, dtype
 
         size = 4 * width
         # Four channels or more to a group: normalising one alone would remove what the noise level adds.
         groups = max(1, min(32, width // 4))
         *resolution_keys, k1, k2, k3, k4, k5, k6 = jax.random.split(key, len(multipliers) + 6)
 
-        def residual(inputs: int, outputs: int, key: PRNGKey) -> ResidualBlock:
-            return ResidualBlock(inputs, outputs, size, dropout=dropout, groups=groups, key=key)
+        def residual(inputs: int, outputs: int, key: PRNGKey) -> nn.ResidualBlock:
+            return nn.ResidualBlock(inputs, outputs, size, dropout=dropout, groups=groups, key=key)
 
-        def attend(channels: int, key: PRNGKey) -> SelfAttention:
-            return SelfAttention(channels, groups=groups, key=key)
+        def attend(channels: int, key: PRNGKey) -> nn.SelfAttention:
+            return nn.SelfAttention(channels, groups=groups, key=key)
 
         def make_resolution(index: int, inputs: int, key: PRNGKey) -> _Resolution:
             own = width * multipliers[index]
 
-            def stage(channels: int, key: PRNGKey) -> Stage:
+            def stage(channels: int, key: PRNGKey) -> nn.Stage:
                 key, second = jax.random.split(key)
                 attention_block = attend(own, second) if index in attention else None
-                return Stage(residual(channels, own, key), attention_block)
+                return nn.Stage(residual(channels, own, key), attention_block)
 
             keys = jax.random.split(key, 4)
             return _Resolution(
-                enter=Conv(inputs, own, key=keys[0]),
-                down=stack(lambda key: stage(own, key), depth, key=keys[1]),
-                up=stack(lambda key: stage(2 * own, key), depth, key=keys[2]),
-                leave=None if index == 0 else Conv(own, inputs, key=keys[3]),
+                enter=nn.Conv(inputs, own, key=keys[0]),
+                down=nn.stack(lambda key: stage(own, key), depth, key=keys[1]),
+                up=nn.stack(lambda key: stage(2 * own, key), depth, key=keys[2]),
+                leave=None if index == 0 else nn.Conv(own, inputs, key=keys[3]),
             )
 
         inputs = (channels * (1 + 2 * len(fourier)), *(width * m for m in multipliers[:-1]))
@@ -176,13 +150,13 @@ class UNet(AbstractNetwork):
             map(make_resolution, range(len(multipliers)), inputs, resolution_keys)
         )
         coarsest = width * multipliers[-1]
-        self.embed1 = Dense(width + condition_size, size, key=k1)
-        self.embed2 = Dense(size, size, key=k2)
+        self.embed1 = nn.Dense(width + condition_size, size, key=k1)
+        self.embed2 = nn.Dense(size, size, key=k2)
         self.middle1 = residual(coarsest, coarsest, k3)
         self.middle_attention = attend(coarsest, k4)
         self.middle2 = residual(coarsest, coarsest, k5)
-        self.norm_out = GroupNorm(width * multipliers[0], groups=groups)
-        self.conv_out = Conv(width * multipliers[0], outputs * channels, zero=True, key=k6)
+        self.norm_out = nn.GroupNorm(width * multipliers[0], groups=groups)
+        self.conv_out = nn.Conv(width * multipliers[0], outputs * channels, zero=True, key=k6)
 
     def __call__(
         self, z: Example, logsnr: Scalar, condition: Condition = None, *, key: MaybeKey = None
@@ -190,7 +164,7 @@ class UNet(AbstractNetwork):
         """Evaluate on one image; see `AbstractNetwork`."""
         if z.shape != self.shape:
             raise ValueError(f"z has shape {z.shape}, but this network was built for {self.shape}.")
-        embedding = embed(self, logsnr, condition)
+        embedding = nn.embed(self, logsnr, condition)
         image = jnp.transpose(z, (1, 2, 0))
         features = fourier_features(image, self.fourier, self.levels)
         h = jnp.concatenate([image, features], axis=-1).astype(self.dtype)
@@ -201,18 +175,18 @@ class UNet(AbstractNetwork):
             for way in ways
         )
 
-        def go_down(stage: Stage, h: Any, key: Any) -> tuple[Any, Any]:
+        def go_down(stage: nn.Stage, h: Any, key: Any) -> tuple[Any, Any]:
             h = stage(h, embedding, key=key)
             return h, h
 
-        def go_up(stage: Stage, h: Any, inputs: Any) -> tuple[Any, None]:
+        def go_up(stage: nn.Stage, h: Any, inputs: Any) -> tuple[Any, None]:
             skip, key = inputs
             return stage(h, embedding, skip=skip, key=key), None
 
         skips = []
         for resolution, keys in zip(self.resolutions, down_keys, strict=True):
             h = resolution.enter(_halve(h) if skips else h)
-            h, outputs = scan_blocks(go_down, resolution.down, h, keys, remat=self.remat)
+            h, outputs = nn.scan_blocks(go_down, resolution.down, h, keys, remat=self.remat)
             skips.append(outputs[::-1])
 
         h = self.middle1(h, embedding, key=middle_key1)
@@ -222,7 +196,7 @@ class UNet(AbstractNetwork):
         for resolution, skip, keys in zip(
             self.resolutions[::-1], skips[::-1], up_keys, strict=True
         ):
-            h, _ = scan_blocks(go_up, resolution.up, h, (skip, keys), remat=self.remat)
+            h, _ = nn.scan_blocks(go_up, resolution.up, h, (skip, keys), remat=self.remat)
             if resolution.leave is not None:
                 h = _double(resolution.leave(h))
 

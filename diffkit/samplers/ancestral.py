@@ -23,7 +23,6 @@ class Ancestral(AbstractOneStepSampler):
 
     stochastic: ClassVar[bool] = True
     order: ClassVar[int] = 1
-    calls: ClassVar[int] = 1
     spread: float = 0.0
 
     def __check_init__(self):

@@ -27,7 +27,6 @@ class DDIM(AbstractOneStepSampler):
     """
 
     order: ClassVar[int] = 1
-    calls: ClassVar[int] = 1
     eta: float = 0.0
 
     def __check_init__(self):

@@ -33,7 +33,6 @@ class RungeKutta2(AbstractOneStepSampler):
     **Raises:** `ValueError` for an unknown form or a node out of range.
     """
 
-    stochastic: ClassVar[bool] = False
     order: ClassVar[int] = 2
     calls: ClassVar[int] = 2
     form: str = eqx.field(default="eps", static=True)

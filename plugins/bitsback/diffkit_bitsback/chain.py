@@ -58,16 +58,12 @@ _ENTRIES = 1 << 18
 class ChainStatistics:
     """The cost of coding some images.
 
-    **Attributes:**
-
-    - `images`, and `dimensions`: of all images together.
-    - `total_bits`: the stored bits; `initial_bits`: those of them taken from the source instead of pushed.
-      Decoding returns them.
-    - `pushed_bits`: the growth of the stack, to a fraction of a bit. The stored bits minus the initial
-      ones are at most 64 more, since both are whole words.
-    - `bounds`: for each image, in bits, the one-sample bound along the coded latents: the net rate without
-      overhead.
-    - `network_seconds`, `coding_seconds`: time in the network, and elsewhere.
+    **Attributes:** `images`, and `dimensions` of all images together; `total_bits`: the stored bits;
+    `initial_bits`: those of them taken from the source instead of pushed, which decoding returns;
+    `pushed_bits`: the growth of the stack, to a fraction of a bit (the stored bits minus the initial ones
+    are at most 64 more, since both are whole words); `bounds`: for each image, in bits, the one-sample
+    bound along the coded latents, that is the net rate without overhead; `network_seconds`,
+    `coding_seconds`: time in the network, and elsewhere.
     """
 
     images: int

@@ -62,15 +62,12 @@ _SETTINGS: Final = ("batch_size", "first_batch", "chunk", "resolution", "seed")
 class Header:
     """The header of a file.
 
-    **Attributes:**
-
-    - `model`: the fingerprint of the model; `label`: its owner's name for it.
-    - `shape`, `levels`, `dtype`: of an image as stored.
-    - `steps`, `grid`, `logsnrs`: T, the grid's name with its options, and the digest of its values.
-    - `batch_size`, `first_batch`, `chunk`, `resolution`, `seed`: as given to the `Codec`.
-    - `probe`: the digest of the probe; `device`, `software`: used for writing.
-    - `images`: their number, or `None` if unknown when writing began.
-    - `source`: what the images were read from, and become again: `"array"` or `"folder"`.
+    **Attributes:** `model`: the fingerprint of the model; `label`: its owner's name for it; `shape`,
+    `levels`, `dtype`: of an image as stored; `steps`, `grid`, `logsnrs`: T, the grid's name with its
+    options, and the digest of its values; `batch_size`, `first_batch`, `chunk`, `resolution`, `seed`: as
+    given to the `Codec`; `probe`: the digest of the probe; `device`, `software`: used for writing;
+    `images`: their number, or `None` if unknown when writing began; `source`: what the images were read
+    from, and become again: `"array"` or `"folder"`.
     """
 
     model: Fingerprint
@@ -271,15 +268,11 @@ class Codec:
     ) -> ChainStatistics:
         """Code a stream of images, one chunk at a time; return the bits of all chunks.
 
-        **Arguments:**
-
-        - `images`: arrays with any number of images each, all of one dtype.
-        - `file`: open for writing in binary; it stays open.
-        - `names`: of the images, in their order, to store with them.
-        - `count`: the number of images, if known: a reader of a truncated file can then name the missing.
-        - `source`: what they were read from, `"array"` or `"folder"`.
-        - `verify`: decode each chunk before writing it, which doubles the time.
-        - `progress`: called with the progress.
+        **Arguments:** `images`: arrays with any number of images each, all of one dtype; `file`: open for
+        writing in binary, and left open; `names`: of the images, in their order, to store with them;
+        `count`: the number of images, if known, so that a reader of a truncated file can name the missing;
+        `source`: what they were read from, `"array"` or `"folder"`; `verify`: decode each chunk before
+        writing it, which doubles the time; `progress`: called with the progress.
 
         **Raises:** as `encode`, and `ValueError` if `count` or `names` does not match the number of images,
         for another `source`, or for a folder without names.

@@ -28,6 +28,8 @@ from diffkit_bitsback.images import (
 )
 from diffkit_bitsback.rate import other_codes, rates, show
 
+_SETTINGS = ("batch_size", "first_batch", "resolution")
+
 
 @dataclass(frozen=True)
 class _CodingSettings:
@@ -135,7 +137,7 @@ def _codec(given: Mapping[str, Any], run: dk.Run, **settings: Any) -> Codec:
     label = f"step {run.step}"
     if "grid" in given:
         settings["grid"] = make(given["grid"])
-        settings |= {name: given[name] for name in ("batch_size", "first_batch", "resolution")}
+        settings |= {name: given[name] for name in _SETTINGS}
     return Codec(run.model, label=label, **settings)
 
 
@@ -181,12 +183,12 @@ def _decompress(given: Mapping[str, Any]) -> int:
         # Steps and grid are those of the file.
         decoding = _codec(given, run, steps=1).open(file)
         header = decoding.header
-        if header.source == "folder" and header.levels > 256:
-            raise DamagedFile(
-                "the file says that it holds a folder of images, which have at most 256 levels, got "
-                f"{header.levels}."
-            )
         if header.source == "folder":
+            if header.levels > 256:
+                raise DamagedFile(
+                    "the file says that it holds a folder of images, which have at most 256 levels, "
+                    f"got {header.levels}."
+                )
             folder, array = stack.enter_context(new_folder(out)), None
         else:
             place = stack.enter_context(new_file(out, overwrite=given["overwrite"]))
@@ -224,10 +226,7 @@ def _rate(given: Mapping[str, Any]) -> None:
             images,
             given["steps"],
             grid=codec.grid,
-            batch_size=given["batch_size"],
-            first_batch=given["first_batch"],
-            resolution=given["resolution"],
-            passes=given["passes"],
+            **{name: given[name] for name in (*_SETTINGS, "passes")},
             progress=lambda done: bar(done, None),
         )
     show(found, codes)

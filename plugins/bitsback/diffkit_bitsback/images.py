@@ -20,6 +20,7 @@ from jaxtyping import Int, Integer, UInt8
 
 import diffkit as dk
 from diffkit.data import AbstractDataset, AbstractSource, ArraySource
+from diffkit.lazy import needed
 from diffkit_bitsback.errors import CannotEncode, DamagedFile
 
 # Images read at a time.
@@ -92,10 +93,8 @@ def find_images(given: str, run: dk.Run, data: AbstractDataset | None = None) ->
     data = run.data() if data is None else data
     source = data.test if given == "test" else data.train
     if source.shape != run.model.shape:
-        raise ValueError(
-            f"the images of {given!r} have the shape {source.shape}, the model is for "
-            f"{run.model.shape}."
-        )
+        found = f"the images of {given!r} have the shape {source.shape}"
+        raise ValueError(f"{found}, the model is for {run.model.shape}.")
     return source
 
 
@@ -149,10 +148,7 @@ def _files(folder: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _opened(file: Path, shape: tuple[int, ...]) -> Iterator[Any]:
     """An image file whose pixels fit an array of this shape without loss."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("images need Pillow: pip install 'diffkit[train]'") from error
+    Image = needed("PIL.Image", "images need Pillow")
     with contextlib.ExitStack() as stack:
         try:
             image = stack.enter_context(Image.open(file))

@@ -80,13 +80,9 @@ def rates(
 ) -> list[Rate]:
     """Code some images with each number of steps, on one stack; the first batch is decoded again as a test.
 
-    **Arguments:**
-
-    - `model`: a model with a discrete decoder, used without a condition.
-    - `images`: as stored; `steps`: the numbers T.
-    - `grid`, `batch_size`, `first_batch`, `resolution`: as in `Codec`.
-    - `passes`: draws per image for the VLB.
-    - `progress`: called now and then with the number of finished images over all T.
+    **Arguments:** `model`: a model with a discrete decoder, used without a condition; `images`: as stored;
+    `steps`: the numbers T; `grid`, `batch_size`, `first_batch`, `resolution`: as in `Codec`; `passes`:
+    draws per image for the VLB; `progress`: called now and then with the finished images of all T.
 
     **Raises:** `CannotEncode` for images or a model that cannot be coded; `CannotReproduce` if the first
     batch does not come back; `ValueError` for no images, or T below 1.

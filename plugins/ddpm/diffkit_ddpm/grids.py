@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import diffkit as dk
+from diffkit.typing import check_at_least
 
 
 @dk.register("grid", "respaced")
@@ -26,13 +27,11 @@ class Respaced(dk.AbstractGrid):
     timesteps: int = eqx.field(default=1000, static=True)
 
     def __check_init__(self):
-        if self.timesteps < 2:
-            raise ValueError(f"timesteps must be at least 2, got {self.timesteps}.")
+        check_at_least("timesteps", self.timesteps, 2)
 
     def __call__(self, schedule: dk.AbstractSchedule, steps: int) -> Float[Array, " {steps}+1"]:
         last = self.timesteps - 1
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}.")
+        check_at_least("steps", steps, 1)
         if steps > last:
             most = f"{last} for grid=respaced with timesteps={self.timesteps}"
             raise ValueError(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 import diffkit as dk
 from diffkit.denoiser import step_divergence
-from diffkit.typing import Example, Scalar
+from diffkit.typing import Example, Scalar, check_at_least
 
 
 @dk.register("parameterization", "epsilon_range")
@@ -36,8 +36,7 @@ class EpsilonRange(dk.AbstractParameterization):
     vlb_weight: float = eqx.field(default=0.001, static=True)
 
     def __check_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}.")
+        check_at_least("steps", self.steps, 1)
         if not (math.isfinite(self.vlb_weight) and self.vlb_weight >= 0):
             raise ValueError(f"vlb_weight must be a number of at least 0, got {self.vlb_weight}.")
 

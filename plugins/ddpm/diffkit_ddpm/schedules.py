@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import diffkit as dk
-from diffkit.typing import Scalar, ScalarLike, as_float
+from diffkit.typing import Scalar, ScalarLike, as_float, check_at_least
 
 # No step leaves the interval, since the slopes at its ends are at most twice the chord's. The
 # published schedules need three in float32; seven are enough for slopes from a twentieth of it.
@@ -43,7 +43,10 @@ class DiscreteBetas(dk.AbstractSchedule):
         low, high = betas.min(), betas.max()
         if not 0 < low <= high < 1:
             raise ValueError(f"betas must be in (0, 1), got values from {low} to {high}.")
-        self.cubics = dk.Buffer(jnp.asarray(_monotone_cubics(_logsnr(betas))))
+        # From log alpha_bar, to keep the digits at both ends.
+        log_alpha_bar = np.cumsum(np.log1p(-betas.astype(np.float64)))
+        logsnr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
+        self.cubics = dk.Buffer(jnp.asarray(_monotone_cubics(logsnr)))
 
     def __call__(self, t: ScalarLike) -> Scalar:
         table = self.cubics.get()
@@ -59,12 +62,6 @@ class DiscreteBetas(dk.AbstractSchedule):
         # Relative to the wanted value, to keep the digits of the difference.
         row = jnp.append(table[index, 0] - logsnr, table[index, 1:])
         return (index + _root(row)) / (len(table) - 1)
-
-
-def _logsnr(betas: np.ndarray) -> np.ndarray:
-    """log SNR of each level, from log alpha_bar, to keep the digits at both ends."""
-    log_alpha_bar = np.cumsum(np.log1p(-betas.astype(np.float64)))
-    return log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
 
 
 def _monotone_cubics(values: np.ndarray) -> np.ndarray:
@@ -115,8 +112,7 @@ def linear_beta(
 
     **Raises:** `ValueError` for fewer than two steps, or a variance that is not in (0, 1).
     """
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}.")
+    check_at_least("steps", steps, 2)
     for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
         if not 0 < beta < 1:
             raise ValueError(f"{name} must be in (0, 1), got {beta}.")
@@ -136,8 +132,7 @@ def iddpm_cosine(*, steps: int = 1000, offset: float = 0.008) -> DiscreteBetas:
 
     **Raises:** `ValueError` for fewer than two steps, or an offset that is negative.
     """
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}.")
+    check_at_least("steps", steps, 2)
     if not (math.isfinite(offset) and offset >= 0):
         raise ValueError(f"offset must be a number of at least 0, got {offset}.")
     angle = np.pi / 2 * (np.arange(steps + 1) / steps + offset) / (1 + offset)

@@ -4,18 +4,15 @@ EDM writes a denoiser as $D(z; \sigma) = c_{skip}\, z + c_{out}\, F(c_{in}\, z;\
 `Denoiser` scales the latent by $c_{in}$, a network takes the noise level, and F is one more target.
 """
 
-import math
-
 import equinox as eqx
 import jax.numpy as jnp
 
 import diffkit as dk
-from diffkit.typing import Scalar, ScalarLike, as_float
+from diffkit.typing import Scalar, ScalarLike, as_float, check_positive
 
 
 def _check_data_std(data_std: float) -> float:
-    if not (math.isfinite(data_std) and data_std > 0):
-        raise ValueError(f"data_std must be a positive number, got {data_std}.")
+    check_positive("data_std", data_std)
     return float(data_std)
 
 

@@ -31,15 +31,11 @@ class Churn(AbstractOneStepSampler):
     Any other grid adds the same amount of noise over the same part of the way; for many steps the limit is
     the same stochastic differential equation (equation 6 of the paper).
 
-    **Arguments:**
-
-    - `sampler`: a deterministic one-step sampler.
-    - `churn`: $S_{churn}$; 0 adds nothing and draws no random numbers.
-    - `churn_min`, `churn_max`: $S_{tmin}$ and $S_{tmax}$, the noise levels $\sigma / \alpha$ between which
-      noise is added.
-    - `noise`: $S_{noise}$, the standard deviation of the noise in units of the exact one.
-    - `rho`, `logsnr_range`: of the grid that measures the share of the way, and (max, min), the whole way;
-      diffkit fills in the ends of the model's schedule.
+    **Arguments:** `sampler`: a deterministic one-step sampler; `churn`: $S_{churn}$; 0 adds nothing and
+    draws no random numbers; `churn_min`, `churn_max`: $S_{tmin}$ and $S_{tmax}$, the noise levels $\sigma /
+    \alpha$ between which noise is added; `noise`: $S_{noise}$, the standard deviation of the noise in units
+    of the exact one; `rho`, `logsnr_range`: of the grid that measures the share of the way, and (max, min),
+    the whole way; diffkit fills in the ends of the model's schedule.
 
     **Raises:** `ValueError` for a value out of its range.
     """

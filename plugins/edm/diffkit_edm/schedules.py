@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import diffkit as dk
-from diffkit.typing import Scalar, ScalarLike, as_float
+from diffkit.typing import Scalar, ScalarLike, as_float, check_positive
 
 # exp(z^2 / 2), the slope of the quantile function, is finite in float32 up to z = 13.3.
 _LARGEST_DEVIATION = 12.0
@@ -49,8 +49,7 @@ class LogNormal(dk.AbstractSchedule):
     def __check_init__(self):
         if not math.isfinite(self.P_mean):
             raise ValueError(f"P_mean must be finite, got {self.P_mean}.")
-        if not (math.isfinite(self.P_std) and self.P_std > 0):
-            raise ValueError(f"P_std must be a positive number, got {self.P_std}.")
+        check_positive("P_std", self.P_std)
         if not (math.isfinite(self.sigma_max) and self.sigma_max > self.sigma_min > 0):
             got = f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
             raise ValueError(
@@ -90,11 +89,7 @@ class LogNormal(dk.AbstractSchedule):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
 def _quantile(
-    t: Scalar,
-    mean: float,
-    std: float,
-    tails: tuple[float, float, float],
-    ends: tuple[float, float],
+    t: Scalar, mean: float, std: float, tails: tuple[float, float, float], ends: tuple[float, float]
 ) -> Scalar:
     """`logsnr` at t, for the probabilities `tails` and the values `ends` at t = 0 and t = 1."""
     below, above, mass = tails

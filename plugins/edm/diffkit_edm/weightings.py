@@ -27,12 +27,10 @@ def edm(
     with s = `sigma_data`, as `implied_weighting` of `F` under `LogNormal` derives it. Choose it for
     samples: most of its weight is on middle noise levels.
 
-    **Arguments:**
-
-    - `P_mean`, `P_std`: of $\ln \sigma$, see `LogNormal`.
-    - `sigma_data`: the standard deviation of the data in F; EDM's 0.5 is that of images in [-1, 1]. `None`
-      means the model's `data_std`: the plain error of the F that the model predicts.
-    - `data_std`, `logsnr_range`: the model's, and (max, min) of its schedule; diffkit fills them in.
+    **Arguments:** `P_mean`, `P_std`: of $\ln \sigma$, see `LogNormal`; `sigma_data`: the standard deviation
+    of the data in F (EDM's 0.5 is that of images in [-1, 1]), `None` for the model's `data_std`, which
+    gives the plain error of the F that the model predicts; `data_std`, `logsnr_range`: the model's, and
+    (max, min) of its schedule, which diffkit fills in.
 
     **Raises:** `ValueError` for a value out of its range, or a range wider than `LogNormal` takes.
     """

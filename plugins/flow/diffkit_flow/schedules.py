@@ -2,12 +2,11 @@ r"""The straight line's own time, as a schedule."""
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 import diffkit as dk
-from diffkit.schedules import check_range
+from diffkit.schedules import AbstractRanged
 from diffkit.typing import Scalar, ScalarLike, as_float
 
 
@@ -16,7 +15,7 @@ def _sigmoid(value: float) -> float:
 
 
 @dk.register("schedule", "straight_line")
-class StraightLine(dk.AbstractSchedule):
+class StraightLine(AbstractRanged):
     r"""$\lambda(t) = 2 \log((1 - \tau) / \tau)$: along the straight path at constant speed.
 
     With the process `straight`, $\tau$ is the share of noise in $z = (1 - \tau) x + \tau \epsilon$
@@ -30,18 +29,6 @@ class StraightLine(dk.AbstractSchedule):
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
     """
-
-    logsnr_max: float = eqx.field(static=True)
-    logsnr_min: float = eqx.field(static=True)
-
-    def __init__(
-        self,
-        logsnr_max: float | None = None,
-        logsnr_min: float = -5.0,
-        *,
-        levels: int | None = None,
-    ):
-        self.logsnr_max, self.logsnr_min = check_range(logsnr_max, logsnr_min, levels)
 
     def _shares(self) -> tuple[float, float, float, float]:
         """Noise at both ends, and data at both ends, computed separately since they can be tiny."""

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import diffkit as dk
-from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
+from diffkit.time_samplers import Times
+from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float, check_at_least, check_positive
 
 
 @dk.register("time_sampler", "logit_normal")
@@ -36,14 +37,10 @@ class LogitNormal(dk.AbstractTimeSampler):
     def __check_init__(self):
         if not math.isfinite(self.mean):
             raise ValueError(f"mean must be finite, got {self.mean}.")
-        if not (math.isfinite(self.std) and self.std > 0):
-            raise ValueError(f"std must be a positive number, got {self.std}.")
+        check_positive("std", self.std)
 
-    def __call__(
-        self, key: PRNGKey, batch_size: int
-    ) -> tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    def __call__(self, key: PRNGKey, batch_size: int) -> Times:
+        check_at_least("batch_size", batch_size, 1)
         normal = jax.random.normal(key, (batch_size,))
         logit = self.mean + self.std * normal
         # From the normal variable, not from the rounded t: t (1 - t) s / p(normal).

@@ -52,7 +52,6 @@ class EulerMaruyama(AbstractOneStepSampler):
 
     stochastic: ClassVar[bool] = True
     order: ClassVar[int] = 1
-    calls: ClassVar[int] = 1
 
     def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
         prediction = denoise(y, step.logsnr_t)
@@ -82,11 +81,9 @@ class PredictorCorrector(AbstractOneStepSampler):
 
     A long step (`diffkit.samplers.is_long`) uses the same network calls for ancestral steps along the way.
 
-    **Arguments:**
-
-    - `corrector`: c, the amount of noise replaced per step. 1 replaces as much as the step removes. Larger
-      values correct more where the data fill few directions, and lose variance where they are spread out.
-    - `corrector_steps`: corrector steps before each predictor, each one network call.
+    **Arguments:** `corrector`: c, the amount of noise replaced per step, where 1 is as much as the step
+    removes, and larger values correct more where the data fill few directions but lose variance where they
+    are spread out; `corrector_steps`: corrector steps before each predictor, each one network call.
 
     **Raises:** `ValueError` if `corrector` is not positive and finite or `corrector_steps` is below 1.
     """

@@ -1,13 +1,12 @@
 r"""The probability-flow ODE to a tolerance, through diffrax."""
 
-import math
 from typing import Any, ClassVar
 
 import equinox as eqx
 
 import diffkit as dk
 from diffkit.samplers import FORMS, AbstractOneStepSampler, Denoise, Step
-from diffkit.typing import Example
+from diffkit.typing import Example, check_at_least, check_positive
 
 _METHODS = {"tsit5": "Tsit5", "dopri8": "Dopri8"}
 
@@ -24,17 +23,14 @@ class Adaptive(AbstractOneStepSampler):
     the logsnr in place of time: $du / d\lambda = -\tfrac12 \sin\varphi \cos\varphi\, v$. Both stay of order
     one at both ends, so one absolute tolerance fits all noise levels.
 
-    **Arguments:**
-
-    - `rtol`, `atol`: the relative and absolute tolerance of each of the solver's steps; about 1e-6 is the
-      limit in float32.
-    - `method`: `tsit5` (Tsitouras, order 5) or `dopri8` (Dormand and Prince, order 8, for float64).
-    - `max_steps`: the most steps of the solver in one step of the grid; more is an error at run time.
+    **Arguments:** `rtol`, `atol`: the relative and absolute tolerance of each of the solver's steps (about
+    1e-6 is the limit in float32); `method`: `tsit5` (Tsitouras, order 5) or `dopri8` (Dormand and Prince,
+    order 8, for float64); `max_steps`: the most steps of the solver in one step of the grid (more is an
+    error at run time).
 
     **Raises:** `ValueError` for a tolerance that is not positive, an unknown method or less than one step.
     """
 
-    stochastic: ClassVar[bool] = False
     order: ClassVar[None] = None
     calls: ClassVar[None] = None
     rtol: float = eqx.field(default=1e-5, static=True)
@@ -44,13 +40,10 @@ class Adaptive(AbstractOneStepSampler):
 
     def __check_init__(self):
         for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, got {value}.")
+            check_positive(name, getattr(self, name))
         if self.method not in _METHODS:
             raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {self.method!r}.")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}.")
+        check_at_least("max_steps", self.max_steps, 1)
 
     def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
         import diffrax  # takes a second, for which every look-up in the registry would wait

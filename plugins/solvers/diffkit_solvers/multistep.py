@@ -58,12 +58,10 @@ _KNOWN, _LONGEST_KNOWN = 3, 8.0
 class History(eqx.Module):
     """What `Multistep` carries from step to step, for one example.
 
-    **Attributes:**
-
-    - `quantities`: the last values of the form's quantity, the latest first; `logsnr`: where they are.
-    - `count`: how many there have been since the start or the last long step.
-    - `pending`: entry k is the integral of the corrector's term for the last step if that step had
-      k + 1 points, else 0; all are 0 if it is not to be corrected.
+    **Attributes:** `quantities`: the last values of the form's quantity, the latest first; `logsnr`: where
+    they are; `count`: how many there have been since the start or the last long step; `pending`: entry k is
+    the integral of the corrector's term for the last step if that step had k + 1 points, else 0 (all are 0
+    if it is not to be corrected).
     """
 
     quantities: tuple[Example, ...]

@@ -74,29 +74,26 @@ def _schedule(config: Mapping[str, Any], params: Mapping[str, Any]) -> dk.Abstra
     if kind == "fixed":
         return dk.LinearLogSNR(-low, -high)
 
-    def scalar(value: Any) -> jax.Array:
-        return jnp.asarray(value, jnp.float32).reshape(())
-
-    def vector(value: Any) -> jax.Array:
-        return jnp.asarray(value, jnp.float32).reshape(-1)
+    def array(value: Any, *shape: int) -> jax.Array:
+        return jnp.asarray(value, jnp.float32).reshape(shape)
 
     gamma = params["gamma"]
     if kind == "learnable_scalar":  # gamma = b + |w| t
         return eqx.tree_at(
             lambda s: (s.ends.start, s.ends.gap),
             LearnedLinear(-low, -high),
-            (-scalar(gamma["b"]), scalar(gamma["w"])),
+            (-array(gamma["b"]), array(gamma["w"])),
         )
     if kind == "learnable_nnet":  # gamma = b1 + |w1| t + mean(|w3| tanh((|w2| (2 t - 1) + b2) / 2))
         hidden, key = gamma["l2"]["kernel"].size, jax.random.key(0)
         schedule = LearnedMonotone(-low, -high, hidden=hidden, normalize=False, key=key)
-        gap = scalar(gamma["l1"]["kernel"])
+        gap = array(gamma["l1"]["kernel"])
         # A weight of zero has no logarithm; this one gives the same function.
-        slope = jnp.maximum(jnp.abs(vector(gamma["l2"]["kernel"])), 1e-30)
+        slope = jnp.maximum(jnp.abs(array(gamma["l2"]["kernel"], -1)), 1e-30)
         # diffkit's network has slope 1 where the reference's has |w1|.
-        height = jnp.maximum(jnp.abs(vector(gamma["l3"]["kernel"]) / gap), 1e-30)
-        centre = -vector(gamma["l2"]["bias"]) / slope
-        values = (-scalar(gamma["l1"]["bias"]), gap, jnp.log(slope), centre, jnp.log(height))
+        height = jnp.maximum(jnp.abs(array(gamma["l3"]["kernel"], -1) / gap), 1e-30)
+        centre = -array(gamma["l2"]["bias"], -1) / slope
+        values = (-array(gamma["l1"]["bias"]), gap, jnp.log(slope), centre, jnp.log(height))
 
         def leaves(s: Any) -> tuple[Any, ...]:
             ends, inside = s.ends, s.interior
@@ -119,12 +116,9 @@ def import_reference(
 
     Its monotone network becomes a `LearnedMonotone(normalize=False)`, so that the numbers agree.
 
-    **Arguments:**
-
-    - `msgpack_path`: the checkpoint, a Flax msgpack file.
-    - `config`: the reference's model configuration, a mapping or the path of a JSON file.
-    - `shape`: (channels, height, width) of one image; the published checkpoints are for 32x32.
-    - `group`: `"params"`, or `"ema_params"` for the averaged ones.
+    **Arguments:** `msgpack_path`: the checkpoint, a Flax msgpack file; `config`: the reference's model
+    configuration, a mapping or the path of a JSON file; `shape`: (channels, height, width) of one image,
+    32x32 in the published checkpoints; `group`: `"params"`, or `"ema_params"` for the averaged ones.
 
     **Returns:** the model. Its network takes the reference's conditioning number as a condition of
     size 1; without a condition it is zero, as in the reference's own experiments.

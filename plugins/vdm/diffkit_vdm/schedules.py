@@ -1,8 +1,7 @@
 r"""Learned schedules with exact endpoints (VDM section 3.2 and appendix H).
 
 Both schedules are $\lambda(t) = (1 - s)\,\lambda_{\max} + s\,\lambda_{\min}$ with $s = s(t)$
-increasing. The endpoints, on which the VLB depends, have their own parameters. In continuous time it does
-not depend on the interior $s$, which is free to minimise the variance of the estimate.
+increasing. The endpoints, on which the VLB depends, have their own parameters.
 """
 
 import math
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 
 import diffkit as dk
 from diffkit.schedules import check_range
-from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
+from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float, check_at_least
 
 
 class Endpoints(eqx.Module):
@@ -143,8 +142,7 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
         normalize: bool = True,
         key: PRNGKey,
     ):
-        if hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {hidden}.")
+        check_at_least("hidden", hidden, 1)
         if minimise_variance and not normalize:
             raise ValueError(
                 "minimise_variance=True needs normalize=True, which fixes the endpoints."

@@ -1,9 +1,4 @@
-"""The denoising network of Variational Diffusion Models (section 5.2 and appendix B of the paper).
-
-Unlike the usual U-Net it never changes the resolution, since likelihood depends on the finest details.
-`depth` residual blocks go down, two with attention between them form the middle, and `depth + 1` blocks go
-up, each reading the output of one on the way down. Fourier features of the input resolve grey levels.
-"""
+"""The denoising network of Variational Diffusion Models."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -14,32 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffkit.networks.base import (
-    AbstractNetwork,
-    add_latent,
-    check_at_least,
-    check_common,
-    check_image,
-)
+from diffkit.networks import layers as nn
+from diffkit.networks.base import AbstractNetwork, add_latent, check_common, check_image
 from diffkit.networks.embeddings import fourier_features
-from diffkit.networks.layers import (
-    Conv,
-    Dense,
-    GroupNorm,
-    ResidualBlock,
-    SelfAttention,
-    Stage,
-    embed,
-    scan_blocks,
-    stack,
-)
 from diffkit.registry import register
-from diffkit.typing import PRNGKey, Scalar
+from diffkit.typing import PRNGKey, Scalar, check_at_least
 
 
 @register("network", "vdm_unet")
 class VDMUNet(AbstractNetwork):
-    """VDM's U-Net: one resolution, many blocks, Fourier features of the input.
+    """VDM's U-Net (section 5.2 and appendix B): many blocks, Fourier features of the input.
+
+    Unlike the usual U-Net it never changes the resolution, since likelihood depends on the finest details.
+    `depth` residual blocks go down, two with attention between them form the middle, and `depth + 1` blocks
+    go up, each reading the output of one on the way down. Fourier features resolve grey levels.
 
     At the start it returns `z` itself, to which the noise is close over much of the noise range. With the
     same parameters it equals the reference implementation (`vdm_unet_from_reference`).
@@ -47,16 +30,16 @@ class VDMUNet(AbstractNetwork):
 
     rank: ClassVar[int | None] = 3
 
-    embed1: Dense
-    embed2: Dense
-    conv_in: Conv
-    down: Stage
-    middle1: ResidualBlock
-    middle_attention: SelfAttention
-    middle2: ResidualBlock
-    up: Stage
-    norm_out: GroupNorm
-    conv_out: Conv
+    embed1: nn.Dense
+    embed2: nn.Dense
+    conv_in: nn.Conv
+    down: nn.Stage
+    middle1: nn.ResidualBlock
+    middle_attention: nn.SelfAttention
+    middle2: nn.ResidualBlock
+    up: nn.Stage
+    norm_out: nn.GroupNorm
+    conv_out: nn.Conv
     shape: tuple[int, ...] = eqx.field(static=True)
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
@@ -85,60 +68,46 @@ class VDMUNet(AbstractNetwork):
         dtype: str = "float32",
         key: PRNGKey,
     ):
-        """**Arguments:**
+        """**Arguments:** those of `diffkit.networks.MLP`, with
 
         - `shape`: (channels, height, width) of one image.
         - `width`: channels of every block, 4 or more.
         - `depth`: residual blocks on the way down; the way up has one more.
         - `attention`: attention after every block. The middle always has attention.
-        - `dropout`: rate within the blocks.
-        - `fourier`: exponents n of the input's `fourier_features`; empty for none.
         - `groups`: of every normalisation. A group of one channel would remove what the noise level adds
           to it, so for a width of 32 or less choose fewer: an eighth of the width works well.
         - `remat`: keep only the blocks' inputs for the backward pass: less memory, more time.
-        - `levels`: the number of values of a dimension of the data; scales the features' frequencies.
-        - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
         - `condition_size`: length of the condition, 1 in the reference.
-        - `logsnr_range`: (largest, smallest) logsnr, data end first.
-        - `dtype`: of the blocks' computation, "float32" or "bfloat16"; the rest is float32.
 
         **Raises:** `ValueError` for an argument out of range.
         """
-        check_common(
-            shape,
-            outputs=outputs,
-            condition_size=condition_size,
-            logsnr_range=logsnr_range,
-            dtype=dtype,
-            dropout=dropout,
-        )
-        channels, _, _ = check_image(shape, self)
-        for name, value, least in (("width", width, 4), ("depth", depth, 1), ("groups", groups, 1)):
-            check_at_least(name, value, least)
         self.shape, self.width, self.depth, self.fourier = shape, width, depth, fourier
         self.levels, self.outputs = levels, outputs
         self.condition_size, self.logsnr_range = condition_size, logsnr_range
         self.dtype, self.remat, self.groups = dtype, remat, groups
+        check_common(self, dropout)
+        check_at_least("groups", groups, 1)
+        channels, size = check_image(shape, self)[0], 4 * width
 
-        def residual(inputs: int, key: PRNGKey) -> ResidualBlock:
-            return ResidualBlock(inputs, width, 4 * width, dropout=dropout, groups=groups, key=key)
+        def residual(inputs: int, key: PRNGKey) -> nn.ResidualBlock:
+            return nn.ResidualBlock(inputs, width, size, dropout=dropout, groups=groups, key=key)
 
-        def stage(inputs: int, key: PRNGKey) -> Stage:
-            key, attention_key = jax.random.split(key)
-            attend = SelfAttention(width, groups=groups, key=attention_key) if attention else None
-            return Stage(residual(inputs, key), attend)
+        def stage(inputs: int, key: PRNGKey) -> nn.Stage:
+            key, second = jax.random.split(key)
+            attend = nn.SelfAttention(width, groups=groups, key=second) if attention else None
+            return nn.Stage(residual(inputs, key), attend)
 
         keys = jax.random.split(key, 9)
-        self.embed1 = Dense(width + condition_size, 4 * width, key=keys[0])
-        self.embed2 = Dense(4 * width, 4 * width, key=keys[1])
-        self.conv_in = Conv(channels * (1 + 2 * len(fourier)), width, key=keys[2])
-        self.down = stack(lambda key: stage(width, key), depth, key=keys[3])
+        self.embed1 = nn.Dense(width + condition_size, size, key=keys[0])
+        self.embed2 = nn.Dense(size, size, key=keys[1])
+        self.conv_in = nn.Conv(channels * (1 + 2 * len(fourier)), width, key=keys[2])
+        self.down = nn.stack(lambda key: stage(width, key), depth, key=keys[3])
         self.middle1 = residual(width, keys[4])
-        self.middle_attention = SelfAttention(width, groups=groups, key=keys[5])
+        self.middle_attention = nn.SelfAttention(width, groups=groups, key=keys[5])
         self.middle2 = residual(width, keys[6])
-        self.up = stack(lambda key: stage(2 * width, key), depth + 1, key=keys[7])
-        self.norm_out = GroupNorm(width, groups=groups)
-        self.conv_out = Conv(width, outputs * channels, zero=True, key=keys[8])
+        self.up = nn.stack(lambda key: stage(2 * width, key), depth + 1, key=keys[7])
+        self.norm_out = nn.GroupNorm(width, groups=groups)
+        self.conv_out = nn.Conv(width, outputs * channels, zero=True, key=keys[8])
 
     def __call__(
         self,
@@ -149,7 +118,7 @@ class VDMUNet(AbstractNetwork):
         key: PRNGKey | None = None,
     ) -> Float[Array, "outputs height width"]:
         """Evaluate on one image; see `AbstractNetwork`."""
-        embedding = embed(self, logsnr, condition)
+        embedding = nn.embed(self, logsnr, condition)
         image = jnp.transpose(z, (1, 2, 0))
         waves = fourier_features(image, self.fourier, self.levels)
         down_keys = middle_key1 = middle_key2 = up_keys = None
@@ -158,21 +127,21 @@ class VDMUNet(AbstractNetwork):
             down_keys, up_keys = keys[: self.depth], keys[self.depth : -2]
             middle_key1, middle_key2 = keys[-2], keys[-1]
 
-        def go_down(stage: Stage, h: Any, key: Any) -> tuple[Any, Any]:
+        def go_down(stage: nn.Stage, h: Any, key: Any) -> tuple[Any, Any]:
             h = stage(h, embedding, key=key)
             return h, h
 
-        def go_up(stage: Stage, h: Any, inputs: Any) -> tuple[Any, None]:
+        def go_up(stage: nn.Stage, h: Any, inputs: Any) -> tuple[Any, None]:
             skip, key = inputs
             return stage(h, embedding, skip=skip, key=key), None
 
         first = self.conv_in(jnp.concatenate([image, waves], axis=-1).astype(self.dtype))
-        h, skips = scan_blocks(go_down, self.down, first, down_keys, remat=self.remat)
+        h, skips = nn.scan_blocks(go_down, self.down, first, down_keys, remat=self.remat)
         h = self.middle1(h, embedding, key=middle_key1)
         h = self.middle_attention(h)
         h = self.middle2(h, embedding, key=middle_key2)
         skips = jnp.concatenate([skips[::-1], first[None]])
-        h, _ = scan_blocks(go_up, self.up, h, (skips, up_keys), remat=self.remat)
+        h, _ = nn.scan_blocks(go_up, self.up, h, (skips, up_keys), remat=self.remat)
         h = self.conv_out(jax.nn.silu(self.norm_out(h)))
         return add_latent(z, jnp.transpose(h, (2, 0, 1)))
 
@@ -193,11 +162,8 @@ def vdm_unet_from_reference(
 ) -> VDMUNet:
     """A `VDMUNet` with the parameters of the reference implementation's score model.
 
-    **Arguments:**
-
-    - `params`: the nested dictionary of arrays under `score_model` in a checkpoint of the reference.
-    - `shape`: (channels, height, width) of one image.
-    - `config`: the reference's configuration.
+    **Arguments:** `params`: the nested dictionary of arrays under `score_model` in a checkpoint of the
+    reference; `shape`: (channels, height, width) of one image; `config`: the reference's configuration.
 
     **Returns:** the network, in float32, with `condition_size=1`.
 
