@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
 import diffkit as dk
+from diffkit.cli import main
 from diffkit.cli.launch import compose
 from diffkit.configs import KINDS, config_of, flat, make, unregistered
 from diffkit.presets import key_of, seed_of
@@ -209,6 +210,34 @@ def test_the_run_says_at_once_which_part_is_for_python_only(tmp_path, capsys):
     run = dk.load_run(tmp_path / "b")
     assert run.model.schedule == dk.Cosine(9.0)
     assert run.part("sampler") == dk.samplers.DDIM(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("composed")
+def test_every_command_takes_a_run_from_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    preset = dk.Preset(network=MLP, schedule=dk.Cosine(9.0), train=SMALL)
+    dk.fit(preset, dk.data.Swirl(), directory=tmp_path / "mine", progress=False)
+    for words in (
+        ["evaluate", "mine", "passes=1"],
+        ["sample", "mine", "steps=2", "count=4"],
+        ["convert", "mine", "moved", "process=straight"],
+        ["report", "mine"],
+        ["compress", "mine", "test", "mine.dkbb", "steps=2"],
+        ["decompress", "mine", "mine.dkbb", "back.npy"],
+    ):
+        try:
+            main(words)
+        except SystemExit as ended:  # as a plugin's command always ends
+            assert ended.code == 0  # noqa: PT017
+    evaluated = dk.evaluate(
+        dk.load_run("mine").model, dk.data.Swirl().test, key=key_of(0), passes=1
+    )
+    printed = f"test bits/dim: {evaluated.bits_per_dim[0]:.4f} +- {evaluated.bits_per_dim[1]:.4f}"
+    assert printed in capsys.readouterr().out
+    test = dk.data.Swirl().test
+    np.testing.assert_array_equal(np.load("back.npy"), test.gather(np.arange(len(test))))
+    assert "mine" in (tmp_path / "report.md").read_text()
 
 
 def test_presets_are_read_changed_and_refused():
