@@ -119,15 +119,12 @@ class ChainStatistics:
 class Chain:
     """Codes batches of images on one stack, with the latents of a model.
 
-    **Arguments:**
-
-    - `model`: a model with a discrete decoder, used without a condition.
-    - `logsnrs`: the T + 1 noise levels of the chain, decreasing, the data end first.
-    - `batch_size`: the number of images that go through the network together.
-    - `first_batch`: the size of the first batch, whose latents take the initial bits. Later batches grow
-      about as fast as images pay back, up to `batch_size`, which is the default and the fastest.
-    - `resolution`: lattice points per standard deviation.
-    - `seed`: of the source of initial bits, from 0 to 2^64 - 1.
+    **Arguments:** `model`: a model with a discrete decoder, used without a condition; `logsnrs`: the T + 1
+    noise levels of the chain, decreasing, the data end first; `batch_size`: the number of images that go
+    through the network together; `first_batch`: the size of the first batch, whose latents take the initial
+    bits, by default `batch_size`, which is the fastest (later batches grow about as fast as images pay
+    back, up to `batch_size`); `resolution`: lattice points per standard deviation; `seed`: of the source of
+    initial bits, from 0 to 2^64 - 1.
 
     **Raises:** `CannotEncode` for a decoder that is not discrete, noise levels that do not decrease, or a
     number out of range.

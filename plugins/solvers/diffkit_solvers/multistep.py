@@ -97,15 +97,12 @@ class Multistep(dk.AbstractSampler):
     al. 2023, arXiv 2305.14267, and Xue et al. 2023, arXiv 2309.05019, for other strengths of noise). The
     weak order is at most 2.
 
-    **Arguments:**
-
-    - `form`: the quantity to extrapolate and its scaling, a name in `diffkit.samplers.FORMS`.
-    - `variable`: of the polynomial: `logsnr`, `rho`, or `kappa`, the form's own variable.
-    - `points`: how many values the polynomial goes through, 1 to 4.
-    - `corrector`: correct each step once its end is known, unless this could magnify errors.
-    - `midpoint`: use the value in the middle of the step (in logsnr) for the whole step: of order 2, and
-      milder in long steps.
-    - `eta`: the strength of the noise; 0 is the probability-flow ODE.
+    **Arguments:** `form`: the quantity to extrapolate and its scaling, a name in `diffkit.samplers.FORMS`;
+    `variable`: of the polynomial, `logsnr`, `rho`, or `kappa`, the form's own variable; `points`: how many
+    values the polynomial goes through, 1 to 4; `corrector`: correct each step once its end is known, unless
+    this could magnify errors; `midpoint`: use the value in the middle of the step (in logsnr) for the whole
+    step, which is of order 2, and milder in long steps; `eta`: the strength of the noise, 0 for the
+    probability-flow ODE.
 
     **Raises:** `ValueError` for an unknown form or variable, a number out of range, `midpoint` with more
     than 2 points or a corrector, and noise in a form other than `x`.

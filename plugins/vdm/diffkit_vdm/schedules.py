@@ -112,14 +112,11 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
     $s(t) = (1 - f) (h(t) - h(0)) / (h(1) - h(0)) + f t$ with h a `MonotoneNetwork` and f = 0.01: the
     endpoints are exact for any weights, and s is strictly monotone even in float32.
 
-    **Arguments:**
-
-    - `logsnr_max`, `logsnr_min`, `levels`, `learn_endpoints`: as in `LearnedLinear`.
-    - `hidden`: the number of hidden units.
-    - `minimise_variance`: `True` trains the interior to minimise the variance of the estimate of the
-      diffusion loss instead of its mean (VDM section 5.3 and appendix I.2).
-    - `normalize`: `False` uses s = h, only for checkpoints of the reference: it drifts off its endpoints.
-    - `key`: for the initial weights.
+    **Arguments:** `logsnr_max`, `logsnr_min`, `levels`, `learn_endpoints`: as in `LearnedLinear`; `hidden`:
+    the number of hidden units; `minimise_variance`: train the interior to minimise the variance of the
+    estimate of the diffusion loss instead of its mean (VDM section 5.3 and appendix I.2); `normalize`:
+    `False` uses s = h, which drifts off its endpoints, only for checkpoints of the reference; `key`: for
+    the initial weights.
 
     **Raises:** `ValueError` as `LearnedLinear`, if `hidden < 1`, or with `minimise_variance` and not
     `normalize`.
