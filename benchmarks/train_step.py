@@ -67,9 +67,7 @@ class Setup:
             return train_step(state, *inputs, self.objective, CONFIG)
 
         start = time.perf_counter()
-        lowered = eqx.filter_jit(step, donate="all-except-first").lower(
-            (self.x, self.key), self.state
-        )
+        lowered = eqx.filter_jit(step, donate="all-except-first").lower((self.x, self.key), self.state)
         middle = time.perf_counter()
         compiled = lowered.compile()
         return compiled, middle - start, time.perf_counter() - middle
@@ -121,9 +119,7 @@ def machine() -> str:
     """The device, the cores and the versions, in two lines."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device = jax.devices()[0]
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("jax", "jaxlib", "equinox", "optax")
-    )
+    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "equinox", "optax"))
     return (
         f"{device.platform}: {device.device_kind}, {len(jax.devices())} device(s), {cores} cores\n"
         f"Python {platform.python_version()}, {packages}"

@@ -65,9 +65,7 @@ class Step:
 def cost(width: int, depth: int, batch: int, repeats: int) -> None:
     """Print the ratio of the two steps."""
     names = ("learned by the bound", "learned, least variance")
-    plain, minimising = (
-        Step(SCHEDULES[name], width=width, depth=depth, batch=batch) for name in names
-    )
+    plain, minimising = (Step(SCHEDULES[name], width=width, depth=depth, batch=batch) for name in names)
     for step in (plain, minimising):
         step.run()
     pairs = [(plain.run(), minimising.run()) for _ in range(repeats)]

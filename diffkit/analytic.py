@@ -40,9 +40,7 @@ class _MixtureDenoiser(AbstractDenoiser):
         level = self.process.at(as_float(logsnr))
         y = z / level.alpha
         delta, total = self._distances(y, level)
-        log_p = self._log_shares(condition) - 0.5 * jnp.sum(
-            delta**2 / total + jnp.log(total), axis=-1
-        )
+        log_p = self._log_shares(condition) - 0.5 * jnp.sum(delta**2 / total + jnp.log(total), axis=-1)
         # y - E[x | y, k] = rho^2 (C_k + rho^2)^-1 (y - m_k), computed directly: the difference of y and
         # E[x] would lose the digits of eps at high SNR.
         residual = jnp.square(level.rho) / total * delta
@@ -114,9 +112,7 @@ def mixture(
     # Once, on the host, in float64: everything after it depends on the decomposition's precision.
     variances, bases = np.linalg.eigh(covs)
     if variances.min() < -1e-9 * max(1.0, variances.max()):
-        raise ValueError(
-            f"covs must be positive semi-definite, got the eigenvalue {variances.min():.3g}."
-        )
+        raise ValueError(f"covs must be positive semi-definite, got the eigenvalue {variances.min():.3g}.")
     return _MixtureDenoiser(
         process=process,
         log_weights=_log_weights(weights),

@@ -55,9 +55,7 @@ def check_model(model: DiffusionModel) -> None:
         check_target(denoiser.parameterization, denoiser.process, ends)
 
 
-def check_loss(
-    model: DiffusionModel, weighting: AbstractWeighting, sampler: AbstractTimeSampler
-) -> None:
+def check_loss(model: DiffusionModel, weighting: AbstractWeighting, sampler: AbstractTimeSampler) -> None:
     """Check the parts of a loss over the range of a model. **Raises:** as `check_model`."""
     if not _is_core(weighting, model.schedule):
         # Not at the very ends, where by rounding the formula of a published loss may give anything.
@@ -230,10 +228,7 @@ def _is_core(*parts: Any) -> bool:
     """Whether parts consist of the core's classes and functions only."""
     return all(
         not (callable(part) or dataclasses.is_dataclass(part))
-        or (
-            getattr(part, "__module__", "").startswith("diffkit.")
-            and _is_core(*vars(part).values())
-        )
+        or (getattr(part, "__module__", "").startswith("diffkit.") and _is_core(*vars(part).values()))
         for part in parts
     )
 

@@ -307,9 +307,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:  # which do not name the file
         raise ValueError(f"{file} is damaged: {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(
-            f"{file} must hold the configuration of a run, got {type(config).__name__}."
-        )
+        raise ValueError(f"{file} must hold the configuration of a run, got {type(config).__name__}.")
     return upgraded(config)
 
 

@@ -37,9 +37,7 @@ class AbstractDecoder(eqx.Module):
         """log p(x | z_0) in nats, summed over dimensions; `x` is data as stored."""
 
     @abc.abstractmethod
-    def decode(
-        self, z_0: Example, level_0: NoiseLevel, *, key: MaybeKey = None
-    ) -> Real[Array, "*shape"]:
+    def decode(self, z_0: Example, level_0: NoiseLevel, *, key: MaybeKey = None) -> Real[Array, "*shape"]:
         """Data as stored: the most probable x given `z_0`, or a draw from p(x | z_0) if `key` is given."""
 
 
@@ -90,9 +88,7 @@ def _moments(y: Example, rho: Scalar, levels: int) -> tuple[Example, Example, Ex
     return jax.lax.cond(narrow, lambda: over(window), lambda: over(everything))
 
 
-def _to_value(
-    x: Integer[Array, "*shape"], y: Example, rho: Scalar, levels: int
-) -> tuple[Example, Example]:
+def _to_value(x: Integer[Array, "*shape"], y: Example, rho: Scalar, levels: int) -> tuple[Example, Example]:
     """u_x - u_n and u_x^2 - u_n^2 for the value x, as in `_moments`."""
     nearest = _nearest(y, levels)
     u_nearest = (y - _value(nearest, levels)) / rho
@@ -138,15 +134,11 @@ class DiscretizedDecoder(AbstractDecoder):
     def encode(self, x: Integer[ArrayLike, "*shape"]) -> Example:
         return _value(jnp.asarray(x), self.levels)
 
-    def log_prob(
-        self, x: Integer[ArrayLike, "*shape"], z_0: Example, level_0: NoiseLevel
-    ) -> Scalar:
+    def log_prob(self, x: Integer[ArrayLike, "*shape"], z_0: Example, level_0: NoiseLevel) -> Scalar:
         y = z_0 / level_0.alpha
         return jnp.sum(_log_prob_of(jnp.asarray(x), y, level_0.rho, self.levels))
 
-    def decode(
-        self, z_0: Example, level_0: NoiseLevel, *, key: MaybeKey = None
-    ) -> Int[Array, "*shape"]:
+    def decode(self, z_0: Example, level_0: NoiseLevel, *, key: MaybeKey = None) -> Int[Array, "*shape"]:
         y = z_0 / level_0.alpha
         if key is None:
             return _nearest(y, self.levels)
@@ -208,9 +200,7 @@ class GaussianDecoder(AbstractDecoder):
         scale = y.size * float(np.mean(np.log(self.std)))
         return -0.5 * (squared + y.size * log_variance) - scale
 
-    def decode(
-        self, z_0: Example, level_0: NoiseLevel, *, key: MaybeKey = None
-    ) -> Float[Array, "*shape"]:
+    def decode(self, z_0: Example, level_0: NoiseLevel, *, key: MaybeKey = None) -> Float[Array, "*shape"]:
         y = z_0 / level_0.alpha
         y = y if key is None else y + level_0.rho * jax.random.normal(key, y.shape, y.dtype)
         return y * _per_channel(self.std, y) + _per_channel(self.mean, y)

@@ -45,18 +45,14 @@ class Prediction(eqx.Module):
     level: NoiseLevel
     spread: Example | None
 
-    def __init__(
-        self, x: DataLike, eps: NoiseLike, level: NoiseLevel, spread: Example | None = None
-    ):
+    def __init__(self, x: DataLike, eps: NoiseLike, level: NoiseLevel, spread: Example | None = None):
         self.x = Predicted(as_array(x, X(), "x"), X())
         self.eps = Predicted(as_array(eps, Epsilon(), "eps"), Epsilon())
         self.level = level
         self.spread = spread
 
     @classmethod
-    def of(
-        cls, predicted: Float[Predicted[P], "*shape"], z: Example, level: NoiseLevel
-    ) -> "Prediction":
+    def of(cls, predicted: Float[Predicted[P], "*shape"], z: Example, level: NoiseLevel) -> "Prediction":
         """Make one from a prediction of any target and the latent `z` at `level`, by the 2x2 solve.
 
         ```python
@@ -100,9 +96,7 @@ class Prediction(eqx.Module):
         return mean, std * jnp.exp(own * log_spread(self.level.logsnr, logsnr_s))
 
 
-def step_divergence(
-    squares: Example, logsnr_t: Scalar, logsnr_s: Scalar, spread: Example | None
-) -> Scalar:
+def step_divergence(squares: Example, logsnr_t: Scalar, logsnr_s: Scalar, spread: Example | None) -> Scalar:
     """KL(q(y_s | y_t, x) || p(y_s | y_t)) in nats, summed over dimensions, from the squared errors of eps.
 
     q is `diffkit.processes.rescaled_posterior`, p `Prediction.reverse`, which sampling and coding use.

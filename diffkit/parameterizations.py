@@ -176,9 +176,7 @@ class AbstractParameterization(eqx.Module):
         """The network's output as a prediction of the target, and a `spread` (`Prediction`) or `None`."""
         return output, None
 
-    def extra_loss(
-        self, squares: Example, spread: Example, logsnr_t: Scalar, logsnr_s: Scalar
-    ) -> Scalar:
+    def extra_loss(self, squares: Example, spread: Example, logsnr_t: Scalar, logsnr_s: Scalar) -> Scalar:
         """What `diffkit.DiffusionLoss` adds for one example, in nats, if there are `extra_steps`.
 
         **Arguments:** `squares`: the squared errors of eps, without a gradient; `spread`, from `read`;

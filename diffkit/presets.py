@@ -169,9 +169,7 @@ class Preset:
         ```
         """
         if (data is None) == (shape is None):
-            raise ValueError(
-                "a model is built for data or for a shape: give one of data= and shape=."
-            )
+            raise ValueError("a model is built for data or for a shape: give one of data= and shape=.")
         spec = DataSpec(shape or (), levels, condition_size) if data is None else DataSpec.of(data)
         return _build(self, spec, key)
 
@@ -259,9 +257,7 @@ def _checked(kind: str, made: Any) -> Any:
     # Any optax gradient transformation is an optimiser too.
     of_optax = kind == "optimiser" and hasattr(made, "init") and hasattr(made, "update")
     if not (isinstance(made, BASES[kind]) or of_optax):
-        raise TypeError(
-            f"{kind} must be a diffkit.{BASES[kind].__name__}, got {type(made).__name__}."
-        )
+        raise TypeError(f"{kind} must be a diffkit.{BASES[kind].__name__}, got {type(made).__name__}.")
     return made
 
 
@@ -348,9 +344,7 @@ def resolve(kind: str, choice: Any) -> Any:
         part = get(kind, name)
         known = inspect.signature(part).parameters
         if unknown := [option for option in options if option not in known]:
-            raise ValueError(
-                f"{kind} {name!r} has no option {unknown[0]!r}. It has: {', '.join(known)}."
-            )
+            raise ValueError(f"{kind} {name!r} has no option {unknown[0]!r}. It has: {', '.join(known)}.")
         return functools.partial(part, **options)
     return choice
 

@@ -170,9 +170,7 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
     """
     path = Path(path)
     if not (path / CHECKPOINTS).is_dir():
-        raise FileNotFoundError(
-            f"path must be a run directory, there are no checkpoints at {path}."
-        )
+        raise FileNotFoundError(f"path must be a run directory, there are no checkpoints at {path}.")
     config = read_config(path)
     if not config and like is None:
         raise ValueError(
@@ -198,9 +196,7 @@ def _like(like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path) 
     """The model to read a run into, checked against the run's composition."""
     if isinstance(like, Preset):
         if not config:
-            raise ValueError(
-                f"run {path} has no {CONFIG_FILE}: like must be a model, not a preset."
-            )
+            raise ValueError(f"run {path} has no {CONFIG_FILE}: like must be a model, not a preset.")
         spec = spec_of(config)
         model = assemble(like, spec, key=key_of(config["train"]["seed"])).model
         now = nodes_of(like, spec)

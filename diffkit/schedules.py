@@ -63,9 +63,7 @@ def minimises_variance(schedule: AbstractSchedule) -> TypeGuard[AbstractVariance
     return isinstance(schedule, AbstractVarianceMinimising) and schedule.minimise_variance
 
 
-def check_range(
-    logsnr_max: float | None, logsnr_min: float, levels: int | None
-) -> tuple[float, float]:
+def check_range(logsnr_max: float | None, logsnr_min: float, levels: int | None) -> tuple[float, float]:
     """The endpoints `(logsnr_max, logsnr_min)` of a schedule, with a default of the first from the levels.
 
     VDM ends at log SNR 13.3 for 256 levels (or continuous data, `None`), where neighbouring levels are six

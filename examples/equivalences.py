@@ -79,9 +79,7 @@ def canonical_times(
 
     One weighting is one distribution of `logsnr` under every schedule; with one key, one draw.
     """
-    return dk.equivalence.canonical_time_sampling(
-        weighting, model.schedule, parameterization=dk.V()
-    )
+    return dk.equivalence.canonical_time_sampling(weighting, model.schedule, parameterization=dk.V())
 
 
 def train(
@@ -102,9 +100,7 @@ def train(
         steps_per_dispatch=50,
     )
     times = canonical_times(weighting, model)
-    return dk.fit(
-        model, data, config, weighting=weighting, time_sampler=times, progress=False
-    ).model
+    return dk.fit(model, data, config, weighting=weighting, time_sampler=times, progress=False).model
 
 
 @eqx.filter_jit
@@ -177,9 +173,7 @@ def show_verdicts(levels: int | None) -> None:
         print(f"    what differs: {differing}")
 
 
-def show_published(
-    papers: Models, networks: Models, x: Float[Array, "batch *shape"], passes: int
-) -> None:
+def show_published(papers: Models, networks: Models, x: Float[Array, "batch *shape"], passes: int) -> None:
     """The published losses of networks, carried to the process and the schedule of each paper."""
     print("\nThe published losses: the mean squared error of each paper's target over its times")
     columns = (f"{SAME} / {FIRST}", f"{OTHER} / {FIRST}")
@@ -231,17 +225,14 @@ def show_trained(
             cells.append(f"{loss.mean():10.4f}{change.mean():+8.2f} % +- {error:.2f} %")
         table.append(cells)
         spread = max(
-            np.ptp([loss.mean() for (each, _), loss in losses.items() if each == name])
-            for name in PRESETS
+            np.ptp([loss.mean() for (each, _), loss in losses.items() if each == name]) for name in PRESETS
         )
         relative = [100 * (means[name].mean() / base.mean() - 1) for name in (SAME, OTHER)]
         summary.append([*relative, 100 * spread / base.mean()])
 
     print("\nThe trained models: test losses in nats per dimension, and against the mean of")
     print(f"{FIRST}, with the standard error of the difference")
-    print(
-        f"{'trained as':12s}{'seed':>5s}", *(f"{f'weighting of {n}':>29s}" for n in (FIRST, OTHER))
-    )
+    print(f"{'trained as':12s}{'seed':>5s}", *(f"{f'weighting of {n}':>29s}" for n in (FIRST, OTHER)))
     for (name, seed), one, other in zip(models, *table, strict=True):
         print(f"{name:12s}{seed:5d}", f"{one:>29s}", f"{other:>29s}")
     same, different, spread = zip(*summary, strict=True)
@@ -283,9 +274,7 @@ def save_figure(
         label = name if seed == 0 else None
         right.plot(logsnr, curve / base, line, color=colour, label=label)
     left.set(xlabel="logsnr", ylabel="w / its geometric mean", yscale="log", title="weighting")
-    right.set(
-        xlabel="logsnr", ylabel=f"test error / that of {FIRST}", title="trained models, each seed"
-    )
+    right.set(xlabel="logsnr", ylabel=f"test error / that of {FIRST}", title="trained models, each seed")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(loc="lower left")

@@ -136,9 +136,7 @@ def test_classes_are_abstract_or_final():
         for base in cls.__mro__[1:]:
             if base.__module__.split(".")[0] not in ("diffkit", "diffkit_vdm"):
                 continue
-            assert base.__name__.lstrip("_").startswith("Abstract"), (
-                f"{cls} extends the final {base}"
-            )
+            assert base.__name__.lstrip("_").startswith("Abstract"), f"{cls} extends the final {base}"
             abstract = {*base.__abstractmethods__, *base.__abstractvars__}
             for name, value in vars(base).items():
                 if callable(value) and not name.startswith("__") and name not in abstract:

@@ -173,9 +173,7 @@ def test_a_model_by_hand():
         return dk.sample(model, dk.samplers.DDIM(), 2, key=KEY, steps=2, **options)
 
     assert eqx.filter_eval_shape(drawn, wrong).shape == (2, 2)
-    with pytest.raises(
-        ValueError, match=r"grid Backwards must rise strictly.*got logsnr = 9, then = 0"
-    ):
+    with pytest.raises(ValueError, match=r"grid Backwards must rise strictly.*got logsnr = 9, then = 0"):
         drawn(right, grid=Backwards())
     # A state that was a prediction is kept as an array.
     found = dk.sample(right, Keeps(), 2, key=KEY, steps=2)
@@ -224,9 +222,7 @@ def test_endpoints_stay_without_a_bound(toy):
     # An optimiser of optax's own decays every array.
     options = {"weighting": dk.Sigmoid(), "optimiser": optax.adamw(0.1, weight_decay=0.5)}
     with pytest.warns(UserWarning, match="endpoints of schedule LearnedMonotone") as said:
-        found = dk.fit(
-            model, toy, dk.TrainConfig(**SMALL), progress=False, **options
-        ).model.schedule
+        found = dk.fit(model, toy, dk.TrainConfig(**SMALL), progress=False, **options).model.schedule
     assert len(said) == 1
     before = model.schedule
     assert (found.ends.start, found.ends.gap) == (before.ends.start, before.ends.gap)

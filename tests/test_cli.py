@@ -384,9 +384,7 @@ def test_plugins_bring_commands(monkeypatch, capfd, workplace):
     assert capfd.readouterr().out == "a=b --c\n\n"
     for command, module in (("broken", "brought_not"), ("missing", "no_such")):
         message = fails([command], capfd)
-        assert re.search(
-            rf"command '{command}' of z-package .*could not be imported.*{module}", message
-        )
+        assert re.search(rf"command '{command}' of z-package .*could not be imported.*{module}", message)
     # Ours are not replaced, and what nobody brings is no command.
     assert "no_such_setting" in fails(["train", "no_such_setting=3"], capfd)
     assert "there is no command 'compres'" in fails(["compres"], capfd)
@@ -436,9 +434,7 @@ def test_a_trained_model_is_evaluated_and_sampled_as_others_are(runs, capfd):
     edm_heun, euler = (dk.part("sampler", n, model=flow.model) for n in ("edm_heun", "euler"))
     rho, even = (dk.part("grid", n, model=flow.model) for n in ("rho", "uniform_t"))
     main(["sample", "flow", "sampler=ancestral", "steps=4", "count=3"])
-    drawn(
-        "flow/samples_ancestral_4.npy", flow.model, dk.samplers.Ancestral(), even, steps=4, count=3
-    )
+    drawn("flow/samples_ancestral_4.npy", flow.model, dk.samplers.Ancestral(), even, steps=4, count=3)
     main(["sample", "flow", "sampler=edm_heun", "grid=rho", "steps=5", "count=3"])
     drawn("flow/samples_edm_heun_5.npy", flow.model, edm_heun, rho, steps=5, count=3)
     main(["sample", "vdm", "sampler=euler", "steps=4", "count=3"])
@@ -672,9 +668,7 @@ def test_killed_and_started_again(tmp_path):
     process.wait()
     for path in (killed, tmp_path / "whole"):
         subprocess.run([*command, f"run={path}"], check=True, stdout=subprocess.DEVNULL)
-    steps = [
-        json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()
-    ]
+    steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(10, 401, 10))
     one, other = (dk.load_run(path) for path in (killed, tmp_path / "whole"))
     assert one.step == other.step == 400

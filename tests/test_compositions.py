@@ -92,9 +92,7 @@ def test_the_loss_that_is_minimised_is_the_stated_one(name):
         network = made.model.denoiser.network
         network = jax.tree.map(
             lambda leaf, key=jax.random.key(seed): (
-                leaf + 0.3 * jax.random.normal(key, leaf.shape)
-                if eqx.is_inexact_array(leaf)
-                else leaf
+                leaf + 0.3 * jax.random.normal(key, leaf.shape) if eqx.is_inexact_array(leaf) else leaf
             ),
             network,
         )
@@ -230,9 +228,7 @@ def test_every_command_takes_a_run_from_python(tmp_path, monkeypatch, capsys):
             main(words)
         except SystemExit as ended:  # as a plugin's command always ends
             assert ended.code == 0  # noqa: PT017
-    evaluated = dk.evaluate(
-        dk.load_run("mine").model, dk.data.Swirl().test, key=key_of(0), passes=1
-    )
+    evaluated = dk.evaluate(dk.load_run("mine").model, dk.data.Swirl().test, key=key_of(0), passes=1)
     printed = f"test bits/dim: {evaluated.bits_per_dim[0]:.4f} +- {evaluated.bits_per_dim[1]:.4f}"
     assert printed in capsys.readouterr().out
     test = dk.data.Swirl().test

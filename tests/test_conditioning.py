@@ -68,9 +68,7 @@ def test_what_a_condition_is():
     np.testing.assert_array_equal(with_flag(np.zeros((2, 1))), [[0, 1], [0, 1]])
     assert one_hot(1, 3).dtype == with_flag([0.5]).dtype == np.float32
     for wrong in (3, [-1, 0]):
-        with pytest.raises(
-            ValueError, match="labels must be from 0 to classes - 1 = 2, got values"
-        ):
+        with pytest.raises(ValueError, match="labels must be from 0 to classes - 1 = 2, got values"):
             one_hot(wrong, 3)
     with pytest.raises(ValueError, match="classes must be at least 1, got 0"):
         one_hot([], 0)
@@ -159,9 +157,7 @@ def test_batches_are_pairs_across_epochs_chunks_and_restarts(chunk, start):
 
 def test_one_pass_over_pairs():
     items = list(
-        batches(
-            numbered(7), batch_size=3, seed=0, shuffle=False, repeat=False, drop_remainder=False
-        )
+        batches(numbered(7), batch_size=3, seed=0, shuffle=False, repeat=False, drop_remainder=False)
     )
     assert [len(condition) for _, condition in items] == [3, 3, 1]
     labels = np.concatenate([condition for _, condition in items]).argmax(axis=1)
@@ -210,8 +206,7 @@ def test_condition_dropout_leaves_out_whole_rows_at_its_rate():
 def classes_of(toy):
     """The toy data with their first column as the class."""
     train, test = (
-        LabelledSource(s, s.gather(np.arange(len(s)))[:, 0].astype(int), 8)
-        for s in (toy.train, toy.test)
+        LabelledSource(s, s.gather(np.arange(len(s)))[:, 0].astype(int), 8) for s in (toy.train, toy.test)
     )
     return Pair(train, test)
 
@@ -250,9 +245,7 @@ def test_going_on_is_as_if_it_had_never_stopped(toy, toy_model, conditional, tmp
 
 
 def test_data_that_do_not_fit_the_network_are_refused(toy, toy_model):
-    with pytest.raises(
-        ValueError, match=r"data has conditions of 8 numbers.*condition_size=0\. Gi"
-    ):
+    with pytest.raises(ValueError, match=r"data has conditions of 8 numbers.*condition_size=0\. Gi"):
         dk.fit(toy_model(), classes_of(toy), SMALL, progress=False)
     with pytest.raises(ValueError, match=r"train.condition_dropout must be in \[0, 1\], got 1.5"):
         dk.TrainConfig(condition_dropout=1.5)

@@ -47,9 +47,7 @@ def workplace(tmp_path_factory):
     python = folder / "venv" / "bin" / "python"
     own = run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).strip()
     # As site packages, so that the packages that are installed editable are there as well.
-    borrowed = "".join(
-        f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()
-    )
+    borrowed = "".join(f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages())
     (Path(own) / "borrowed.pth").write_text(borrowed)
     install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index")
     run(

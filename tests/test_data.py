@@ -88,9 +88,7 @@ def test_a_dataset_with_its_own_init_declares_no_fields():
     for mean, std in ((0.0, 1.0), (-3e6, 2.5), (7.0, 0.0)):
         data = Own(mean, std)
         values = everything(data.train).astype(np.float64)
-        np.testing.assert_allclose(
-            data.statistics, (values.mean(), values.std()), rtol=1e-9, atol=1e-9
-        )
+        np.testing.assert_allclose(data.statistics, (values.mean(), values.std()), rtol=1e-9, atol=1e-9)
 
     class Long(AbstractDataset):
         def __init__(self):
@@ -158,10 +156,7 @@ def test_swirl_tests_on_the_next_seed():
 
 
 def test_nothing_heavy_is_imported():
-    code = (
-        "import sys, diffkit.data; "
-        "print([m for m in ('grain', 'sklearn', 'PIL') if m in sys.modules])"
-    )
+    code = "import sys, diffkit.data; print([m for m in ('grain', 'sklearn', 'PIL') if m in sys.modules])"
     root = str(Path(sys.modules["diffkit.data"].__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(

@@ -200,9 +200,7 @@ def test_array_data_refuses_bad_conditions(tmp_path, arrays, options, message):
 
 
 def test_array_data_refuses_other_files(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"nothing at path='absent.npy'; expected a .npy or"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"nothing at path='absent.npy'; expected a .npy or"):
         ArrayData("absent.npy")
     np.save(tmp_path / "y.npy", BYTES)
     with pytest.raises(ValueError, match=r"labels=True needs a .npz file .* got '.*y.npy'"):

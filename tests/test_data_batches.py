@@ -40,8 +40,7 @@ def test_the_order_is_fixed_for_good():
 
 def test_seeds_differ():
     one, same, two = (
-        np.concatenate(take(batches(counting(50), batch_size=25, seed=seed), 4))
-        for seed in (1, 1, 2)
+        np.concatenate(take(batches(counting(50), batch_size=25, seed=seed), 4)) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, two)
@@ -50,9 +49,7 @@ def test_seeds_differ():
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_threads_and_prefetch_change_nothing(chunk):
     def first(**options):
-        return np.stack(
-            take(batches(counting(11), batch_size=5, seed=3, chunk=chunk, **options), 40)
-        )
+        return np.stack(take(batches(counting(11), batch_size=5, seed=3, chunk=chunk, **options), 40))
 
     plain = first(threads=0)
     for options in (
@@ -75,9 +72,7 @@ def test_chunks_are_the_same_batches_stacked():
 @pytest.mark.parametrize(("chunk", "start"), [(None, 0), (3, 0), (3, 7)])
 def test_a_restored_iterator_goes_on(threads, chunk, start):
     def make():
-        return batches(
-            counting(11), batch_size=5, seed=3, chunk=chunk, start=start, threads=threads
-        )
+        return batches(counting(11), batch_size=5, seed=3, chunk=chunk, start=start, threads=threads)
 
     original = make()
     for _ in range(6):

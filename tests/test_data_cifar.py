@@ -108,9 +108,7 @@ def test_cifar10_refuses_bad_labels_in_pickles(tmp_path, labels):
     batch |= {} if labels is None else {b"labels": labels}
     (tmp_path / "data_batch_2").write_bytes(pickle.dumps(batch))
     assert condition_size(Cifar10(tmp_path)) == 0  # not read, so not refused
-    with pytest.raises(
-        ValueError, match=r"data_batch_2' must have a list of 3 integers from 0 to 9"
-    ):
+    with pytest.raises(ValueError, match=r"data_batch_2' must have a list of 3 integers from 0 to 9"):
         Cifar10(tmp_path, labels=True)
 
 

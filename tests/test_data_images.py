@@ -21,9 +21,7 @@ def test_image_folder_splits_once_and_for_all(tmp_path):
     assert (len(data.train), len(data.test)) == (7, 3)
     found = np.concatenate([everything(data.train), everything(data.test)])
     assert found.dtype == np.uint8
-    assert {image.tobytes() for image in found} == {
-        image.transpose(2, 0, 1).tobytes() for image in pixels
-    }
+    assert {image.tobytes() for image in found} == {image.transpose(2, 0, 1).tobytes() for image in pixels}
     again, other = (ImageFolder(tmp_path, test_fraction=0.3, seed=seed) for seed in (0, 1))
     np.testing.assert_array_equal(everything(again.test), everything(data.test))
     assert not np.array_equal(everything(other.test), everything(data.test))

@@ -117,9 +117,7 @@ def test_encoding_is_centred_and_round_trips():
     np.testing.assert_allclose(values, -values[::-1], atol=1e-7)
     np.testing.assert_allclose(np.diff(values), 2 / 17, rtol=1e-5)
     level = dk.VariancePreserving().at(13.3)
-    np.testing.assert_array_equal(
-        decoder.decode(jnp.asarray(values) * level.alpha, level), np.arange(17)
-    )
+    np.testing.assert_array_equal(decoder.decode(jnp.asarray(values) * level.alpha, level), np.arange(17))
 
 
 def test_one_level_is_refused():

@@ -94,10 +94,7 @@ def first_party_parts() -> list[tuple[str, str, str]]:
     reports = [report for report in registry.plugins() if report.name in FIRST_PARTY]
     assert {report.name for report in reports} == set(FIRST_PARTY)
     return [
-        (report.name, kind, n)
-        for report in reports
-        for kind, names in report.parts.items()
-        for n in names
+        (report.name, kind, n) for report in reports for kind, names in report.parts.items() for n in names
     ]
 
 
@@ -154,9 +151,7 @@ DIFFKIT_LINES = [
 
 
 @pytest.mark.parametrize("words", DIFFKIT_LINES)
-def test_commands_compose(
-    words: list[str], workplace: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_compose(words: list[str], workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command, *arguments = words[1:]
     if command == "check":  # run by `make laws`
         plugins = itertools.takewhile(lambda word: not word.startswith("-"), arguments)

@@ -369,12 +369,8 @@ def test_canonical_times_of_a_published_loss_are_its_own(name, sampler, toleranc
     middle = np.linspace(0.001, 0.999, 999, dtype=np.float32)
     stated = dk.get("time_sampler", sampler)()
     expected = over(stated.density, middle)
-    keep = (
-        expected > 1e-3 * expected.max()
-    )  # the density of logit-normal times vanishes at the ends
-    np.testing.assert_allclose(
-        over(times.density, middle)[keep], expected[keep], rtol=tolerance, atol=0
-    )
+    keep = expected > 1e-3 * expected.max()  # the density of logit-normal times vanishes at the ends
+    np.testing.assert_allclose(over(times.density, middle)[keep], expected[keep], rtol=tolerance, atol=0)
     assert times.scale == pytest.approx(1.0, rel=tolerance)
     t, _ = times_and_density(times)
     cdf = stats.uniform.cdf

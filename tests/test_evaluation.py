@@ -101,10 +101,7 @@ def test_one_example_has_no_standard_error_and_its_record_is_json(toy, toy_model
 
 
 def test_what_json_does_not_have_is_null(tmp_path):
-    assert (
-        as_json({"a": [math.nan, 1.5, None], "b": math.inf})
-        == '{"a": [null, 1.5, null], "b": null}'
-    )
+    assert as_json({"a": [math.nan, 1.5, None], "b": math.inf}) == '{"a": [null, 1.5, null], "b": null}'
     (tmp_path / "metrics.jsonl").write_text(as_json({"step": 1, "loss": math.nan}) + "\n")
     assert math.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["loss"])
 
@@ -235,9 +232,7 @@ def test_the_record_says_how_noise_levels_were_drawn():
 def test_a_model_is_evaluated_under_another_schedule():
     source = ArraySource(known.draw(np.random.default_rng(1), 20, DIMENSIONS))
     arguments = {"key": jax.random.key(0), "steps": 5, "passes": 2}
-    linear, cosine = (
-        known.model(SCHEDULES[name], DIMENSIONS) for name in ("linear_logsnr", "cosine")
-    )
+    linear, cosine = (known.model(SCHEDULES[name], DIMENSIONS) for name in ("linear_logsnr", "cosine"))
     moved = dk.evaluate(linear, source, schedule=SCHEDULES["cosine"], **arguments)
     assert moved.total == dk.evaluate(cosine, source, **arguments).total
     with pytest.warns(dk.equivalence.TransportWarning, match="noise end"):

@@ -66,9 +66,7 @@ def test_check_of_a_plugin_that_does_not_import(own_registry, monkeypatch, capsy
 
 def test_check_of_a_plugin_that_brings_commands_only(capsys):
     assert check_plugin(["bitsback"]) == 0
-    assert (
-        "no parts, and so no laws; commands: compress, decompress, rate" in capsys.readouterr().out
-    )
+    assert "no parts, and so no laws; commands: compress, decompress, rate" in capsys.readouterr().out
     assert check_plugin(["bitsback", "--kind", "schedule"]) == 2
     assert "no schedule in bitsback. Parts: none" in capsys.readouterr().err
 
@@ -128,9 +126,7 @@ def test_new_plugin_refuses_the_name_of_a_plugin(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["new-plugin", "vdm"])
     assert stopped.value.code == 2
-    assert "there is a plugin 'vdm' already, of the distribution 'diffkit-vdm'" in (
-        capsys.readouterr().err
-    )
+    assert "there is a plugin 'vdm' already, of the distribution 'diffkit-vdm'" in (capsys.readouterr().err)
 
 
 def test_the_example_is_the_skeleton_and_more():

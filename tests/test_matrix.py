@@ -184,9 +184,7 @@ def test_what_means_nothing_is_refused_before_work_begins():
     refused = [row for row in itertools.product(*chosen) if not meaningful(*row)]
     assert 0 < len(refused) < 0.1 * math.prod(map(len, chosen))
     for schedule, process, parameterization in refused:
-        with pytest.raises(
-            ValueError, match=r"does not determine x at the noise end .* would count"
-        ):
+        with pytest.raises(ValueError, match=r"does not determine x at the noise end .* would count"):
             composed(
                 [
                     f"schedule={schedule}",

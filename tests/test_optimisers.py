@@ -182,9 +182,7 @@ def test_accumulation_is_the_whole_batch(toy, toy_model):
         found.append(take(state, x, key, Objective(dk.ELBO(), None), config, SGD()))
     (whole, metrics), (split, other) = found
     np.testing.assert_allclose(metrics, other, rtol=1e-5)
-    for a, b in zip(
-        *(jax.tree.leaves(eqx.filter(s, eqx.is_array)) for s in (whole, split)), strict=True
-    ):
+    for a, b in zip(*(jax.tree.leaves(eqx.filter(s, eqx.is_array)) for s in (whole, split)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(metrics[-1]))
     assert float(jnp.sum(split.time_sampler.weight > 0)) == 4
 
@@ -219,9 +217,7 @@ def test_a_run_with_another_optimiser(toy, toy_model, tmp_path):
 
 def test_weights_and_biases(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(
-        ImportError, match=r"needs the package wandb: pip install 'diffkit\[wandb\]'"
-    ):
+    with pytest.raises(ImportError, match=r"needs the package wandb: pip install 'diffkit\[wandb\]'"):
         WeightsAndBiases("project")
     calls = []
 

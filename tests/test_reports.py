@@ -108,8 +108,7 @@ def add(workplace):
             (run / "evaluation.json").write_text(json.dumps(evaluation(total, **more)))
         if seconds is not None:
             records = [
-                {"step": 10 * i, "seconds": seconds * i / 3, "loss": 5 - i - seed}
-                for i in (1, 2, 3)
+                {"step": 10 * i, "seconds": seconds * i / 3, "loss": 5 - i - seed} for i in (1, 2, 3)
             ]
             (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
         if variance is not None:
@@ -128,8 +127,7 @@ def tables(page):
     found = []
     for block in re.findall(r"(?:^\|.*\n)+", page, re.M):
         header, _, *rows = (
-            [cell.strip(" `") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-            for line in block.splitlines()
+            [cell.strip(" `") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()
         )
         found.append([dict(zip(header, row, strict=True)) for row in rows])
     return found
@@ -164,8 +162,7 @@ def test_means_errors_and_differences(add, workplace):
         assert variant.seeds == tuple(seeds)
         assert variant.totals == tuple(values)
         assert [
-            json.loads((p / "evaluation.json").read_text())["total_bits_per_dim"]
-            for p in variant.runs
+            json.loads((p / "evaluation.json").read_text())["total_bits_per_dim"] for p in variant.runs
         ] == list(values)
         np.testing.assert_allclose(variant.mean, values.mean(), rtol=1e-12)
         np.testing.assert_allclose(sum(variant.terms.values()), variant.mean, rtol=1e-12)
@@ -372,8 +369,7 @@ def test_long_names_are_shortened_and_stay_apart(add, workplace):
         "schedule=cosine, train.b1=0.123 ...",
     ]
     settings = {
-        row["setting"]: list(row.values())[1:]
-        for row in tables((workplace / "report.md").read_text())[1]
+        row["setting"]: list(row.values())[1:] for row in tables((workplace / "report.md").read_text())[1]
     }
     assert settings["train.ema"] == ["0.123", "0.999", "0.123"]
     assert settings["schedule"] == ["linear_logsnr", "cosine", "cosine"]
@@ -603,9 +599,7 @@ def test_what_was_evaluated_otherwise_is_evaluated_again(workplace):
     assert is_finished(run, config)
     more = config | {"evaluate_steps": [10]}
     assert not is_finished(run, more)
-    with pytest.raises(
-        ValueError, match=r"holds a run with other choices: train.seed \(0 there, 1"
-    ):
+    with pytest.raises(ValueError, match=r"holds a run with other choices: train.seed \(0 there, 1"):
         write_config(run, configuration(train__seed=1))
     assert is_finished(run, config)
     # Its evaluation was another: it is taken away, so that no report takes it for the new one.

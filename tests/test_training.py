@@ -42,9 +42,7 @@ def test_training_lowers_the_bound(toy, toy_model):
     model = toy_model()
     fitted = dk.fit(model, toy, config, progress=False)
     key = jax.random.key(0)
-    before, after = (
-        dk.evaluate(m, toy.test, key=key).bits_per_dim[0] for m in (model, fitted.model)
-    )
+    before, after = (dk.evaluate(m, toy.test, key=key).bits_per_dim[0] for m in (model, fitted.model))
     # Two columns of which the second is known from the first: 1.5 bits per dimension at best.
     assert 1.4 < after < 0.8 * before
 
@@ -160,9 +158,7 @@ def test_the_given_model_stays_usable(toy, toy_model):
 
 def test_going_on_is_as_if_it_had_never_stopped(toy, toy_model, trained, tmp_path):
     _, whole = trained
-    dk.fit(
-        toy_model(), toy, dataclasses.replace(SMALL, steps=16), directory=tmp_path, progress=False
-    )
+    dk.fit(toy_model(), toy, dataclasses.replace(SMALL, steps=16), directory=tmp_path, progress=False)
     # A record of a step after the last checkpoint, as a killed process leaves it, and half a line.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 20, "seconds": 1.0, "loss": 0.0}) + '\n{"step": 2')
@@ -240,9 +236,7 @@ def test_a_loss_that_is_not_finite_stops_and_writes_nothing(toy, toy_model, tmp_
 def test_data_that_do_not_fit_are_refused(toy, toy_model):
     with pytest.raises(ValueError, match=r"data has examples of shape \(1, 8, 8\)"):
         dk.fit(toy_model(), dk.data.Digits(), SMALL)
-    with pytest.raises(
-        ValueError, match="data has levels=256, but the model's decoder has levels=8"
-    ):
+    with pytest.raises(ValueError, match="data has levels=256, but the model's decoder has levels=8"):
         dk.fit(toy_model(), dk.data.Swirl(), SMALL)
 
 
@@ -299,9 +293,7 @@ def test_the_average_without_a_warmup(toy, toy_model):
     x, key = jnp.asarray(toy.train.gather(np.arange(16))), jax.random.key(1)
     new, _ = train_step(state, x, key, Objective(dk.ELBO(), None), config)
     after = eqx.filter(new.model, dk.trainable(new.model))
-    for old, parameter, average in zip(
-        *map(arrays, (state.average, after, new.average)), strict=True
-    ):
+    for old, parameter, average in zip(*map(arrays, (state.average, after, new.average)), strict=True):
         np.testing.assert_allclose(average, 0.75 * old + 0.25 * parameter, rtol=1e-5, atol=1e-6)
 
 

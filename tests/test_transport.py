@@ -362,9 +362,7 @@ class Busy(dk.AbstractDenoiser):
             eps = eps + condition
         if key is not None:
             eps = eps + jax.random.normal(key, z.shape)
-        return dk.Prediction(
-            (z - level.sigma * eps) / level.alpha, eps, level, spread=jax.nn.sigmoid(z)
-        )
+        return dk.Prediction((z - level.sigma * eps) / level.alpha, eps, level, spread=jax.nn.sigmoid(z))
 
 
 def test_condition_key_and_spread_are_handed_through():

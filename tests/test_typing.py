@@ -111,9 +111,7 @@ CALLS = {
     "preset: a legacy key": (
         "key",
         lambda m, k: dk.preset("vdm", network="mlp").model(shape=(2,), key=jax.random.PRNGKey(0)),
-        lambda m, k: dk.preset("vdm", network="mlp", schedule=dk.LinearLogSNR()).model(
-            shape=(2,), key=k
-        ),
+        lambda m, k: dk.preset("vdm", network="mlp", schedule=dk.LinearLogSNR()).model(shape=(2,), key=k),
     ),
     "plugin: a schedule of vectors": (
         "t",

@@ -65,9 +65,7 @@ def test_simple_loss(schedule, parameterization, closed_form, process):
 def test_in_float32_at_the_noise_end():
     # There t is next to 1, where float32 has no digits left for the slope.
     logsnr = np.linspace(-11.99, -8.0, 101)
-    found = jax.vmap(dk.part("weighting", "simple", model=model()))(
-        jnp.asarray(logsnr, jnp.float32)
-    )
+    found = jax.vmap(dk.part("weighting", "simple", model=model()))(jnp.asarray(logsnr, jnp.float32))
     ratio = np.asarray(found) / sech(logsnr / 2)
     np.testing.assert_allclose(ratio, ratio.mean(), rtol=5e-6)
 
@@ -103,9 +101,7 @@ def test_sigmoid():
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_min_snr(gamma):
     weighting = dk.part("weighting", ("min_snr", {"gamma": gamma}), model=model())
-    same_up_to_a_constant(
-        weighting, lambda u: sech(u / 2) * np.minimum(1, gamma * np.exp(-u)), rtol=1e-5
-    )
+    same_up_to_a_constant(weighting, lambda u: sech(u / 2) * np.minimum(1, gamma * np.exp(-u)), rtol=1e-5)
 
 
 def test_p2():
@@ -262,9 +258,7 @@ def test_a_loss_that_is_stated_as_a_weighted_bound():
     stated = dk.Sigmoid(1.0)
     # Target and times have no part in it: `denoising_loss` divides by both.
     for target in (dk.V(), dk.X()):
-        w = dk.weightings.implied_weighting(
-            parameterization=target, schedule=schedule, weighting=stated
-        )
+        w = dk.weightings.implied_weighting(parameterization=target, schedule=schedule, weighting=stated)
         np.testing.assert_array_equal(values(w), values(stated))
         assert w.verdict.kind == "monotone"
         assert w.verdict.scale == pytest.approx(classify(stated, ENDS).scale, rel=1e-5)

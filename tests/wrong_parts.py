@@ -236,13 +236,9 @@ class Squares(dk.AbstractTimeSampler):
         return (1.1 if self.slip == "total" else 1) * 0.5 / jnp.sqrt(t)
 
 
-wrong("time_sampler", "draws_are_times", "batch_size = 1, ", "expected 0 <= t", slip="ends")(
-    Squares
-)
+wrong("time_sampler", "draws_are_times", "batch_size = 1, ", "expected 0 <= t", slip="ends")(Squares)
 wrong("time_sampler", "density_integrates_to_one", "= 1.09", slip="total")(Squares)
-wrong("time_sampler", "importance_is_one_over_density", "importance = 1", slip="importance")(
-    Squares
-)
+wrong("time_sampler", "importance_is_one_over_density", "importance = 1", slip="importance")(Squares)
 wrong("time_sampler", "draws_follow_the_density", "share of draws", slip="uniform")(Squares)
 wrong(
     "time_sampler",
@@ -336,9 +332,7 @@ wrong(
     slip="unstable",
 )(Sloppy)
 wrong("sampler", "does_not_amplify", "steps = 1", "error = 3", slip="trapezoid", calls=2)(Sloppy)
-wrong("sampler", "does_not_amplify", "steps = 1", "error = 79", slip="noisy", stochastic=True)(
-    Sloppy
-)
+wrong("sampler", "does_not_amplify", "steps = 1", "error = 79", slip="noisy", stochastic=True)(Sloppy)
 wrong("sampler", "step_depends_on_its_arguments_alone", "called again = ", slip="luck")(Sloppy)
 wrong("sampler", "step_depends_on_its_arguments_alone", "called again = ", slip="count")(Sloppy)
 wrong("sampler", "step_depends_on_its_arguments_alone", "within a batch = ", slip="batch")(Sloppy)
@@ -559,9 +553,7 @@ class Unsound(dk.data.AbstractDataset):
 
 
 wrong("data", "shape", r"shape of the batch = \(20, 1\)", slip="shape")(Unsound)
-wrong("data", "values_in_range", "largest = 20; expected values from 0 to 19", slip="range")(
-    Unsound
-)
+wrong("data", "values_in_range", "largest = 20; expected values from 0 to 19", slip="range")(Unsound)
 wrong("data", "gathers_alike", "source = train, example = ", slip="alike")(Unsound)
 wrong("data", "conditions_are_vectors", "largest = 0; expected a finite vector")(Unsound)
 

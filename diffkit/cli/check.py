@@ -60,9 +60,7 @@ def check_plugin(arguments: list[str]) -> int:
     chosen = _chosen(asked, given.kind, given.part)
     commands = [name for report in asked for name in commands_of(report.distribution)]
     if commands and not any(report.parts for report in asked) and not (given.kind or given.part):
-        print(
-            f"{', '.join(given.plugin)}: no parts, and so no laws; commands: {', '.join(commands)}."
-        )
+        print(f"{', '.join(given.plugin)}: no parts, and so no laws; commands: {', '.join(commands)}.")
         return 0
     if not chosen:
         parts = ", ".join(f"{kind} {name}" for _, kind, name in _chosen(asked, None, None))

@@ -53,9 +53,7 @@ def _show(
     result: Mapping[str, Any], others: Mapping[str, float], split: str, *, note="", digits: int
 ) -> None:
     """Print an evaluation, as `Evaluation.as_dict` gives it, and others. One example has no error."""
-    table = Table(
-        "", "bits/dim", "standard error", title=f"{split}, {result['examples']} examples{note}"
-    )
+    table = Table("", "bits/dim", "standard error", title=f"{split}, {result['examples']} examples{note}")
     for name in ("prior", "reconstruction", "diffusion", "total"):
         mean, error = result[f"{name}_bits_per_dim"], result[f"{name}_standard_error"]
         shown = "unknown" if error is None else f"{error:.4f}"
@@ -120,9 +118,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
     run = load_run(config["run"])
     schedule, time_sampler = config.get("schedule"), config.get("time_sampler")
     if time_sampler is not None and not config["variance"]:
-        raise ValueError(
-            "time_sampler changes nothing but the variance: give variance=true as well."
-        )
+        raise ValueError("time_sampler changes nothing but the variance: give variance=true as well.")
     moved = {**run.config, "transport": {"schedule": schedule}} if schedule else {}
     model = transported(run.model, moved)
     ends = (ordered_endpoints(each.schedule) for each in (run.model, model))

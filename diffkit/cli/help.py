@@ -24,9 +24,7 @@ def _options(kind: str, name: str) -> str:
     if not callable(part):
         return ""
     options = [
-        f"{option}={_as_typed(parameter.default)}"
-        if parameter.default is not parameter.empty
-        else option
+        f"{option}={_as_typed(parameter.default)}" if parameter.default is not parameter.empty else option
         for option, parameter in inspect.signature(part).parameters.items()
         if option not in CONTEXT
     ]

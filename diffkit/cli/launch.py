@@ -159,9 +159,7 @@ def _overrides(command: Command, words: Sequence[str]) -> list[str]:
         elif rest:
             first.append(f"{name}={_quoted(rest.pop(0))}")
     if wrong := [word for word in rest if not word.startswith("~")]:
-        raise ValueError(
-            f"{wrong[0]!r} must be SETTING=VALUE: {command.usage} [SETTING=VALUE ...]."
-        )
+        raise ValueError(f"{wrong[0]!r} must be SETTING=VALUE: {command.usage} [SETTING=VALUE ...].")
     return [*first, *named, *rest]
 
 
@@ -187,9 +185,7 @@ def run_name(overrides: Sequence[str]) -> str:
 
 def _flags(command: Command) -> argparse.ArgumentParser:
     usage = f"{command.usage} [SETTING=VALUE ...]; 'diffkit {command.name} --help' shows more"
-    parser = argparse.ArgumentParser(
-        f"diffkit {command.name}", usage, add_help=False, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(f"diffkit {command.name}", usage, add_help=False, allow_abbrev=False)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))

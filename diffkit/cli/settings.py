@@ -38,9 +38,7 @@ class Command:
     @property
     def usage(self) -> str:
         """The command with its positional settings, as a user types it."""
-        shown = [
-            f"{p[:-4].upper()} ..." if p.endswith("...") else p.upper() for p in self.positional
-        ]
+        shown = [f"{p[:-4].upper()} ..." if p.endswith("...") else p.upper() for p in self.positional]
         return " ".join(["diffkit", self.name, *shown])
 
     def __call__(self, arguments: Sequence[str]) -> int:
@@ -194,8 +192,7 @@ class SampleSettings:
             )
         if condition is None and (self.guidance != 1 or interval is not None):
             raise ValueError(
-                f"guidance={self.guidance} needs a condition to follow: give one, such as "
-                "condition=3."
+                f"guidance={self.guidance} needs a condition to follow: give one, such as condition=3."
             )
 
 

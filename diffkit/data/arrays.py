@@ -214,9 +214,7 @@ def _read(given: _Given, name: str, beside: str | None = None) -> tuple[_Arrays,
     return named(arrays), named(beside_them)
 
 
-def _prepare_conditions(
-    array: Any, count: int, labels: bool, owner: str
-) -> Shaped[np.ndarray, "n ..."]:
+def _prepare_conditions(array: Any, count: int, labels: bool, owner: str) -> Shaped[np.ndarray, "n ..."]:
     """Labels as integers, or vectors as float32, checked."""
     discrete = np.issubdtype(array.dtype, np.integer)
     if labels and not (discrete and array.shape == (count,)):
@@ -235,9 +233,7 @@ def _prepare_conditions(
     return array if labels else finite(array, owner)
 
 
-def _prepare(
-    array: Any, levels: int | None, channels: str, owner: str
-) -> Shaped[np.ndarray, "n *shape"]:
+def _prepare(array: Any, levels: int | None, channels: str, owner: str) -> Shaped[np.ndarray, "n *shape"]:
     """The array with its channels in front, checked, as uint8, int32 or float32."""
     rank = _RANKS[channels]
     if array.ndim < rank or array.size == 0:

@@ -45,9 +45,7 @@ class Cifar10(AbstractDataset):
         **Raises:** `FileNotFoundError` if the folder or one of the six files is missing;
         `ValueError` for a damaged file or another format.
         """
-        top = existing_folder(
-            path, "Cifar10", "the folder cifar-10-batches-bin or cifar-10-batches-py"
-        )
+        top = existing_folder(path, "Cifar10", "the folder cifar-10-batches-bin or cifar-10-batches-py")
         folder, ending = _find(top)
         names = [name + ending for name in _TRAIN + _TEST]
         missing = [name for name in names if not (folder / name).is_file()]

@@ -117,9 +117,7 @@ class VectorSource(_AbstractDescribed):
         return self.vectors[indices]
 
 
-def encode_condition(
-    data: AbstractDataset, value: int | Sequence[float]
-) -> Float32[np.ndarray, " size"]:
+def encode_condition(data: AbstractDataset, value: int | Sequence[float]) -> Float32[np.ndarray, " size"]:
     """The condition of a class, or of a vector of numbers without its flag.
 
     **Arguments:** `data`: the dataset that the model was trained on; `value`: an integer for a class, a
@@ -136,9 +134,7 @@ def encode_condition(
         )
     if source.classes is not None:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
-            raise ValueError(
-                f"condition must be a class, an integer from 0 to {size - 1}, got {value}."
-            )
+            raise ValueError(f"condition must be a class, an integer from 0 to {size - 1}, got {value}.")
         return one_hot(value, size)
     if isinstance(value, int) or len(value) != size - 1:
         raise ValueError(
@@ -169,9 +165,7 @@ def finite(array: Real[np.ndarray, "..."], owner: str) -> Float32[np.ndarray, ".
 
 def _check_count(source: AbstractSource, count: int, owner: str) -> None:
     if count != len(source):
-        raise ValueError(
-            f"{owner} must be one for each of the {len(source)} examples, got {count}."
-        )
+        raise ValueError(f"{owner} must be one for each of the {len(source)} examples, got {count}.")
 
 
 def _check_labels(labels: Integer[np.ndarray, "..."], classes: int, owner: str) -> None:

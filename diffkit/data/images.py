@@ -29,9 +29,7 @@ class ImageFolderSource(AbstractSource):
     size: int | None = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(
-        self, files: Sequence[str | os.PathLike[str]], size: int | None = None, channels: int = 3
-    ):
+    def __init__(self, files: Sequence[str | os.PathLike[str]], size: int | None = None, channels: int = 3):
         """**Arguments:** `files`: the paths of the images; `size`: the height and width to resize them to,
         in pixels, `None` for images that all have one size; `channels`: 3 for RGB, 1 for grey.
 

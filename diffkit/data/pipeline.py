@@ -133,9 +133,7 @@ def batches(
     return grain.MapDataset.range(items).map(item).to_iter_dataset(options).__iter__()
 
 
-def _items(
-    length: int, batch_size: int, start: int, drop_remainder: bool, chunk: int | None
-) -> int:
+def _items(length: int, batch_size: int, start: int, drop_remainder: bool, chunk: int | None) -> int:
     """How many items a single pass over `length` examples has, from batch `start` on."""
     if chunk is not None and not drop_remainder:
         raise ValueError(
@@ -150,9 +148,7 @@ def _items(
             "drop_remainder=False."
         )
     if start > count:
-        raise ValueError(
-            f"batches: start must be at most {count}, the end of the pass, got {start}."
-        )
+        raise ValueError(f"batches: start must be at most {count}, the end of the pass, got {start}.")
     return (count - start) // (chunk or 1)
 
 

@@ -11,9 +11,7 @@ def existing_path(path: str | os.PathLike[str], owner: str, expected: str) -> Pa
     """The path with `~` expanded; a `FileNotFoundError` that says what should be there."""
     found = Path(path).expanduser()
     if not found.exists():
-        raise FileNotFoundError(
-            f"{owner}: there is nothing at path={str(path)!r}; expected {expected}."
-        )
+        raise FileNotFoundError(f"{owner}: there is nothing at path={str(path)!r}; expected {expected}.")
     return found
 
 

@@ -257,9 +257,7 @@ def common_range(*schedules: AbstractSchedule) -> tuple[float, float]:
     ends = [tuple(map(float, schedule.endpoints)) for schedule in schedules]
     maximum, minimum = min(end[0] for end in ends), max(end[1] for end in ends)
     if not maximum > minimum:
-        raise ValueError(
-            f"schedules must have a range of logsnr in common, their endpoints are {ends}."
-        )
+        raise ValueError(f"schedules must have a range of logsnr in common, their endpoints are {ends}.")
     return maximum, minimum
 
 
@@ -343,9 +341,7 @@ def _pair(a: Composable, b: Composable, levels: int | None) -> tuple[Composition
 
 def _weighed(
     one: Composition, other: Composition, same_range: bool
-) -> tuple[
-    tuple[float, float] | None, Float[np.ndarray, " points"], Float[np.ndarray, " points"], bool
-]:
+) -> tuple[tuple[float, float] | None, Float[np.ndarray, " points"], Float[np.ndarray, " points"], bool]:
     """The common range, logsnr and log ratio of the weightings over it, and whether it is constant."""
     try:
         common = one.range if same_range else common_range(one.model.schedule, other.model.schedule)
@@ -389,9 +385,7 @@ def _rows(
         row("logsnr", lambda made: "{:.4g} to {:.4g}".format(*made.range), same_range, "the model"),
         row("decoder", _show_decoder, equal(lambda made: made.model.decoder), "the model"),
         row("variances", _show_variances, equal(_variances), "the model in discrete time"),
-        chosen(
-            "schedule", same_range and same_curve, "time alone, and so the variance of the estimate"
-        ),
+        chosen("schedule", same_range and same_curve, "time alone, and so the variance of the estimate"),
         chosen("process", _same_process(one, other, logsnr), "the scale of the latent alone"),
         chosen(
             "parameterization",
@@ -412,9 +406,7 @@ def _rows(
             equal(lambda made: made.time_sampler),
             "the variance of the estimate alone",
         ),
-        chosen(
-            "optimiser", equal(lambda made: made.optimiser), "how training finds the weights alone"
-        ),
+        chosen("optimiser", equal(lambda made: made.optimiser), "how training finds the weights alone"),
         chosen("sampler", equal(lambda made: made.sampler), "the path of samples, not the model"),
         chosen("grid", equal(lambda made: made.grid), "where the sampler places its steps"),
     )

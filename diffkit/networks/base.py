@@ -86,9 +86,7 @@ def check_common(network: Any, dropout: float) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value}.")
     if not network.logsnr_range[0] > network.logsnr_range[1]:
         got = network.logsnr_range
-        raise ValueError(
-            f"logsnr_range must be (largest, smallest), such as (13.3, -5.0); got {got}."
-        )
+        raise ValueError(f"logsnr_range must be (largest, smallest), such as (13.3, -5.0); got {got}.")
     if network.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {network.dtype!r}.")
     if not 0.0 <= dropout < 1.0:

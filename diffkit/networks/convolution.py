@@ -31,9 +31,7 @@ _dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
 
 def _native(x: Images, w: Weights) -> Outputs:
     """The compiler's convolution."""
-    return jax.lax.conv_general_dilated(
-        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _native_weights(x: Images, g: Outputs) -> Weights:

@@ -139,9 +139,7 @@ class Dense(eqx.Module):
     weight: Float[Array, "inputs outputs"]
     bias: Float[Array, " outputs"] | None
 
-    def __init__(
-        self, inputs: int, outputs: int, *, zero: bool = False, bias: bool = True, key: PRNGKey
-    ):
+    def __init__(self, inputs: int, outputs: int, *, zero: bool = False, bias: bool = True, key: PRNGKey):
         """**Arguments:** sizes; `zero`: start with weights of zero; `bias`: add a bias."""
         shape = (inputs, outputs)
         self.weight = jnp.zeros(shape, jnp.float32) if zero else _lecun_normal(key, shape)
@@ -221,9 +219,7 @@ class SelfAttention(eqx.Module):
         # time, and again for the backward pass.
         @partial(jax.checkpoint, prevent_cse=False)
         def attend(query: Float[Array, "some channels"]) -> Float[Array, "some channels"]:
-            scores = jnp.dot(
-                query * query.shape[-1] ** -0.5, key.T, preferred_element_type=jnp.float32
-            )
+            scores = jnp.dot(query * query.shape[-1] ** -0.5, key.T, preferred_element_type=jnp.float32)
             return jnp.dot(jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
 
         h = jax.lax.map(attend, query.reshape(pixels // some, some, -1))

@@ -146,9 +146,7 @@ class UNet(AbstractNetwork):
             )
 
         inputs = (channels * (1 + 2 * len(fourier)), *(width * m for m in multipliers[:-1]))
-        self.resolutions = tuple(
-            map(make_resolution, range(len(multipliers)), inputs, resolution_keys)
-        )
+        self.resolutions = tuple(map(make_resolution, range(len(multipliers)), inputs, resolution_keys))
         coarsest = width * multipliers[-1]
         self.embed1 = nn.Dense(width + condition_size, size, key=k1)
         self.embed2 = nn.Dense(size, size, key=k2)
@@ -193,9 +191,7 @@ class UNet(AbstractNetwork):
         h = self.middle_attention(h)
         h = self.middle2(h, embedding, key=middle_key2)
 
-        for resolution, skip, keys in zip(
-            self.resolutions[::-1], skips[::-1], up_keys, strict=True
-        ):
+        for resolution, skip, keys in zip(self.resolutions[::-1], skips[::-1], up_keys, strict=True):
             h, _ = nn.scan_blocks(go_up, resolution.up, h, (skip, keys), remat=self.remat)
             if resolution.leave is not None:
                 h = _double(resolution.leave(h))

@@ -57,9 +57,7 @@ class Report:
                 for name in table.header:
                     head = textwrap.fill(name, 11, break_long_words=False)
                     first = name == table.header[0]
-                    shown.add_column(
-                        head, overflow="fold" if first else "ellipsis", no_wrap=not first
-                    )
+                    shown.add_column(head, overflow="fold" if first else "ellipsis", no_wrap=not first)
                 for row in table.rows:
                     shown.add_row(*row)
                 console.print(shown)

@@ -16,9 +16,7 @@ def _plain(label: str) -> str:
     return textwrap.fill(label, 44).replace("$", r"\$")
 
 
-def save_variant_samples(
-    samples: Mapping[str, Real[np.ndarray, "count *shape"]], path: Path
-) -> None:
+def save_variant_samples(samples: Mapping[str, Real[np.ndarray, "count *shape"]], path: Path) -> None:
     """Write samples of several models side by side; those of one shape share a range of values.
 
     **Arguments:** `samples`: data as stored that can be drawn (`has_picture`), by the name of the model;

@@ -241,8 +241,7 @@ def make_variants(
                 mean=total.mean,
                 standard_error=total.standard_error,
                 terms={
-                    term: float(np.mean([e[f"{term}_bits_per_dim"] for e in evaluations]))
-                    for term in TERMS
+                    term: float(np.mean([e[f"{term}_bits_per_dim"] for e in evaluations])) for term in TERMS
                 },
                 totals=tuple(run.bits_per_dim for run in same),
                 test_errors=tuple(e["total_standard_error"] for e in evaluations),

@@ -156,9 +156,7 @@ def _alike(before: Any, after: Any) -> bool:
     if jax.tree.structure(before) != jax.tree.structure(after):
         return False
     pairs = zip(*(map(jax.typeof, jax.tree.leaves(tree)) for tree in (before, after)), strict=True)
-    return all(
-        old.shape == new.shape and (old.weak_type or old.dtype == new.dtype) for old, new in pairs
-    )
+    return all(old.shape == new.shape and (old.weak_type or old.dtype == new.dtype) for old, new in pairs)
 
 
 def _described(value: Any) -> str:

@@ -164,9 +164,7 @@ def is_long(
     return (logsnr_s - logsnr_t > longest) & (_passed(logsnr_t) - _passed(logsnr_s) > _LONGEST_WAY)
 
 
-def between(
-    logsnr_t: Scalar, logsnr_s: Scalar, share: float | Float[Array, "..."]
-) -> Float[Array, "..."]:
+def between(logsnr_t: Scalar, logsnr_s: Scalar, share: float | Float[Array, "..."]) -> Float[Array, "..."]:
     """The `logsnr` at a share of the way that a step covers, as measured by `is_long`.
 
     In a long step call the network there again: the data come out of the noise there, if within the step.

@@ -304,9 +304,7 @@ def require_close(
     **Arguments:** `found`, `expected`; `tolerance`; `given`: as for `require`; `what`, `should`: the names
     of the two.
     """
-    found, expected, tolerance = np.broadcast_arrays(
-        found, np.float64(expected), np.float64(tolerance)
-    )
+    found, expected, tolerance = np.broadcast_arrays(found, np.float64(expected), np.float64(tolerance))
     difference = np.abs(found - expected)
     even = np.ptp(tolerance) == 0
     limit = f"of at most {text(tolerance.max())}" if even else "within the tolerance there"
@@ -341,9 +339,7 @@ def interface(subject: Subject) -> None:
     """The part, constructed, is a diffkit.{base}."""
     base, made = BASES[subject.kind], type(subject.part)
     if not issubclass(made, base):
-        raise Violation(
-            "the part, constructed", f"it is a {made.__name__}; expected a {base.__name__}"
-        )
+        raise Violation("the part, constructed", f"it is a {made.__name__}; expected a {base.__name__}")
 
 
 @law(*(kind for kind in KINDS if kind != "preset"))

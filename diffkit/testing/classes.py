@@ -31,9 +31,7 @@ def _method(one: Law) -> Callable[[Any], None]:
         cls = type(self)
         if not hasattr(cls, "part"):
             name = cls.__name__
-            raise TypeError(
-                f"{name} must name the part that it tests: part = MyPart(), in the class."
-            )
+            raise TypeError(f"{name} must name the part that it tests: part = MyPart(), in the class.")
         try:
             # From the class: a function as a part must not become a method.
             one.on(Subject(one.kind, cls.part, context=cls.context))

@@ -108,9 +108,7 @@ def decode_undoes_encode(subject: Subject) -> None:
         stored = jnp.arange(part.levels)
     else:  # in the data's own units
         stored = part.decode(level.alpha * jnp.linspace(-1.0, 1.0, 41), level)
-    back, x = (
-        np.asarray(a) for a in (part.decode(level.alpha * part.encode(stored), level), stored)
-    )
+    back, x = (np.asarray(a) for a in (part.decode(level.alpha * part.encode(stored), level), stored))
     tolerance = 0.0 if part.levels is not None else 1e-5 * float(np.abs(x).max())
     require_close(back, x, tolerance, {"x": x, "logsnr_0": 20.0}, "decode(encode(x))", "x")
 

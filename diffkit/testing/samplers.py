@@ -249,9 +249,7 @@ _FEW = {
 _below = np.vectorize(NormalDist().cdf)
 
 
-def _quantile_map(
-    y: np.ndarray, ends: tuple[float, float], data: tuple[float, float, float]
-) -> np.ndarray:
+def _quantile_map(y: np.ndarray, ends: tuple[float, float], data: tuple[float, float, float]) -> np.ndarray:
     """The exact solution of the probability-flow ODE in one dimension: the share below is kept."""
     mean, std, half = data
 
@@ -267,9 +265,7 @@ def _quantile_map(
     return (low + high) / 2
 
 
-def _distance(
-    sampler: AbstractSampler, logsnr: np.ndarray, data: tuple[float, float, float]
-) -> float:
+def _distance(sampler: AbstractSampler, logsnr: np.ndarray, data: tuple[float, float, float]) -> float:
     """The root mean square distance from the exact map; for a stochastic sampler, the Wasserstein distance
     of order 2 between the distributions, treating the latents as normal."""
     ends = float(logsnr[0]), float(logsnr[-1])

@@ -87,9 +87,7 @@ class TrainConfig:
         if self.loss_steps is not None and self.loss_steps < 1:
             raise ValueError(f"train.loss_steps must be at least 1 or None, got {self.loss_steps}.")
         if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(
-                f"train.condition_dropout must be in [0, 1], got {self.condition_dropout}."
-            )
+            raise ValueError(f"train.condition_dropout must be in [0, 1], got {self.condition_dropout}.")
         for name in ("b1", "b2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}.")

@@ -183,9 +183,7 @@ def evaluate(
     ):
         check_levels(jax.tree.leaves(batch)[0], model.decoder.levels)
         # The last batch is filled up, so only one function is compiled, and cut off afterwards.
-        padded = jax.tree.map(
-            lambda rows: jnp.asarray(np.resize(rows, (size, *rows.shape[1:]))), batch
-        )
+        padded = jax.tree.map(lambda rows: jnp.asarray(np.resize(rows, (size, *rows.shape[1:]))), batch)
         x, condition = padded if isinstance(padded, tuple) else (padded, None)
         if pilot and index == 0:
             # Its draws are not used again: those of the estimate are independent of its result.

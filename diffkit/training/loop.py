@@ -94,13 +94,10 @@ def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
     """Refuse data that do not fit the model, or a schedule that does not fall, by a `ValueError`."""
     ordered_endpoints(model.schedule)
     if data.shape != model.shape:
-        raise ValueError(
-            f"data has examples of shape {data.shape}, but the model takes {model.shape}."
-        )
+        raise ValueError(f"data has examples of shape {data.shape}, but the model takes {model.shape}.")
     if data.levels != model.decoder.levels:
         raise ValueError(
-            f"data has levels={data.levels}, but the model's decoder has "
-            f"levels={model.decoder.levels}."
+            f"data has levels={data.levels}, but the model's decoder has levels={model.decoder.levels}."
         )
     size = condition_size(data)
     denoiser = underlying(model.denoiser)
@@ -232,9 +229,7 @@ def fit(
                 f"run {directory} is for Python only, as no command can make {found}. "
                 f"Read it by dk.load_run({str(directory)!r}, like=...)."
             )
-    return train(
-        parts, data, settings, directory=directory, progress=progress, hooks=hooks, check=False
-    )
+    return train(parts, data, settings, directory=directory, progress=progress, hooks=hooks, check=False)
 
 
 def train(
@@ -276,9 +271,7 @@ def train(
     settings = dataclasses.replace(config, seed=0)
     held = held_endpoints(model.schedule, weighting, config.learn_endpoints)
     objective = Objective(weighting, config.loss_steps, held)
-    iterator = batches(
-        data.train, batch_size=config.batch_size, seed=config.seed, start=step, chunk=chunk
-    )
+    iterator = batches(data.train, batch_size=config.batch_size, seed=config.seed, start=step, chunk=chunk)
     began = time.monotonic()
 
     def seconds() -> float:

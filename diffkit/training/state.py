@@ -94,9 +94,7 @@ def transformation(part: AbstractOptimiser, config: TrainConfig) -> optax.Gradie
     return dataclasses.replace(part, **taken).transformation(learning_rate(config), decays)
 
 
-def _transformation(
-    config: TrainConfig, optimiser: Optimiser = AdamW()
-) -> optax.GradientTransformation:
+def _transformation(config: TrainConfig, optimiser: Optimiser = AdamW()) -> optax.GradientTransformation:
     """The transformation for a whole model: the optimiser after clipping, and an interior's own."""
 
     def interior(tree: PyTree) -> PyTree:
@@ -184,10 +182,7 @@ def init_state(
     return TrainState(model, average, moments, time_sampler, jnp.zeros((), jnp.int32))
 
 
-Batch = (
-    Real[Array, "batch *shape"]
-    | tuple[Real[Array, "batch *shape"], Float[Array, "batch condition"]]
-)
+Batch = Real[Array, "batch *shape"] | tuple[Real[Array, "batch *shape"], Float[Array, "batch condition"]]
 """A batch as `diffkit.data.batches` yields it: examples, or examples and their conditions."""
 
 Batches = (

@@ -146,9 +146,7 @@ def main(ablation: Ablation, arguments: Sequence[str] | None = None) -> None:
     if not flags:
         _refuse(ablation, f"it is a sweep: give --multirun.\n\n{_usage(ablation)}")
     if "run" in given:
-        _refuse(
-            ablation, f"run={given['run']} is one directory: give root=DIR for those of a sweep."
-        )
+        _refuse(ablation, f"run={given['run']} is one directory: give root=DIR for those of a sweep.")
     try:
         settings = ablation.settings(scale, {**launcher_settings(launcher), **given})
         all_jobs = jobs(settings)

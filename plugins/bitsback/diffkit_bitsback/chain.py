@@ -146,9 +146,7 @@ class Chain:
                 f"model must have a discrete decoder; got {name}, which is for continuous data."
             )
         self._logsnrs = logsnrs.astype(np.float32)
-        if not (
-            len(logsnrs) > 1 and np.isfinite(logsnrs).all() and (np.diff(self._logsnrs) < 0).all()
-        ):
+        if not (len(logsnrs) > 1 and np.isfinite(logsnrs).all() and (np.diff(self._logsnrs) < 0).all()):
             raise CannotEncode(
                 "logsnrs must be at least two finite numbers, strictly decreasing from the data end, in "
                 f"float32 too, got {logsnrs}."
@@ -195,9 +193,7 @@ class Chain:
         """The dtype of decoded images: the smallest that holds the levels."""
         return np.min_scalar_type(self._levels - 1)
 
-    def encode(
-        self, images: Images, *, progress: _Progress | None = None
-    ) -> tuple[Words, ChainStatistics]:
+    def encode(self, images: Images, *, progress: _Progress | None = None) -> tuple[Words, ChainStatistics]:
         """Code images as the words of one stack.
 
         **Arguments:** `images`: as stored; `progress`: called now and then with the number of finished

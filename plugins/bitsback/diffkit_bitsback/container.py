@@ -78,9 +78,7 @@ def packed_names(names: Sequence[str]) -> bytes:
     """
     packed = canonical(names) if names else b""
     if len(packed) > MAX_NAMES:
-        raise ValueError(
-            f"names must have {MAX_NAMES} bytes in a chunk at most, got {len(packed)}."
-        )
+        raise ValueError(f"names must have {MAX_NAMES} bytes in a chunk at most, got {len(packed)}.")
     return packed
 
 

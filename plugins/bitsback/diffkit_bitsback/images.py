@@ -206,9 +206,7 @@ def check_free(out: Path, overwrite: bool) -> None:
         raise FileExistsError(f"OUT must not exist yet, {str(out)!r} is a folder.")
     if out.exists() and not overwrite:
         found = f"there is a file at {str(out)!r}"
-        raise FileExistsError(
-            f"OUT must not exist yet, {found}: name another, or add overwrite=true."
-        )
+        raise FileExistsError(f"OUT must not exist yet, {found}: name another, or add overwrite=true.")
 
 
 def _check_free_for_folder(out: Path) -> None:

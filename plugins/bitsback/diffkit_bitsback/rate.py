@@ -118,9 +118,7 @@ def rates(
     return found
 
 
-def other_codes(
-    images: Integer[np.ndarray, "count *shape"], levels: int
-) -> dict[str, tuple[float, float]]:
+def other_codes(images: Integer[np.ndarray, "count *shape"], levels: int) -> dict[str, tuple[float, float]]:
     """The rates of codes without a model on the same images, in bits per dimension.
 
     **Arguments:** `images`: as stored; `levels`: the number of values of a dimension. Up to 256 levels are
@@ -160,9 +158,7 @@ def _formats() -> dict[str, Mapping[str, Any]]:
     return formats
 
 
-def _file_size(
-    image: UInt8[np.ndarray, "channels height width"], options: Mapping[str, Any]
-) -> int:
+def _file_size(image: UInt8[np.ndarray, "channels height width"], options: Mapping[str, Any]) -> int:
     from PIL import Image
 
     pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))

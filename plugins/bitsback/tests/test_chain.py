@@ -86,9 +86,7 @@ def assert_round_trip(model, steps, images, **options):
 
 
 # iddpm predicts the spread of its steps.
-@pytest.mark.parametrize(
-    "preset", ["iddpm", *(pytest.param(p, marks=slow) for p in ("edm", "vdm"))]
-)
+@pytest.mark.parametrize("preset", ["iddpm", *(pytest.param(p, marks=slow) for p in ("edm", "vdm"))])
 def test_round_trip_of_untrained_models(preset):
     model = untrained(preset)
     # Seven images in batches of three: the last batch is not full.

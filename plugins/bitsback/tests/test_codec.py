@@ -114,9 +114,7 @@ def test_streams_are_coded_a_chunk_at_a_time(codec, data, images):
     told = []
     file = io.BytesIO()
     parts = [images[:1], images[1:7], images[7:7], images[7:]]
-    statistics = codec.encode_stream(
-        iter(parts), file, count=10, progress=lambda *now: told.append(now)
-    )
+    statistics = codec.encode_stream(iter(parts), file, count=10, progress=lambda *now: told.append(now))
     assert file.getvalue() == data
     assert (statistics.images, statistics.dimensions) == (10, 60)
     chunks = list(Reader(io.BytesIO(data)).chunks(most=4))
@@ -201,9 +199,7 @@ def test_other_steps_share_what_is_compiled(codec, data, images):
 
 @pytest.mark.slow
 def test_a_file_says_with_what_settings_it_is_read(model, codec, data, images):
-    other = Codec(
-        model, 5, grid=("uniform_logsnr", {}), batch_size=2, first_batch=2, chunk=100, seed=3
-    )
+    other = Codec(model, 5, grid=("uniform_logsnr", {}), batch_size=2, first_batch=2, chunk=100, seed=3)
     np.testing.assert_array_equal(other.decode(data), images)
     written = other.encode(images)
     assert written != data
@@ -311,9 +307,7 @@ def test_another_model_is_refused(model, data):
 def test_a_model_under_the_names_of_another_version_is_read(codec, data):
     mine = codec.fingerprint
     header = {"model": {"structure": "0" * len(mine.structure), "parameters": mine.parameters}}
-    for one, other in zip(
-        codec.decode(rewritten(data, header=header)), codec.decode(data), strict=True
-    ):
+    for one, other in zip(codec.decode(rewritten(data, header=header)), codec.decode(data), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -469,9 +463,7 @@ def test_damage_costs_the_images_of_its_chunk(codec, data, images):
     with pytest.raises(DamagedFile, match="chunk 1 is damaged"):
         codec.decode(bytes(damaged))
     missing = []
-    parts = codec.decode_stream(
-        io.BytesIO(bytes(damaged)), damaged=lambda *now: missing.append(now)
-    )
+    parts = codec.decode_stream(io.BytesIO(bytes(damaged)), damaged=lambda *now: missing.append(now))
     np.testing.assert_array_equal(np.concatenate(list(parts)), np.delete(images, range(4, 8), 0))
     assert [where for where, _ in missing] == [range(4, 8)]
 
@@ -479,14 +471,10 @@ def test_damage_costs_the_images_of_its_chunk(codec, data, images):
 def test_a_file_that_claims_many_images_is_given_up_early(codec, data, monkeypatch):
     # However few words there are, a model whose bound is poor leaves more of them for each image.
     coded, decode_batch = [], Chain._decode_batch
-    monkeypatch.setattr(
-        Chain, "_decode_batch", lambda *args: coded.append(1) or decode_batch(*args)
-    )
+    monkeypatch.setattr(Chain, "_decode_batch", lambda *args: coded.append(1) or decode_batch(*args))
     written = codec.with_steps(1).encode(drawn(4))
     header = {"chunk": 10**7, "images": 10**7}
-    claimed = rewritten(
-        written, header=header, chunk=lambda chunk: dataclasses.replace(chunk, count=10**7)
-    )
+    claimed = rewritten(written, header=header, chunk=lambda chunk: dataclasses.replace(chunk, count=10**7))
     with pytest.raises(CannotReproduce, match=r"do not decode: .* of \d+ words \d+ are left"):
         codec.decode(claimed)
     assert len(coded) < 1000  # of three million batches

@@ -418,9 +418,7 @@ def test_damaged_files(runs, workplace, coded, capfd):
     assert everything(workplace) == ["cut", "empty", "flipped", "foreign"]
     message = fails(capfd, "decompress", runs / "rgb", "flipped", "out.npy", "skip_damaged=true")
     assert "images 2 to 3 are missing: chunk 1 is damaged" in message
-    np.testing.assert_array_equal(
-        np.load("out.npy"), np.delete(np.load(runs / "data.npy"), (2, 3), axis=0)
-    )
+    np.testing.assert_array_equal(np.load("out.npy"), np.delete(np.load(runs / "data.npy"), (2, 3), axis=0))
 
 
 def test_another_run_is_refused(runs, workplace, coded, capfd):
@@ -592,6 +590,4 @@ def test_progress_in_a_log(capfd):
         bar(500, 1.2345)
     first, second = capfd.readouterr().err.splitlines()
     assert re.fullmatch(r"coding 10/1000  1.0\d images/s  0:15:\d\d left", first)
-    assert re.fullmatch(
-        r"coding 500/1000  (50|49\.\d) images/s  1.234 bits/dim  0:00:10 left", second
-    )
+    assert re.fullmatch(r"coding 500/1000  (50|49\.\d) images/s  1.234 bits/dim  0:00:10 left", second)

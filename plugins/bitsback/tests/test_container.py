@@ -364,11 +364,7 @@ def test_fuzz():
 
 
 def test_lengths_that_lie_allocate_nothing():
-    lies = [
-        packed(**{field: 2**32 - 1 - k})
-        for field in ("count", "names", "words")
-        for k in (0, 2**31)
-    ]
+    lies = [packed(**{field: 2**32 - 1 - k}) for field in ("count", "names", "words") for k in (0, 2**31)]
     lies += [packed(words=MAX_WORDS), packed(names=2**22), packed(header_length=65536)]
     tracemalloc.start()
     for lie in lies:

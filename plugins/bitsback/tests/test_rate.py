@@ -37,9 +37,7 @@ def test_sizes_are_those_of_files_that_hold_the_images(channels, monkeypatch):
             (8 * sum(sizes[:7]) / stored.size, 8 * sum(sizes[7:]) / stored.size)
         )
         # WebP knows no grey; its three channels are the same.
-        grey = [
-            pixels[..., 0] if channels == 1 and pixels.ndim == 3 else pixels for pixels in opened
-        ]
+        grey = [pixels[..., 0] if channels == 1 and pixels.ndim == 3 else pixels for pixels in opened]
         for pixels, image in zip(grey[:7], stored, strict=False):
             expected = image[0] if channels == 1 else image.transpose(1, 2, 0)
             np.testing.assert_array_equal(pixels, expected)

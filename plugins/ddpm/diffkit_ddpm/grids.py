@@ -34,9 +34,7 @@ class Respaced(dk.AbstractGrid):
         check_at_least("steps", steps, 1)
         if steps > last:
             most = f"{last} for grid=respaced with timesteps={self.timesteps}"
-            raise ValueError(
-                f"steps must be at most {most}, got {steps}; or choose grid=uniform_t."
-            )
+            raise ValueError(f"steps must be at most {most}, got {steps}; or choose grid=uniform_t.")
         # In integers, rounded to the nearest: distinct because the spread is at least one.
         index = (2 * last * np.arange(steps, -1, -1) + steps) // (2 * steps)
         return jax.vmap(schedule)(jnp.asarray(index / last, float))

@@ -49,9 +49,7 @@ class EpsilonRange(dk.AbstractParameterization):
         # From [-1, 1]: a network that starts at zero starts in the middle.
         return target, 0.5 * (place + 1)
 
-    def extra_loss(
-        self, squares: Example, spread: Example, logsnr_t: Scalar, logsnr_s: Scalar
-    ) -> Scalar:
+    def extra_loss(self, squares: Example, spread: Example, logsnr_t: Scalar, logsnr_s: Scalar) -> Scalar:
         divergence = self.steps * step_divergence(squares, logsnr_t, logsnr_s, spread)
         return self.vlb_weight / math.log(2) * divergence
 

@@ -113,9 +113,7 @@ SIMPLE_DIFFUSION = dk.register("preset", "simple_diffusion")(
         # Appendix B, U-Net for ImageNet 128x128, as unchecked as `train` below: 128 channels, attention
         # at 16x16 and 8x8. Its blocks are [3, 4, 4, 12, 4] by resolution, and dropout is from 16x16 down
         # only; `unet` has one number for all.
-        network=_unet(
-            width=128, multipliers=(1, 2, 4, 8, 8), depth=4, attention=(3, 4), dropout=0.1
-        ),
+        network=_unet(width=128, multipliers=(1, 2, 4, 8, 8), depth=4, attention=(3, 4), dropout=0.1),
         train={
             # Meant to be those of appendix B, U-Net for ImageNet 128x128. Unchecked: neither the text of
             # the appendix nor code of the authors was at hand.

@@ -99,9 +99,7 @@ def _root(row: Float[Array, " 4"]) -> Scalar:
 
 
 @dk.register("schedule", "linear_beta")
-def linear_beta(
-    *, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
-) -> DiscreteBetas:
+def linear_beta(*, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> DiscreteBetas:
     r"""DDPM's schedule: $\beta_k$ in even steps from $10^{-4}$ to 0.02, 1000 of them.
 
     Ho, Jain and Abbeel 2020 (arXiv 2006.11239), section 4. log SNR runs from 9.2 to -10.1. Choose it to

@@ -132,13 +132,9 @@ def test_weighting_covers_the_range_of_any_schedule():
 def test_loss_is_edms():
     # Equation 2 with lambda(sigma) = (sigma^2 + s^2) / (sigma s)^2, per time: the weighting and the slope
     # of the schedule make a constant of it.
-    network = dk.networks.MLP(
-        (3,), width=8, depth=1, logsnr_range=(12.43, -8.77), key=jax.random.key(0)
-    )
+    network = dk.networks.MLP((3,), width=8, depth=1, logsnr_range=(12.43, -8.77), key=jax.random.key(0))
     network = jax.tree.map(lambda a: a + 0.1 if isinstance(a, jax.Array) else a, network)
-    denoiser = dk.Denoiser(
-        network, diffkit_edm.F(data_std=0.5), dk.VarianceExploding(), data_std=0.5
-    )
+    denoiser = dk.Denoiser(network, diffkit_edm.F(data_std=0.5), dk.VarianceExploding(), data_std=0.5)
     model = dk.DiffusionModel(denoiser, diffkit_edm.LogNormal(), dk.GaussianDecoder(), (3,))
     t = jnp.asarray([1e-4, 0.1, 0.5, 0.9, 0.999])
     x, eps = (jnp.tile(jnp.asarray(e), (5, 1)) for e in ([0.3, -0.6, 0.1], [1.0, 0.2, -1.4]))
@@ -192,9 +188,7 @@ def test_wrong_arguments_are_refused():
         make(sigma_min=80, sigma_max=0.002)
     with pytest.raises(ValueError, match="sigma_min must be positive and sigma_max finite"):
         make(sigma_min=0.0)
-    with pytest.raises(
-        ValueError, match=r"sigma_max must be within 12 .*got 80.0, 55.8 from P_mean"
-    ):
+    with pytest.raises(ValueError, match=r"sigma_max must be within 12 .*got 80.0, 55.8 from P_mean"):
         make(P_std=0.1, sigma_min=0.2)
     for rho in (0.5, float("inf")):
         with pytest.raises(ValueError, match=f"rho must be a number of at least 1, got {rho}"):

@@ -39,9 +39,7 @@ def test_published_numbers():
 
 def test_network_of_the_preset_can_be_made():
     name, options = diffkit_edm.EDM.choice("network")
-    made = jax.eval_shape(
-        lambda: dk.get("network", name)((3, 32, 32), **options, key=jax.random.key(0))
-    )
+    made = jax.eval_shape(lambda: dk.get("network", name)((3, 32, 32), **options, key=jax.random.key(0)))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(made) if hasattr(leaf, "size"))
     # The published DDPM++ has 56 million.
     assert 40e6 < parameters < 80e6

@@ -122,9 +122,7 @@ def moments(sampler, logsnr):
         slope = (step(jnp.asarray(MEAN) + 1, silent) - at_mean)[0]
         return at_mean - MEAN, slope, ((step(jnp.asarray(MEAN), sampler) - at_mean) / normal)[0]
 
-    shifts, slopes, scales = map(
-        np.asarray, affine(jnp.asarray(logsnr[:-1]), jnp.asarray(logsnr[1:]))
-    )
+    shifts, slopes, scales = map(np.asarray, affine(jnp.asarray(logsnr[:-1]), jnp.asarray(logsnr[1:])))
     variance = STD**2 + np.exp(-logsnr[0])
     for slope, scale in zip(slopes, scales, strict=True):
         variance = slope**2 * variance + scale**2

@@ -22,6 +22,4 @@ class Straight(dk.AbstractProcess):
 
     def at(self, logsnr: ScalarLike) -> dk.NoiseLevel:
         logsnr = as_float(logsnr)
-        return dk.NoiseLevel(
-            logsnr, alpha=jax.nn.sigmoid(logsnr / 2), sigma=jax.nn.sigmoid(-logsnr / 2)
-        )
+        return dk.NoiseLevel(logsnr, alpha=jax.nn.sigmoid(logsnr / 2), sigma=jax.nn.sigmoid(-logsnr / 2))

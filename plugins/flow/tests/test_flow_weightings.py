@@ -80,9 +80,7 @@ def test_logit_normal_times_by_monte_carlo():
 def test_training_loss_is_the_error_of_the_velocity(name):
     # Per draw, importance included: exactly what the papers write, sum |eps - x - v_hat|^2.
     model, chosen = small(name), dk.get("preset", name)
-    network = jax.tree.map(
-        lambda a: a + 0.1 if isinstance(a, jax.Array) else a, model.denoiser.network
-    )
+    network = jax.tree.map(lambda a: a + 0.1 if isinstance(a, jax.Array) else a, model.denoiser.network)
     denoiser = dk.Denoiser(network, model.denoiser.parameterization, model.process)
     model = dk.DiffusionModel(denoiser, model.schedule, model.decoder, model.shape)
     weighting = dk.part("weighting", chosen.weighting, model=model)
@@ -127,7 +125,5 @@ def test_presets(name):
     assert x.shape == (3, 2)
     assert np.all((np.asarray(x) >= 0) & (np.asarray(x) < 256))
     network, options = chosen.choice("network")
-    made = jax.eval_shape(
-        lambda: dk.get("network", network)((3, 32, 32), **options, key=jax.random.key(0))
-    )
+    made = jax.eval_shape(lambda: dk.get("network", network)((3, 32, 32), **options, key=jax.random.key(0)))
     assert made.multipliers == (1, 2, 2, 2)

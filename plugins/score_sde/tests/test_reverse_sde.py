@@ -224,7 +224,5 @@ def test_calls_and_errors():
     assert len(counted) == 4
     with pytest.raises(ValueError, match=r"corrector must be positive and finite, got 0.0"):
         PredictorCorrector(corrector=0.0)
-    with pytest.raises(
-        ValueError, match=r"corrector_steps must be at least 1, got 0; .* euler_mar"
-    ):
+    with pytest.raises(ValueError, match=r"corrector_steps must be at least 1, got 0; .* euler_mar"):
         PredictorCorrector(corrector_steps=0)

@@ -64,9 +64,7 @@ def test_sigma_squared_is_in_front_of_the_error_of_the_score(name):
     )
     maximum, minimum = model.schedule.endpoints
     logsnr = jnp.linspace(maximum, minimum, 21)[1:-1]
-    np.testing.assert_allclose(
-        jax.vmap(weighting)(logsnr), jax.vmap(spelled_out)(logsnr), rtol=1e-5
-    )
+    np.testing.assert_allclose(jax.vmap(weighting)(logsnr), jax.vmap(spelled_out)(logsnr), rtol=1e-5)
 
 
 def test_noise_levels_of_ve_are_twice_as_large_on_data_twice_as_wide():

@@ -208,9 +208,7 @@ class Multistep(dk.AbstractSampler):
         count = jnp.where(long, 1, state.count + 1)
         return y, History((newest, *state.quantities)[:size], places, count, pending)
 
-    def _offsets(
-        self, form: Form, logsnr: Float[Array, " n"], origin: Scalar
-    ) -> Float[Array, " n"]:
+    def _offsets(self, form: Form, logsnr: Float[Array, " n"], origin: Scalar) -> Float[Array, " n"]:
         """The variable's values, relative to that at the origin."""
         if self.variable == "logsnr":
             return logsnr - origin

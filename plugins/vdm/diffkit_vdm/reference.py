@@ -34,9 +34,7 @@ _CONFIG_KEYS: Final = (
 
 def _extension(code: int, data: bytes) -> Any:
     if code != 1:
-        raise ValueError(
-            f"msgpack_path holds an extension of type {code}, expected type 1, arrays."
-        )
+        raise ValueError(f"msgpack_path holds an extension of type {code}, expected type 1, arrays.")
     shape, dtype, buffer = msgpack.unpackb(data)
     return np.frombuffer(buffer, dtype=np.dtype(dtype)).reshape(shape)
 
@@ -100,9 +98,7 @@ def _schedule(config: Mapping[str, Any], params: Mapping[str, Any]) -> dk.Abstra
             return ends.start, ends.gap, inside.log_slope, inside.centre, inside.log_height
 
         return eqx.tree_at(leaves, schedule, values)
-    raise ValueError(
-        f"config gamma_type must be fixed, learnable_scalar or learnable_nnet, got {kind!r}."
-    )
+    raise ValueError(f"config gamma_type must be fixed, learnable_scalar or learnable_nnet, got {kind!r}.")
 
 
 def import_reference(

@@ -141,9 +141,7 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
     ):
         check_at_least("hidden", hidden, 1)
         if minimise_variance and not normalize:
-            raise ValueError(
-                "minimise_variance=True needs normalize=True, which fixes the endpoints."
-            )
+            raise ValueError("minimise_variance=True needs normalize=True, which fixes the endpoints.")
         self.ends = _endpoints(logsnr_max, logsnr_min, levels, learn_endpoints)
         self.interior = MonotoneNetwork(hidden, key=key)
         self.normalize, self.minimise_variance = normalize, minimise_variance
@@ -156,9 +154,7 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
         if not self.normalize:
             return self.interior(t)
         # One vectorised call, so that h(t) at t = 0 and t = 1 rounds like h(0) and h(1).
-        start, here, end = jax.vmap(self.interior)(
-            jnp.stack([jnp.zeros_like(t), t, jnp.ones_like(t)])
-        )
+        start, here, end = jax.vmap(self.interior)(jnp.stack([jnp.zeros_like(t), t, jnp.ones_like(t)]))
         position = (here - start) / (end - start)
         # In this form exact at both ends.
         return position + _FLOOR * (t - position)

@@ -15,9 +15,7 @@ from diffkit.objectives import prior_term, reconstruction_term
 GOLDEN = Path(__file__).parents[3].parent / "shared" / "golden" / "vdm_official"
 CASES = ("scalar_continuous", "scalar_discrete_T10", "nnet_continuous_attention")
 
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason=f"the golden values are not at {GOLDEN}"
-)
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the golden values are not at {GOLDEN}")
 
 
 def close(actual, expected):
@@ -73,9 +71,7 @@ def test_golden_values(case):
             "z_t": z_t,
             "eps_hat": eps_hat,
             "loss_prior": jax.vmap(lambda x: prior_term(model, x))(encoded),
-            "loss_recon": jax.vmap(lambda *each: reconstruction_term(model, *each))(
-                x, encoded, eps_0
-            ),
+            "loss_recon": jax.vmap(lambda *each: reconstruction_term(model, *each))(x, encoded, eps_0),
             "loss_diffusion_continuous": diffusion(t, None),
             "loss_diffusion_discrete": diffusion(inside, steps or 1),
             "ancestral_z_s": jax.vmap(ancestral)(z_t, condition, noise),
