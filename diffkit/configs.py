@@ -54,6 +54,7 @@ RENAMED: Final = {"timesteps": "loss_steps"}
 
 _FOREIGN: Final = "_python_"
 _GAUSSIAN: Final = "diffkit.decoders.GaussianDecoder"
+_ELBO: Final = "diffkit.weightings.ELBO"
 
 
 def make(node: Any) -> Any:
@@ -280,8 +281,12 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(decoder, Mapping) and decoder.get("_target_") == _GAUSSIAN:
         # It did not standardise; today's default does.
         config["decoder"] = {"mean": 0.0, "std": 1.0} | dict(decoder)
-    if isinstance(train, Mapping) and "timesteps" in train:
+    if isinstance(train, Mapping):
         config["train"] = {RENAMED.get(name, name): value for name, value in train.items()}
+        targets = [(config.get(kind) or {}).get("_target_") for kind in ("schedule", "weighting")]
+        if "learn_endpoints" in defaults(targets[0] or "") and targets[1] != _ELBO:
+            # It trained them under any weighting; today's default does under the bound alone.
+            config["train"].setdefault("learn_endpoints", True)
     return _filled(config)
 
 

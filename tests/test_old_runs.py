@@ -86,6 +86,13 @@ def test_a_run_whose_parts_have_changed_says_what_to_do():
         dk.load_run("floats")
 
 
+def test_an_old_run_goes_on_training_its_endpoints():
+    file = Path("swirl/config.yaml")
+    assert read_config(Path("swirl"))["train"]["learn_endpoints"] is None  # as good under the bound
+    file.write_text(file.read_text().replace("weightings.ELBO", "weightings.Sigmoid"))
+    assert read_config(Path("swirl"))["train"]["learn_endpoints"] is True
+
+
 def test_an_old_setting_is_named_anew(capfd):
     with pytest.raises(SystemExit):
         main(["train", "train.timesteps=10", "run=swirl"])
