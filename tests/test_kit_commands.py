@@ -58,7 +58,7 @@ def test_check_explains_wrong_usage(arguments, message, capsys):
 
 
 def test_check_of_a_plugin_that_does_not_import(own_registry, monkeypatch, capsys):
-    failed = registry._Plugin("limping", "limping", "limping", "1.0", "Traceback: no module")
+    failed = registry.PluginReport("limping", "limping", "limping", "1.0", error="Traceback: no module")
     monkeypatch.setitem(registry._STATE.plugins, "limping", failed)
     assert check_plugin(["limping"]) == 1
     assert "plugin 'limping' does not import" in capsys.readouterr().err

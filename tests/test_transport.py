@@ -139,6 +139,7 @@ def deviations(name, denoiser, decoder, x, likely, same_range):
     return worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_exact_denoisers_are_carried_over_exactly(name, same_range):
     rng = np.random.default_rng(0)

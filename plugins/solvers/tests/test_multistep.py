@@ -391,6 +391,7 @@ def even_in_time(schedule, grid):
     return lambda steps: np.asarray(grid(cut, steps), np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMED, "midpoint"])
 def test_one_to_four_steps_are_at_most_twice_as_far_off_as_ddim(name, mixture_end):
     sampler = dk.get("sampler", name)()
