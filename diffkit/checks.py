@@ -38,10 +38,7 @@ _LARGEST_AMPLIFICATION = 1e5
 
 
 def check_model(model: DiffusionModel) -> None:
-    """Check the schedule, the process and the target of a model.
-
-    **Raises:** `ValueError`, naming the part, what came and what was expected.
-    """
+    """Check schedule and target of a model: a `ValueError` says which, what came and what was expected."""
     if _is_traced(model):
         return
     schedule, denoiser = model.schedule, underlying(model.denoiser)
@@ -51,7 +48,7 @@ def check_model(model: DiffusionModel) -> None:
         logsnr = evaluated(schedule, t)
         numbers = {"logsnr": logsnr[:-1], "then": logsnr[1:], "t": t[:-1]}
         _require("schedule", schedule, np.diff(logsnr) < 0, "fall strictly", numbers)
-    if isinstance(denoiser, Denoiser):
+    if isinstance(denoiser, Denoiser) and not _is_core(denoiser.parameterization, denoiser.process):
         check_target(denoiser.parameterization, denoiser.process, ends)
 
 
@@ -81,10 +78,7 @@ def check_loss(model: DiffusionModel, weighting: AbstractWeighting, sampler: Abs
 
 
 def check_condition(model: DiffusionModel) -> None:
-    """Refuse a network whose program does not read its condition, evaluating nothing.
-
-    **Raises:** `ValueError`, naming the network.
-    """
+    """Refuse a network whose program does not read its condition, evaluating nothing: a `ValueError`."""
     denoiser = underlying(model.denoiser)
     if not isinstance(denoiser, Denoiser) or _is_core(denoiser.network):
         return

@@ -283,8 +283,8 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
         config["decoder"] = {"mean": 0.0, "std": 1.0} | dict(decoder)
     if isinstance(train, Mapping):
         config["train"] = {RENAMED.get(name, name): value for name, value in train.items()}
-        targets = [(config.get(kind) or {}).get("_target_") for kind in ("schedule", "weighting")]
-        if "learn_endpoints" in defaults(targets[0] or "") and targets[1] != _ELBO:
+        schedule, weighting = _filled(config.get("schedule")), config.get("weighting") or {}
+        if schedule and schedule.get("learn_endpoints") and weighting.get("_target_") != _ELBO:
             # It trained them under any weighting; today's default does under the bound alone.
             config["train"].setdefault("learn_endpoints", True)
     return _filled(config)

@@ -1,5 +1,6 @@
 """The diffusion model: denoiser, schedule and decoder together."""
 
+import inspect
 from typing import Any
 
 import equinox as eqx
@@ -78,11 +79,9 @@ class DiffusionModel(eqx.Module):
 def check_network(
     denoiser: AbstractDenoiser, shape: tuple[int, ...], levels: int | None, ends: tuple[Any, Any]
 ) -> None:
-    """Refuse a network built for another model.
+    """Refuse a network built for another model: a `ValueError` with the option and both values.
 
     **Arguments:** `denoiser`; of its model `shape`, `levels`, and `ends`, the schedule's or `None`s.
-
-    **Raises:** `ValueError`, naming the option of the network and both values.
     """
     network = getattr(underlying(denoiser), "network", None)
     known: dict[str, Any] = {"shape": shape, "levels": levels}
@@ -90,8 +89,10 @@ def check_network(
         maximum, minimum = (round(float(end), 4) for end in ends)
         # One that does not fall is refused where it is used.
         known["logsnr_range"] = (maximum, minimum) if np.inf > maximum > minimum else None
+    # An option of another meaning may have the same name, if the context did not fill it in.
+    options = inspect.signature(type(network)).parameters
     for option, value in known.items():
-        built: Any = getattr(network, option, None)
+        built: Any = getattr(network, option, None) if option in ("shape", *options) else None
         # Endpoints are float32 and are stated with few digits; a hundredth of logsnr changes nothing.
         if not (built is None or value is None) and not (
             np.shape(built) == np.shape(value) and np.allclose(built, value, rtol=0, atol=1e-2)

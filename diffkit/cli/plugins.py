@@ -109,8 +109,13 @@ def show_plugins(arguments: Sequence[str] = ()) -> int:
         return wrong("plugins", f"it takes no arguments, got {arguments[0]!r}.")
     found = reports().values()
     failed = [report for report in found if report.error is not None]
-    from rich.console import Console
-    from rich.table import Table
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ModuleNotFoundError:  # of the extra `train`
+        for report in found:
+            print(report.name, report.version, report.parts, "failed" if report.error else "ok")
+        return 1 if failed else 0
 
     table = Table("plugin", "version", "parts", "health")
     for report in found:

@@ -28,6 +28,7 @@ class AbstractNetwork(eqx.Module):
     **Attributes:** checked by diffkit before work begins; a network sets those that differ from the
     defaults. `shape`: of its latents, `None` for any; `condition_size`: the length of its condition, 0 for
     none; `outputs`: how many maps of the latent's shape it returns (`AbstractParameterization.outputs`).
+    Arguments `levels` and `logsnr_range` of its constructor that it keeps must be the model's, too.
     """
 
     rank: ClassVar[int | None] = None

@@ -123,12 +123,13 @@ def sample_trajectory(
     return Trajectory(*_run(model, sampler, (count,), *how, keep=True))
 
 
-def check_sampler(sampler: AbstractSampler, shape: tuple[int, ...]) -> None:
-    """Check the shapes of a step and of its state, evaluating nothing. **Raises:** `TypeError`."""
+def check_sampler(sampler: AbstractSampler, shape: tuple[int, ...], *, spread: bool) -> None:
+    """Check the shapes of a step and of its state, evaluating nothing, for a model that predicts the spread
+    of a reverse step or does not. **Raises:** `TypeError`."""
 
     def step(y, logsnr_t, logsnr_s, key):
         def denoise(y, logsnr):
-            return Prediction(y, y, VarianceExploding().at(logsnr))
+            return Prediction(y, y, VarianceExploding().at(logsnr), spread=y if spread else None)
 
         given = sampler.init(y), key if sampler.stochastic else None
         return take_step(sampler, denoise, y, logsnr_t, logsnr_s, *given)

@@ -161,7 +161,7 @@ def evaluate(
     **Warns:** `TransportWarning` if the range of `schedule` is not the model's.
     """
     if not isinstance(model, DiffusionModel):
-        steps = steps or model.assembly.preset.train.get("loss_steps")
+        steps = model.assembly.preset.train.get("loss_steps") if steps is None else steps
         model = model.model
     if schedule is not None:
         model = transport(model, schedule=schedule)

@@ -115,7 +115,8 @@ def _check(parts: Assembly, data: AbstractDataset, check: bool) -> None:
     if check:
         check_model(parts.model)
         check_loss(parts.model, parts.weighting, parts.time_sampler)
-        check_sampler(parts.sampler, parts.model.shape)
+        part = getattr(underlying(parts.model.denoiser), "parameterization", None)
+        check_sampler(parts.sampler, parts.model.shape, spread=part is not None and part.outputs > 1)
         if condition_size(data) > 0:
             check_condition(parts.model)
 
@@ -174,15 +175,15 @@ def fit(
       each dispatch and each evaluation, while the next dispatch runs.
     - `check`: check the parts before work begins, on a few hundred numbers (`diffkit.checks`): the schedule
       falls, the target determines x and eps, the weighting is not negative, the times follow their density,
-      the network reads its conditions. `False` trains them unchecked.
+      the network reads its conditions, a step keeps its shapes. `False` trains them unchecked.
 
     **Returns:** a `Fit`.
 
-    **Raises:** `ValueError` if the data do not fit the model, a part is wrong (`check`), settings are
-    given with a preset, or the directory holds a run of another composition or other settings (the
-    message says what differs); `CheckpointError` if its checkpoints are of another model;
-    `FloatingPointError` if the loss or its gradient is no longer finite: the last good checkpoint then
-    stays the newest.
+    **Raises:** `ValueError` if the data do not fit the model, a part is wrong (`check`; `TypeError` for the
+    step of a sampler), settings are given with a preset, or the directory holds a run of another
+    composition or other settings (the message says what differs); `CheckpointError` if its checkpoints are
+    of another model; `FloatingPointError` if the loss or its gradient is no longer finite: the last good
+    checkpoint then stays the newest.
 
     **Warns:** if the schedule has trainable endpoints and the weighting is not `ELBO`: they are kept fixed
     (`TrainConfig.learn_endpoints`).
