@@ -32,8 +32,7 @@ MOVES: Final = 1e-5
 
 _POINTS = 257
 _CELLS = 2**15
-# Networks return numbers of order one. Of the seven digits of float32, an error amplified this much leaves
-# two.
+# Networks return numbers of order one; an error amplified this much leaves two digits of float32's seven.
 _LARGEST_AMPLIFICATION = 1e5
 
 

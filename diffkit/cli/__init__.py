@@ -55,23 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from importlib.metadata import version
 
         print(f"diffkit {version('diffkit')}")
-    elif command in COMMANDS or command in _OTHERS:
-        run = COMMANDS.get(command) or pkgutil.resolve_name(_OTHERS[command])
-        try:
-            status = run(given)
-        except ModuleNotFoundError as error:
-            print(
-                f"diffkit: {command!r} needs the package {error.name!r}: {how_to_install('train')}.",
-                file=sys.stderr,
-            )
-            raise SystemExit(1) from error
-        if status or command in _OTHERS:
-            raise SystemExit(status)
     else:
-        status = run_plugin_command(command, given)
+        ours = command in FIRST_PARTY["bitsback"]
+        try:
+            if command in COMMANDS or command in _OTHERS:
+                run = COMMANDS.get(command) or pkgutil.resolve_name(_OTHERS[command])
+                status = run(given)
+            else:
+                status = run_plugin_command(command, given)
+        except ModuleNotFoundError as error:
+            how = how_to_install("bitsback" if ours else "train")
+            print(f"diffkit: {command!r} needs the package {error.name!r}: {how}.", file=sys.stderr)
+            raise SystemExit(1) from error
         if status is None:
-            ours = command in FIRST_PARTY["bitsback"]
             more = f"{how_to_install('bitsback')} brings it." if ours else _USAGE
             print(f"diffkit: there is no command {command!r}.\n\n{more}", file=sys.stderr)
             raise SystemExit(2)
-        raise SystemExit(status)
+        if status or command not in COMMANDS:
+            raise SystemExit(status)

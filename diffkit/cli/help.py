@@ -34,7 +34,7 @@ def _options(kind: str, name: str) -> str:
 def described(settings: type) -> dict[str, str]:
     """What the docstrings of a settings class say of each setting: the first sentence of its line."""
     found: dict[str, str] = {}
-    text = "\n\n".join(cls.__doc__ or "" for cls in settings.__mro__)
+    text = "\n\n".join(cls.__doc__ or "" for cls in reversed(settings.__mro__))
     for names, words in re.findall(
         r"^ *- (`\w+`(?:, `\w+`)*): (.*?)(?=^ *- `|^\s*$|\Z)", text, re.M | re.S
     ):

@@ -140,18 +140,15 @@ def _quoted(value: str) -> str:
 
 
 def _overrides(command: Command, words: Sequence[str]) -> list[str]:
-    """Hydra's overrides: positional words become the settings that they stand for.
-
-    **Raises:** `ValueError` for a word that stands for none.
-    """
+    """Hydra's overrides: positional words become settings; a `ValueError` for one that stands for none."""
     # A leading ~ means something else in Hydra's grammar.
     named = [
         f"{name}={_quoted(value)}" if value.startswith("~") else word
         for word in words
         for name, equals, value in [word.partition("=")]
-        if equals
+        if equals and not os.path.exists(word)
     ]
-    rest, first = [word for word in words if "=" not in word], []
+    rest, first = [word for word in words if "=" not in word or os.path.exists(word)], []
     for name in command.positional:
         if name.endswith("...") and rest:
             first.append(f"{name[:-3]}=[{','.join(map(_quoted, rest))}]")
@@ -164,10 +161,7 @@ def _overrides(command: Command, words: Sequence[str]) -> list[str]:
 
 
 def launcher_settings(name: str) -> Mapping[str, str]:
-    """Hydra's settings for `launcher=NAME`.
-
-    **Raises:** `ValueError` for an unknown name.
-    """
+    """Hydra's settings for `launcher=NAME`; a `ValueError` for an unknown name."""
     if name not in LAUNCHERS:
         raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}, got {name!r}.")
     return LAUNCHERS[name]
@@ -290,8 +284,10 @@ def _show_error(command: Command, error: Exception) -> None:
 
 def _reason(command: Command, error: BaseException) -> str:
     """What went wrong: of an error that Hydra wraps, the one within, in terms of our choices."""
-    while isinstance(error, HydraException | ImportError) and error.__cause__ is not None:
-        error = error.__cause__
+    while (cause := error.__cause__) is not None and (
+        isinstance(error, HydraException) or (isinstance(error, ImportError) and _extra(cause))
+    ):
+        error = cause
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         kind, _, name = error.missing_cfg_file.rpartition("/")
         if kind == "hydra/launcher":
@@ -308,8 +304,12 @@ def _reason(command: Command, error: BaseException) -> str:
     said = str(error) or type(error).__name__
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {said.splitlines()[0]}"  # below it: OmegaConf's own types
-    extra = extra_of(error.name) if isinstance(error, ModuleNotFoundError) else None
+    extra = _extra(error)
     return f"{said}: {how_to_install(extra)}." if extra else said
+
+
+def _extra(error: BaseException) -> str | None:
+    return extra_of(error.name) if isinstance(error, ModuleNotFoundError) else None
 
 
 def _unknown_option(command: Command, error: OmegaConfBaseException) -> str:

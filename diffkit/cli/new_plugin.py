@@ -216,7 +216,7 @@ def new_plugin(arguments: list[str]) -> int:
     except ValueError as error:
         return wrong("new-plugin", str(error))
     except OSError as error:
-        return wrong("new-plugin", f"{error.filename} cannot be written: {error.strerror}.")
+        return wrong("new-plugin", f"{error.filename or folder} cannot be written: {error.strerror}.")
     print(
         f"\nnext:\n  pip install -e {folder}\n  pytest {folder}\n  diffkit check {given.name}\n"
         f"  diffkit train data=digits schedule={given.name}_bent"

@@ -104,7 +104,10 @@ def wide_console() -> "Console":
 
 
 def show_plugins(arguments: Sequence[str] = ()) -> int:
-    """Print a table of the plugins; return 1 if one of them could not be imported, else 0."""
+    """Print a table of the plugins; return 1 if one could not be imported."""
+    if {"-h", "--help"} & {*arguments}:
+        print("usage: diffkit plugins\n\nList the plugins with their parts, and say which do not import.")
+        return 0
     if arguments:
         return wrong("plugins", f"it takes no arguments, got {arguments[0]!r}.")
     found = reports().values()

@@ -124,8 +124,7 @@ def sample_trajectory(
 
 
 def check_sampler(sampler: AbstractSampler, shape: tuple[int, ...], *, spread: bool) -> None:
-    """Check the shapes of a step and of its state, evaluating nothing, for a model that predicts the spread
-    of a reverse step or does not. **Raises:** `TypeError`."""
+    """Check the shapes of a step and its state, evaluating nothing: a `TypeError`. `spread`: if predicted."""
 
     def step(y, logsnr_t, logsnr_s, key):
         def denoise(y, logsnr):

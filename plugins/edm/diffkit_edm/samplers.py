@@ -49,9 +49,10 @@ class Churn(AbstractOneStepSampler):
     logsnr_range: tuple[float, float] = eqx.field(default=_RANGE, static=True, kw_only=True)
 
     def __check_init__(self):
-        if self.sampler.stochastic:
+        one_step = isinstance(self.sampler, dk.samplers.AbstractOneStepSampler)
+        if self.sampler.stochastic or not one_step:
             name = type(self.sampler).__name__
-            raise ValueError(f"sampler must be deterministic, got {name}, which adds noise itself.")
+            raise ValueError(f"sampler must be deterministic and of one step, got {name}.")
         for name, least in (("churn", 0), ("noise", 0), ("rho", 1)):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):

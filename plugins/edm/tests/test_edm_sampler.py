@@ -218,8 +218,10 @@ def test_churn_goes_around_any_deterministic_sampler():
 
 def test_wrong_arguments_are_refused():
     make = diffkit_edm.edm_heun
-    with pytest.raises(ValueError, match="sampler must be deterministic, got Ancestral"):
+    with pytest.raises(ValueError, match="sampler must be deterministic and of one step, got Ancestral"):
         diffkit_edm.Churn(dk.samplers.Ancestral())
+    with pytest.raises(ValueError, match="of one step, got Multistep"):
+        diffkit_edm.Churn(dk.get("sampler", "multistep")())
     with pytest.raises(ValueError, match="churn must be a number of at least 0, got -1"):
         make(churn=-1.0)
     with pytest.raises(ValueError, match="noise must be a number of at least 0, got nan"):
