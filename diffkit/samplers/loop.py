@@ -124,7 +124,7 @@ def sample_trajectory(
 
 
 def check_sampler(sampler: AbstractSampler, shape: tuple[int, ...], *, spread: bool) -> None:
-    """Check the shapes of a step and its state, evaluating nothing: a `TypeError`. `spread`: if predicted."""
+    """Refuse a step with other shapes, by a `TypeError`, evaluating nothing. `spread`: is it predicted?"""
 
     def step(y, logsnr_t, logsnr_s, key):
         def denoise(y, logsnr):
