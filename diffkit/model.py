@@ -90,7 +90,7 @@ def check_network(
         # One that does not fall is refused where it is used.
         known["logsnr_range"] = (maximum, minimum) if np.inf > maximum > minimum else None
     # An option of another meaning may have the same name, if the context did not fill it in.
-    options = inspect.signature(type(network)).parameters
+    options = () if network is None else inspect.signature(type(network)).parameters
     for option, value in known.items():
         built: Any = getattr(network, option, None) if option in ("shape", *options) else None
         # Endpoints are float32 and are stated with few digits; a hundredth of logsnr changes nothing.
