@@ -55,7 +55,7 @@ def per_second(taken: ChainStatistics) -> float:
 
 def speed(run: str | None, steps: int, batch_sizes: list[int], count: int) -> None:
     if run is None:
-        model = dk.preset("vdm", shape=(1, 8, 8), levels=17, key=jax.random.key(0))
+        model = dk.preset("vdm").model(shape=(1, 8, 8), levels=17, key=jax.random.key(0))
         source = dk.get("data", "digits")().test
     else:
         loaded = dk.load_run(run)
@@ -72,9 +72,7 @@ def speed(run: str | None, steps: int, batch_sizes: list[int], count: int) -> No
         decoded = codec.decode(words, count)
         decoding = time.perf_counter() - began
         if not np.array_equal(decoded, images):
-            raise RuntimeError(
-                f"batch_size={batch_size}: what was decoded is not what was encoded."
-            )
+            raise RuntimeError(f"batch_size={batch_size}: what was decoded is not what was encoded.")
         share = taken.coding_seconds / (taken.network_seconds + taken.coding_seconds)
         each = 1e9 * taken.coding_seconds / (taken.dimensions * steps)
         print(
@@ -89,9 +87,7 @@ def main() -> None:
     )
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--speed", action="store_true")
-    parser.add_argument(
-        "--dimensions", type=int, default=65536, help="of all images, for the overhead"
-    )
+    parser.add_argument("--dimensions", type=int, default=65536, help="of all images, for the overhead")
     parser.add_argument("--run", help="the model of this run, on its own test images")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 16, 32, 64])

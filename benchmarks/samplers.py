@@ -183,10 +183,7 @@ def measure(counts: tuple[int, ...], grids: Mapping[str, Any]) -> dict[tuple[str
             for name, sampler in samplers().items():
                 calls = sampler.calls or 1
                 row[name] = np.array(
-                    [
-                        error(sampler, problem, grid, max(count // calls, 1), max(counts))
-                        for count in counts
-                    ]
+                    [error(sampler, problem, grid, max(count // calls, 1), max(counts)) for count in counts]
                 )
             result[problem_name, grid_name] = row
     return result
@@ -200,10 +197,7 @@ def mean(rows: list[Errors]) -> Errors:
 def over_time(counts: tuple[int, ...]) -> None:
     """Print the tables of the grids that are uniform in time, means over both problems."""
     result = measure(counts, time_grids())
-    groups = {
-        f"uniform_t, {name}": [r for k, r in result.items() if k[1] == name]
-        for name in time_grids()
-    }
+    groups = {f"uniform_t, {name}": [r for k, r in result.items() if k[1] == name] for name in time_grids()}
     for name, rows in (groups | {"all of uniform_t": list(result.values())}).items():
         print(f"\n{name}: geometric mean of the RMS errors on both problems against network calls")
         print(line("calls", counts, " {:9d}"))
@@ -219,9 +213,7 @@ def few() -> None:
     steps, most = (1, 2, 3, 4), 16
     places, found = grids() | time_grids(), problems()
     ddim = dk.samplers.DDIM()
-    print(
-        f"\nRMS error at 1 to 4 steps, geometric mean over both problems and {len(places)} grids;"
-    )
+    print(f"\nRMS error at 1 to 4 steps, geometric mean over both problems and {len(places)} grids;")
     print("worst: the largest error by that of DDIM with as many calls of the network")
     print(line("steps", [*map(str, steps), "worst"], " {:>9s}"))
     for name, sampler in samplers().items():
@@ -241,9 +233,7 @@ def few() -> None:
     start = jnp.asarray(centre + normal * np.hypot(std, RHO_MAX))
 
     def distance(sampler: dk.AbstractSampler, grid: Any, n: int) -> float:
-        y = run(
-            sampler, gaussian, start, jnp.pad(grid(n), (0, most - n), mode="edge"), jnp.asarray(n)
-        )
+        y = run(sampler, gaussian, start, jnp.pad(grid(n), (0, most - n), mode="edge"), jnp.asarray(n))
         return float(np.sqrt(np.mean((y.mean(0) - centre) ** 2 + (y.std(0) - std) ** 2)))
 
     for name, sampler in ({"ddim": ddim} | samplers(stochastic=True)).items():
@@ -339,9 +329,7 @@ class Fixed(dk.AbstractDenoiser):
 
     process: dk.AbstractProcess
 
-    def __call__(
-        self, z: Any, logsnr: Any, condition: Any = None, *, key: Any = None
-    ) -> dk.Prediction:
+    def __call__(self, z: Any, logsnr: Any, condition: Any = None, *, key: Any = None) -> dk.Prediction:
         del key
         level = self.process.at(logsnr)
         x = condition.reshape(z.shape)
@@ -456,9 +444,7 @@ def main() -> None:
     parser.add_argument("--out", default="samplers.png", help="where the plot goes")
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
     parser.add_argument("--time", action="store_true", help="on grids that are uniform in time")
-    parser.add_argument(
-        "--few", action="store_true", help="1 to 4 steps instead of counts of calls"
-    )
+    parser.add_argument("--few", action="store_true", help="1 to 4 steps instead of counts of calls")
     parser.add_argument("--loop", action="store_true", help="cost of a step instead of accuracy")
     parser.add_argument("--peers", metavar="PYTHON", help="with --loop: torch libraries as well")
     parser.add_argument("--repeats", type=int, default=7)

@@ -50,8 +50,8 @@ class Setup:
 
     def __init__(self, *, width: int, depth: int, batch: int, dtype: str):
         options = {"width": width, "depth": depth, "dropout": DROPOUT, "dtype": dtype}
-        model = dk.preset(
-            "vdm_cifar10", shape=SHAPE, key=jax.random.key(0), network=("vdm_unet", options)
+        model = dk.preset("vdm_cifar10", network=("vdm_unet", options)).model(
+            shape=SHAPE, key=jax.random.key(0)
         )
         self.width, self.blocks = width, 2 * depth + 3
         self.objective = Objective(dk.ELBO(), None)
@@ -67,9 +67,7 @@ class Setup:
             return train_step(state, *inputs, self.objective, CONFIG)
 
         start = time.perf_counter()
-        lowered = eqx.filter_jit(step, donate="all-except-first").lower(
-            (self.x, self.key), self.state
-        )
+        lowered = eqx.filter_jit(step, donate="all-except-first").lower((self.x, self.key), self.state)
         middle = time.perf_counter()
         compiled = lowered.compile()
         return compiled, middle - start, time.perf_counter() - middle
@@ -92,7 +90,8 @@ class Setup:
             return self.objective(eqx.combine(params, rest), self.x, self.key)[0]
 
         def ends(params: Any) -> jax.Array:
-            prior, reconstruction = end_terms(eqx.combine(params, rest), self.x, key=self.key)
+            model = eqx.combine(params, rest)
+            prior, reconstruction = end_terms(model, self.x, model.encode(self.x), key=self.key)
             return jnp.mean(prior + reconstruction)
 
         def masks(keys: jax.Array) -> jax.Array:
@@ -120,9 +119,7 @@ def machine() -> str:
     """The device, the cores and the versions, in two lines."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device = jax.devices()[0]
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("jax", "jaxlib", "equinox", "optax")
-    )
+    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "equinox", "optax"))
     return (
         f"{device.platform}: {device.device_kind}, {len(jax.devices())} device(s), {cores} cores\n"
         f"Python {platform.python_version()}, {packages}"

@@ -38,8 +38,8 @@ class Step:
 
     def __init__(self, schedule: Any, *, width: int, depth: int, batch: int):
         network = ("vdm_unet", {"width": width, "depth": depth})
-        model = dk.preset(
-            "vdm_cifar10", shape=SHAPE, key=jax.random.key(0), schedule=schedule, network=network
+        model = dk.preset("vdm_cifar10", schedule=schedule, network=network).model(
+            shape=SHAPE, key=jax.random.key(0)
         )
         self.state = init_state(model, CONFIG)
         x = jax.random.bits(jax.random.key(1), (batch, *SHAPE), jnp.uint32) % 256
@@ -65,9 +65,7 @@ class Step:
 def cost(width: int, depth: int, batch: int, repeats: int) -> None:
     """Print the ratio of the two steps."""
     names = ("learned by the bound", "learned, least variance")
-    plain, minimising = (
-        Step(SCHEDULES[name], width=width, depth=depth, batch=batch) for name in names
-    )
+    plain, minimising = (Step(SCHEDULES[name], width=width, depth=depth, batch=batch) for name in names)
     for step in (plain, minimising):
         step.run()
     pairs = [(plain.run(), minimising.run()) for _ in range(repeats)]
@@ -91,13 +89,8 @@ def gain(name: str, steps: int) -> None:
         f"{'batch, independent':>20s}{'even':>8s}"
     )
     for label, schedule in SCHEDULES.items():
-        model = dk.preset(
-            "vdm",
-            shape=data.shape,
-            levels=data.levels,
-            network=network,
-            key=jax.random.key(0),
-            schedule=schedule,
+        model = dk.preset("vdm", network=network, schedule=schedule).model(
+            shape=data.shape, levels=data.levels, key=jax.random.key(0)
         )
         model = dk.fit(model, data, dk.TrainConfig(steps=steps), progress=False).model
         for where, source in (("train", data.train), ("test", data.test)):

@@ -1,15 +1,14 @@
 r"""Exact denoisers of known distributions.
 
-For data whose distribution is known, $\mathbb E[x \mid z]$ is known in closed form. Such a denoiser is
-called like a trained one, and it is the independent answer that the rest of the library is tested
-against: its VLB is the entropy plus known terms, and its probability-flow ODE has a known map.
+For data from a known distribution $\mathbb E[x \mid z]$ has a closed form. Such a denoiser is called like a
+trained one and is the independent answer in tests: its VLB is the entropy plus known terms, and its
+probability-flow ODE has a known map. All work in the rescaled latent $y = x + \rho\,\epsilon$ and so run
+under every process.
 
-All are written in the rescaled latent $y = x + \rho\,\epsilon$ and so run under every process.
-
-**Conditions.** The denoiser of a mixture of k components takes a condition of k numbers from 0 on, by
-which the components' weights are multiplied. A one-hot vector (`diffkit.data.one_hot`) is one component,
-ones at several places are a class of several, and zeros or `None` are all of them: the exact
-class-conditional denoisers, to test guidance against.
+**Conditions.** The denoiser of k components takes a condition of k non-negative numbers, which multiply the
+components' weights. A one-hot vector (`diffkit.data.one_hot`) selects one component, ones at several places
+a class of several, and zeros or `None` keep all: exact class-conditional denoisers to test guidance
+against.
 """
 
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from diffkit.denoiser import AbstractDenoiser, Prediction
-from diffkit.processes import AbstractProcess, VariancePreserving
-from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
+from diffkit.processes import AbstractProcess, NoiseLevel, VariancePreserving
+from diffkit.typing import Condition, Example, MaybeKey, Scalar, ScalarLike, as_float
 
 
 class _MixtureDenoiser(AbstractDenoiser):
@@ -31,56 +30,42 @@ class _MixtureDenoiser(AbstractDenoiser):
     log_weights: Float[Array, " k"]
     means: Float[Array, "k *shape"]
     variances: Float[Array, "k dim"]
-    # The eigenvectors of the covariances, in columns; None where every covariance is a multiple of
-    # the identity, as for the points of a data set.
+    # Eigenvectors in columns; None if every covariance is a multiple of the identity, as for points.
     bases: Float[Array, "k dim dim"] | None
 
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         del key
         level = self.process.at(as_float(logsnr))
         y = z / level.alpha
-        rho2 = jnp.square(level.rho)
-        # (k, dim): the distance to each mean, in the eigenbasis of its covariance.
-        delta = (y - self.means).reshape(self.variances.shape[0], -1)
-        if self.bases is not None:
-            delta = jnp.einsum("kij,ki->kj", self.bases, delta)
-        total = self.variances + rho2
-        log_p = self._log_shares(condition) - 0.5 * jnp.sum(
-            delta**2 / total + jnp.log(total), axis=-1
-        )
-        # y - E[x | y, k] = rho^2 (C_k + rho^2)^-1 (y - m_k): computed as such, since the difference of
-        # y and E[x] would lose the digits of eps at high SNR.
-        residual = rho2 / total * delta
+        delta, total = self._distances(y, level)
+        log_p = self._log_shares(condition) - 0.5 * jnp.sum(delta**2 / total + jnp.log(total), axis=-1)
+        # y - E[x | y, k] = rho^2 (C_k + rho^2)^-1 (y - m_k), computed directly: the difference of y and
+        # E[x] would lose the digits of eps at high SNR.
+        residual = jnp.square(level.rho) / total * delta
         if self.bases is not None:
             residual = jnp.einsum("kij,kj->ki", self.bases, residual)
         responsibility = jax.nn.softmax(log_p)
         eps = (responsibility @ residual / level.rho).reshape(y.shape)
         return Prediction(y - level.rho * eps, eps, level)
 
-    def log_density(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-    ) -> Scalar:
+    def log_density(self, z: Example, logsnr: ScalarLike, condition: Condition = None) -> Scalar:
         """The log density of the latent z at a noise level, given the condition, in nats."""
         level = self.process.at(as_float(logsnr))
-        delta = (z / level.alpha - self.means).reshape(self.variances.shape[0], -1)
+        delta, total = self._distances(z / level.alpha, level)
+        log_p = -0.5 * jnp.sum(delta**2 / total + jnp.log(2 * jnp.pi * total), axis=-1)
+        log_p = self._log_shares(condition) + log_p
+        return jax.nn.logsumexp(log_p) - z.size * jnp.log(level.alpha)
+
+    def _distances(self, y: Example, level: NoiseLevel) -> tuple[Array, Array]:
+        """The distance to each mean, in the eigenbasis of its covariance, and the variances there."""
+        delta = (y - self.means).reshape(self.variances.shape[0], -1)
         if self.bases is not None:
             delta = jnp.einsum("kij,ki->kj", self.bases, delta)
-        total = self.variances + jnp.square(level.rho)
-        log_p = -0.5 * jnp.sum(delta**2 / total + jnp.log(2 * jnp.pi * total), axis=-1)
-        shares = self._log_shares(condition)
-        return jax.nn.logsumexp(shares + log_p) - z.size * jnp.log(level.alpha)
+        return delta, self.variances + jnp.square(level.rho)
 
-    def _log_shares(self, condition: Float[Array, " condition"] | None) -> Float[Array, " k"]:
+    def _log_shares(self, condition: Condition) -> Float[Array, " k"]:
         """The log weights of the components given the condition, normalised."""
         if condition is None:
             return self.log_weights
@@ -89,7 +74,7 @@ class _MixtureDenoiser(AbstractDenoiser):
                 "condition must have a weight for each of the "
                 f"{self.log_weights.size} components, got the shape {condition.shape}."
             )
-        # Zeros are no condition, as everywhere.
+        # Zeros mean no condition, as everywhere.
         factors = jnp.where(jnp.any(condition > 0), condition, 1.0)
         return jax.nn.log_softmax(self.log_weights + jnp.log(factors))
 
@@ -100,9 +85,7 @@ def gaussian(
     *,
     process: AbstractProcess = VariancePreserving(),
 ) -> _MixtureDenoiser:
-    """The exact denoiser of data with the distribution N(mean, cov).
-
-    **Arguments:** `mean`, (dim,); `cov`, (dim, dim), symmetric and positive semi-definite; `process`.
+    """The exact denoiser of data with the distribution N(mean, cov): `mixture` of one component.
 
     **Raises:** `ValueError` if `cov` is not symmetric or has a negative eigenvalue.
     """
@@ -121,17 +104,15 @@ def mixture(
     **Arguments:** `weights`, (k,), positive, normalised here; `means`, (k, dim); `covs`,
     (k, dim, dim), each symmetric and positive semi-definite; `process`.
 
-    **Raises:** `ValueError` for weights that are not positive, or a matrix that is no covariance.
+    **Raises:** `ValueError` for weights that are not positive, or a matrix that is not a covariance.
     """
     covs = np.asarray(covs, dtype=np.float64)
     if not np.allclose(covs, covs.swapaxes(-1, -2)):
         raise ValueError("covs must be symmetric matrices; one of them is not.")
-    # Once, on the host, in float64: the decomposition decides the precision of everything after it.
+    # Once, on the host, in float64: everything after it depends on the decomposition's precision.
     variances, bases = np.linalg.eigh(covs)
     if variances.min() < -1e-9 * max(1.0, variances.max()):
-        raise ValueError(
-            f"covs must be positive semi-definite, got the eigenvalue {variances.min():.3g}."
-        )
+        raise ValueError(f"covs must be positive semi-definite, got the eigenvalue {variances.min():.3g}.")
     return _MixtureDenoiser(
         process=process,
         log_weights=_log_weights(weights),
@@ -150,7 +131,7 @@ def empirical(
     """The exact denoiser of a distribution on finitely many points, such as a data set.
 
     **Arguments:** `points`, (k, *shape), *encoded* values; `weights`, (k,), positive, normalised here,
-    equal if not given; `process`.
+    equal by default; `process`.
 
     **Raises:** `ValueError` for weights that are not positive.
     """

@@ -1,4 +1,4 @@
-"""Buffers: arrays of a model that are neither trained nor averaged."""
+"""Buffers: arrays of a model, neither trained nor averaged."""
 
 from typing import Generic, TypeVar
 
@@ -10,34 +10,24 @@ T = TypeVar("T")
 
 
 class Buffer(eqx.Module, Generic[T]):
-    """Marks the arrays in `value` as state that belongs to the model but is no parameter.
+    """Marks the arrays in `value` as state of the model, not parameters.
 
-    `trainable` leaves them out, so that no optimiser moves them and no exponential moving average
-    mixes them with older values. Read them through `get`, which also stops gradients.
+    `trainable` leaves them out: no optimiser moves them, and no average mixes them with older values.
     """
 
     value: T
 
     def get(self) -> T:
-        """The value, through which no gradient flows."""
-        return jax.tree.map(
-            lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, self.value
-        )
-
-
-def _is_buffer(node: object) -> bool:
-    return isinstance(node, Buffer)
+        """The value, without its gradient."""
+        arrays, rest = eqx.partition(self.value, eqx.is_array)
+        return eqx.combine(jax.lax.stop_gradient(arrays), rest)
 
 
 def trainable(tree: PyTree) -> PyTree[bool]:
-    """A filter specification: `True` for each floating-point array of `tree` that is not in a `Buffer`.
-
-    Use it with `equinox.partition(model, trainable(model))`.
-    """
+    """A specification for `equinox.partition`: `True` for each floating-point array outside a `Buffer`."""
 
     def mark(node):
-        if _is_buffer(node):
-            return jax.tree.map(lambda _: False, node)
-        return eqx.is_inexact_array(node)
+        inside = isinstance(node, Buffer)
+        return jax.tree.map(lambda _: False, node) if inside else eqx.is_inexact_array(node)
 
-    return jax.tree.map(mark, tree, is_leaf=_is_buffer)
+    return jax.tree.map(mark, tree, is_leaf=lambda node: isinstance(node, Buffer))

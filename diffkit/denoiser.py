@@ -1,7 +1,7 @@
-r"""Denoisers: a network, told what it predicts and under which process.
+r"""Denoisers: a network together with what it predicts and under which process.
 
-The interface is `denoiser(z, logsnr) -> Prediction`; what a network learnt and what is known in closed
-form (`diffkit.analytic`) are called alike.
+The interface is `denoiser(z, logsnr) -> Prediction`, the same for trained networks and for closed forms
+(`diffkit.analytic`).
 """
 
 import abc
@@ -11,10 +11,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffkit.display import describe
 from diffkit.networks import AbstractNetwork
 from diffkit.parameterizations import (
     AbstractParameterization,
-    AbstractRangeParameterization,
     DataLike,
     Epsilon,
     NoiseLike,
@@ -26,21 +26,16 @@ from diffkit.parameterizations import (
     as_array,
 )
 from diffkit.processes import AbstractProcess, NoiseLevel, log_spread, rescaled_posterior
-from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
+from diffkit.typing import Condition, Example, MaybeKey, Scalar, ScalarLike, as_float
 
 
 class Prediction(eqx.Module):
-    """What a denoiser says of one latent, in whichever form it is asked for.
+    """A denoiser's prediction for one latent, in every form, each with its target (`diffkit.Predicted`).
 
-    Each form carries what it is (`diffkit.Predicted`), so that none is taken for another.
-
-    **Arguments:**
-
-    - `x`: the expected data; an array, or a prediction of them.
-    - `eps`: the expected noise; an array, or a prediction of it.
-    - `level`: the noise level of the latent.
-    - `spread`: where the log variance of a reverse step lies between the posterior's (0) and the forward
-      step's (1), each dimension by itself, or `None` if that is not predicted.
+    **Arguments:** `x`: the expected data, an array or a prediction of them; `eps`: the expected noise,
+    likewise; `level`: the noise level of the latent; `spread`: where the log variance of a reverse step
+    lies between the posterior's (0) and the forward step's (1), for each dimension, `None` if not
+    predicted.
 
     **Raises:** `TypeError` if `x` or `eps` is a prediction of something else.
     """
@@ -50,21 +45,15 @@ class Prediction(eqx.Module):
     level: NoiseLevel
     spread: Example | None
 
-    def __init__(
-        self, x: DataLike, eps: NoiseLike, level: NoiseLevel, spread: Example | None = None
-    ):
+    def __init__(self, x: DataLike, eps: NoiseLike, level: NoiseLevel, spread: Example | None = None):
         self.x = Predicted(as_array(x, X(), "x"), X())
         self.eps = Predicted(as_array(eps, Epsilon(), "eps"), Epsilon())
         self.level = level
         self.spread = spread
 
     @classmethod
-    def of(
-        cls, predicted: Float[Predicted[P], "*shape"], z: Example, level: NoiseLevel
-    ) -> "Prediction":
-        """From a prediction of any target and the latent, by the 2x2 solve.
-
-        **Arguments:** `predicted` and `z`, of one shape; `level`, the noise level of `z`.
+    def of(cls, predicted: Float[Predicted[P], "*shape"], z: Example, level: NoiseLevel) -> "Prediction":
+        """Make one from a prediction of any target and the latent `z` at `level`, by the 2x2 solve.
 
         ```python
         level = dk.VariancePreserving().at(0.0)
@@ -72,8 +61,12 @@ class Prediction(eqx.Module):
         prediction = dk.Prediction.of(dk.Predicted(output, dk.V()), z, level)
         ```
         """
-        x, eps = predicted.parameterization.solve(predicted, z, level)
-        return cls(x, eps, level)
+        return cls(*predicted.parameterization.solve(predicted, z, level), level)
+
+    def __repr__(self) -> str:
+        spread = "" if self.spread is None else f"\n  spread  {describe(self.spread)}"
+        x, eps = (describe(getattr(value, "value", value)) for value in (self.x, self.eps))
+        return f"Prediction at {self.level}\n  x       {x}\n  eps     {eps}{spread}"
 
     @property
     def v(self) -> Predicted[V]:
@@ -87,19 +80,15 @@ class Prediction(eqx.Module):
 
     def as_target(self, parameterization: P) -> Predicted[P]:
         """The prediction in any parameterization."""
-        value = parameterization.target(self.x, self.eps, self.level)
-        return Predicted(value, parameterization)
+        return Predicted(parameterization.target(self.x, self.eps, self.level), parameterization)
 
     def reverse(
         self, logsnr_s: ScalarLike, *, spread: ScalarLike = 0.0
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """The reverse step p(y_s | y_t) of the rescaled latent, to a less noisy `logsnr_s`.
 
-        The mean is that of the posterior with the predicted data in place of x.
-
-        **Arguments:** `logsnr_s`; `spread`: taken where the prediction has none of its own.
-
-        **Returns:** mean and standard deviation; the latter is a scalar unless it was predicted.
+        **Returns:** the mean, the posterior's with the predicted data in place of x, and the standard
+        deviation, a scalar unless predicted; `spread` is used if the prediction has none of its own.
         """
         y = self.x + self.level.rho * self.eps
         mean, std = rescaled_posterior(y, self.x, self.level.logsnr, logsnr_s)
@@ -107,20 +96,15 @@ class Prediction(eqx.Module):
         return mean, std * jnp.exp(own * log_spread(self.level.logsnr, logsnr_s))
 
 
-def step_divergence(
-    squares: Example, logsnr_t: Scalar, logsnr_s: Scalar, spread: Example | None
-) -> Scalar:
-    """KL(q(y_s | y_t, x) || p(y_s | y_t)) in nats, from the squared errors of eps.
+def step_divergence(squares: Example, logsnr_t: Scalar, logsnr_s: Scalar, spread: Example | None) -> Scalar:
+    """KL(q(y_s | y_t, x) || p(y_s | y_t)) in nats, summed over dimensions, from the squared errors of eps.
 
-    q is `diffkit.processes.rescaled_posterior` and p is `Prediction.reverse`, which sampling and coding
-    take. The means differ by the errors of eps, so that the divergence is in closed form and loses no
-    digits where steps are short: with the posterior's own variance (no spread) it is half of
-    expm1(logsnr_s - logsnr_t) times the sum of the squares (VDM equation 14).
+    q is `diffkit.processes.rescaled_posterior`, p `Prediction.reverse`, which sampling and coding use.
+    Their means differ by the errors of eps, so the closed form loses no digits for short steps. Without a
+    spread it is half of expm1(logsnr_s - logsnr_t) times the sum of the squares (VDM equation 14).
 
-    **Arguments:** `squares`: the squared errors of eps; `logsnr_t` and `logsnr_s`, with
-    `logsnr_t <= logsnr_s`; `spread`: as in a `Prediction`.
-
-    **Returns:** the divergence of all dimensions together, a scalar.
+    **Arguments:** `squares`: the squared errors of eps; `logsnr_t <= logsnr_s`; `spread`: as in a
+    `Prediction`.
     """
     mean_term = jnp.expm1(logsnr_s - logsnr_t) * squares
     if spread is None:
@@ -137,32 +121,24 @@ class AbstractDenoiser(eqx.Module):
 
     @abc.abstractmethod
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         """The prediction for one latent.
 
-        **Arguments:**
-
-        - `z`: the latent alpha x + sigma eps of `process`, one example.
-        - `logsnr`: its noise level, a scalar.
-        - `condition`: what the model is conditioned on, or `None`.
-        - `key`: given while training, for dropout; `None` means inference.
+        **Arguments:** `z`: the latent alpha x + sigma eps of `process`, one example; `logsnr`: its noise
+        level, a scalar; `condition`: what the model is conditioned on, or `None`; `key`: for dropout while
+        training, `None` for inference.
         """
 
 
 class AbstractDerivedDenoiser(AbstractDenoiser):
-    """A denoiser that is made of another one and has no network of its own."""
+    """A denoiser made from another one, without a network of its own."""
 
     denoiser: eqx.AbstractVar[AbstractDenoiser]
 
 
 def underlying(denoiser: AbstractDenoiser) -> AbstractDenoiser:
-    """The denoiser that was trained, or is exact, beneath all that is derived from it."""
+    """The trained or exact denoiser from which this one is derived."""
     while isinstance(denoiser, AbstractDerivedDenoiser):
         denoiser = denoiser.denoiser
     return denoiser
@@ -171,28 +147,24 @@ def underlying(denoiser: AbstractDenoiser) -> AbstractDenoiser:
 class Denoiser(AbstractDenoiser):
     r"""A network with a parameterization, under a process.
 
-    The network sees the latent scaled to unit variance, $z / \sqrt{\alpha^2 s^2 + \sigma^2}$ with $s$
-    the standard deviation of the data. For $s = 1$ that is the variance preserving latent whatever
-    the process (and just z under that one), so that one network serves under all.
+    The network sees the latent scaled to unit variance, $z / \sqrt{\alpha^2 s^2 + \sigma^2}$ with $s$ the
+    standard deviation of the data. For $s = 1$ that is the variance preserving latent under every process,
+    so one network serves all.
 
-    **Arguments:**
+    **Arguments:** `network`: for one example, with as many `outputs` as the parameterization;
+    `parameterization`: what its output means; `process`: of the latents; `data_std`: the standard deviation
+    s of the data.
 
-    - `network`: the network, an `AbstractNetwork`, for one example. For a parameterization that also
-      predicts variances its shape has twice as many entries along the first axis: the second half of
-      its output holds them, and the second half of its input is zero.
-    - `parameterization`: what its output means.
-    - `process`: the process whose latents it is given.
-    - `data_std`: the standard deviation of the data that the scaling assumes.
-
-    **Raises:** `ValueError` if `data_std` is not positive.
+    **Raises:** `ValueError` if `data_std` is not positive, or if the `outputs` of network and
+    parameterization differ.
     """
 
     network: AbstractNetwork
     parameterization: AbstractParameterization
     process: AbstractProcess
-    data_std: float
+    data_std: float = eqx.field(static=True)
 
-    # Written out, since static checkers would put the inherited `process` first.
+    # Written out because static checkers would put the inherited `process` first.
     def __init__(
         self,
         network: AbstractNetwork,
@@ -203,30 +175,26 @@ class Denoiser(AbstractDenoiser):
     ):
         if not (math.isfinite(data_std) and data_std > 0):
             raise ValueError(f"data_std must be a positive number, got {data_std}.")
-        self.network = network
-        self.parameterization = parameterization
-        self.process = process
-        self.data_std = data_std
+        if network.outputs != parameterization.outputs:
+            raise ValueError(
+                f"network must have outputs={parameterization.outputs}, as parameterization "
+                f"{type(parameterization).__name__} asks, but {type(network).__name__} has "
+                f"outputs={network.outputs}."
+            )
+        self.network, self.parameterization = network, parameterization
+        self.process, self.data_std = process, float(data_std)
 
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         level = self.process.at(as_float(logsnr))
-        scale = self._input_scale(level)
-        if not isinstance(self.parameterization, AbstractRangeParameterization):
-            output = self.network(z * scale, level.logsnr, condition, key=key)
-            x, eps = self.parameterization.solve(output, z, level)
-            return Prediction(x, eps, level)
-        inputs = jnp.concatenate([z * scale, jnp.zeros_like(z)])
-        output, place = jnp.split(self.network(inputs, level.logsnr, condition, key=key), 2)
-        x, eps = self.parameterization.solve(output, z, level)
-        # From [-1, 1], where a network that starts at zero starts in the middle.
-        return Prediction(x, eps, level, spread=0.5 * (place + 1))
-
-    def _input_scale(self, level: NoiseLevel) -> Scalar:
-        return 1 / jnp.hypot(level.alpha * self.data_std, level.sigma)
+        scale = 1 / jnp.hypot(level.alpha * self.data_std, level.sigma)
+        output = self.network(z * scale, level.logsnr, condition, key=key)
+        wanted = (self.network.outputs * z.shape[0], *z.shape[1:])
+        if output.shape != wanted:
+            raise ValueError(
+                f"network {type(self.network).__name__} must return the shape {wanted} for a latent of "
+                f"shape {z.shape}, got {output.shape}."
+            )
+        target, spread = self.parameterization.read(output)
+        return Prediction(*self.parameterization.solve(target, z, level), level, spread)

@@ -1,20 +1,18 @@
-r"""Guidance: samples that follow their condition more closely than the model itself would.
+r"""Guidance: samples that follow their condition more closely than those of the model itself.
 
-Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, equation 6, where the weight is
-$1 + w$) puts in place of the conditional prediction
+Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, equation 6, where the weight is $1 + w$)
+replaces the conditional prediction by
 
 $$\hat\epsilon = \hat\epsilon(z) + w\,\big(\hat\epsilon(z, c) - \hat\epsilon(z)\big),$$
 
-which is the score of $p(z)\,(p(z \mid c) / p(z))^w$, up to a constant factor of the density: w = 1 is the
-conditional model, w = 0 the unconditional one, and w > 1 trades variety for agreement with the condition.
-The same combination holds for the predicted data, and for every other target, since all are linear in
-eps at fixed z.
+the score of $p(z)\,(p(z \mid c) / p(z))^w$: w = 1 is the conditional model, w = 0 the unconditional one,
+and w > 1 trades variety for agreement with the condition. The same holds for every other target, since all
+are linear in eps at fixed z.
 
-With w other than 1 no model has these scores at all noise levels at once (the noised guided density is
-not the guided noised density), so there is no likelihood, and samplers with few or many steps end in
-somewhat different distributions. Guidance at high noise hurts variety most, and at low noise costs and
-changes nothing much; an interval of `logsnr` keeps it to the middle (Kynkäänniemi, Aittala, Karras,
-Laine, Aila and Lehtinen 2024, arXiv 2404.07724).
+For w other than 1 no model has these scores at all noise levels at once. So there is no likelihood, and the
+distribution of samples depends somewhat on the number of steps. Guidance at high noise reduces variety
+most; at low noise it costs time and changes little. An interval of `logsnr` restricts it to the middle
+(Kynkäänniemi, Aittala, Karras, Laine, Aila and Lehtinen 2024, arXiv 2404.07724).
 """
 
 import math
@@ -22,37 +20,31 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from diffkit.denoiser import AbstractDenoiser, AbstractDerivedDenoiser, Prediction
 from diffkit.model import DiffusionModel
 from diffkit.processes import AbstractProcess
-from diffkit.typing import Example, PRNGKey, ScalarLike, as_float
+from diffkit.typing import Condition, Example, MaybeKey, ScalarLike, as_float
 
 
 class Guided(AbstractDerivedDenoiser):
-    r"""Classifier-free guidance of a denoiser that was trained with and without conditions.
+    """Classifier-free guidance of a denoiser trained with and without conditions.
 
-    The prediction without the condition, plus `scale` times what the condition changes (Ho and Salimans
-    2022, arXiv 2207.12598, equation 6, whose w is `scale` - 1), within an interval of noise levels
-    (Kynkäänniemi et al. 2024, arXiv 2404.07724). Choose it for samples of a class or a description, where
-    agreement counts more than variety.
+    The prediction without the condition plus `scale` times the change by the condition, within an interval
+    of noise levels. Choose it for samples of a class or a description, if agreement matters more than
+    variety. A predicted variance (`Prediction.spread`) is that of the conditional prediction.
 
-    It is called with a condition like any other denoiser, under every sampler. The conditional and the
-    unconditional prediction are one batched call of the network; outside of the interval, and for a scale
-    of 1, only the conditional one is computed. (A sampler for which `logsnr` differs between the examples
-    of a batch, as with steps that adapt to each, pays for both everywhere.)
+    Call it with a condition like any other denoiser, under every sampler. One batched call of the network
+    gives both predictions; outside the interval, and for a scale of 1, only the conditional one is
+    computed. (A sampler whose `logsnr` differs within a batch, such as one with adaptive steps, pays for
+    both everywhere.)
 
-    A variance that the denoiser predicts (`Prediction.spread`) is taken from the conditional prediction.
+    **Arguments:** `denoiser`: takes a condition, or zeros for none (`TrainConfig.condition_dropout`);
+    `scale`: 1 is exactly the conditional denoiser, 0 the unconditional one; `interval`: (min, max) of the
+    `logsnr` at which to guide, inclusive, elsewhere the scale is 1; `None` guides everywhere. Noise levels
+    sigma / alpha from a to b are `(-2 * log(b), -2 * log(a))`.
 
-    **Arguments:**
-
-    - `denoiser`: takes a condition, and zeros for none; see `TrainConfig.condition_dropout`.
-    - `scale`: 1 is exactly the conditional denoiser, 0 the unconditional one.
-    - `interval`: (min, max) of the `logsnr` at which to guide, ends included; elsewhere the scale is 1.
-      `None` guides everywhere. Noise levels sigma / alpha from a to b are `(-2 * log(b), -2 * log(a))`.
-
-    **Raises:** `ValueError` if `scale` is not finite or the interval is not in this order; when called
+    **Raises:** `ValueError` if `scale` is not finite or the interval is in the wrong order, and when called
     without a condition.
     """
 
@@ -62,20 +54,14 @@ class Guided(AbstractDerivedDenoiser):
 
     # Written out, since static checkers would put the inherited `process` first.
     def __init__(
-        self,
-        denoiser: AbstractDenoiser,
-        scale: float,
-        interval: tuple[float, float] | None = None,
+        self, denoiser: AbstractDenoiser, scale: float, interval: tuple[float, float] | None = None
     ):
         if not math.isfinite(scale):
             raise ValueError(f"scale must be a finite number, such as 2.0, got {scale}.")
         if interval is not None and not interval[0] < interval[1]:
-            raise ValueError(
-                f"interval must be (min, max) of logsnr, such as (-3.0, 4.0), got {interval}."
-            )
-        self.denoiser = denoiser
-        self.scale = scale
-        self.interval = interval
+            raise ValueError(f"interval must be (min, max) of logsnr, got {interval}.")
+        self.denoiser, self.scale = denoiser, float(scale)
+        self.interval = interval and (float(interval[0]), float(interval[1]))
 
     @property
     def process(self) -> AbstractProcess:
@@ -83,12 +69,7 @@ class Guided(AbstractDerivedDenoiser):
         return self.denoiser.process
 
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         if condition is None:
             raise ValueError(
@@ -103,7 +84,7 @@ class Guided(AbstractDerivedDenoiser):
         def guided() -> Prediction:
             pair = jnp.stack([jnp.zeros_like(condition), condition])
             both = jax.vmap(lambda condition: self.denoiser(z, logsnr, condition, key=key))(pair)
-            # Both forms, since either would lose its digits at one end if it were made of the other.
+            # Both forms: either one, derived from the other, would lose its digits at one end.
             free, given = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
             x = free.x + self.scale * (given.x - free.x)
             eps = free.eps + self.scale * (given.eps - free.eps)
@@ -120,19 +101,16 @@ class Guided(AbstractDerivedDenoiser):
 def guide(
     model: DiffusionModel, scale: float, interval: tuple[float, float] | None = None
 ) -> DiffusionModel:
-    """The model with its denoiser guided, to be sampled from with a condition.
+    """The model with a guided denoiser, to sample from with a condition; it shares the model's parameters.
 
-    **Arguments:** `model`, trained with conditions of which some were left out; `scale`, `interval`:
-    those of `diffkit.Guided`.
-
-    **Returns:** a model that shares its parameters with the given one.
+    **Arguments:** `model`: trained with conditions, some of them left out; `scale`, `interval`: as in
+    `diffkit.Guided`.
 
     **Raises:** `ValueError` as `diffkit.Guided`.
 
     ```python
-    model = dk.preset(
-        "vdm", shape=(2,), condition_size=10, network="mlp", key=jax.random.key(0)
-    )
+    vdm = dk.preset("vdm", network="mlp")
+    model = vdm.model(shape=(2,), condition_size=10, key=jax.random.key(0))
     stronger = dk.guide(model, 2.0, interval=(-3.0, 5.0))
     condition = dk.data.one_hot(3, 10)
     x = dk.sample(stronger, dk.samplers.DDIM(), 4, key=jax.random.key(1), steps=5, condition=condition)

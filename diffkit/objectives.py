@@ -7,29 +7,33 @@ $$-\log p(x) \le
   + \underbrace{\mathbb E\,[-\log p(x \mid z_0)]}_{\text{reconstruction}}
   + \underbrace{L_T(x)}_{\text{diffusion}}.$$
 
-In discrete time with T steps (VDM equation 13, appendix E)
-$L_T = \tfrac T2\, \mathbb E\,[\mathrm{expm1}(\lambda_s - \lambda_t)\,
-\lVert \epsilon - \hat\epsilon \rVert^2]$ with $t$ uniform on $\{1/T, \dots, 1\}$ and $s = t - 1/T$;
-in continuous time (equation 17) $L_\infty = \tfrac12\, \mathbb E\,[-\lambda'(t)\,
-\lVert \epsilon - \hat\epsilon \rVert^2]$. Everything here is in float32, whatever the network computes in.
+In discrete time with T steps (VDM equation 13, appendix E) $L_T = \tfrac T2\, \mathbb
+E\,[\mathrm{expm1}(\lambda_s - \lambda_t)\, \lVert \epsilon - \hat\epsilon \rVert^2]$ with $t$ uniform on
+$\{1/T, \dots, 1\}$ and $s = t - 1/T$; in continuous time (equation 17) $L_\infty = \tfrac12\, \mathbb
+E\,[-\lambda'(t)\, \lVert \epsilon - \hat\epsilon \rVert^2]$. Everything here is in float32, whatever the
+network computes in.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from diffkit.denoiser import AbstractDenoiser, Denoiser, step_divergence, underlying
 from diffkit.model import DiffusionModel
-from diffkit.parameterizations import AbstractRangeParameterization
+from diffkit.parameterizations import AbstractParameterization
 from diffkit.processes import rescaled_prior_std
 from diffkit.proposals import Proposal, propose
-from diffkit.schedules import AbstractSchedule, AbstractVarianceMinimising, minimises_variance
+from diffkit.schedules import AbstractSchedule, minimises_variance
+from diffkit.second_moment import with_second_moment
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
-from diffkit.typing import BatchScalar, DataBatch, Example, PRNGKey, Scalar, ScalarLike
+from diffkit.typing import BatchScalar, DataBatch, Example, FloatBatch, Index, PRNGKey, Scalar
 from diffkit.weightings import ELBO, AbstractWeighting
 
 ConditionBatch = Float[Array | np.ndarray, "batch condition"]
@@ -39,8 +43,8 @@ ConditionBatch = Float[Array | np.ndarray, "batch condition"]
 class VLB(eqx.Module):
     """The negative variational lower bound, in nats per example: smaller is better.
 
-    **Attributes:** `prior`, `reconstruction`, `diffusion`: one number per example; `dimensions`: the
-    number of dimensions of an example.
+    **Attributes:** `prior`, `reconstruction`, `diffusion`: one number per example; `dimensions`: those of
+    an example.
     """
 
     prior: BatchScalar
@@ -62,8 +66,7 @@ class VLB(eqx.Module):
 def prior_term(model: DiffusionModel, x: Example) -> Scalar:
     """KL(q(z_1 | x) || p(z_1)) for one encoded example, in nats.
 
-    It depends on `logsnr` alone: in the rescaled latent it is the divergence of N(x, rho^2) from
-    N(0, 1 + rho^2), whatever the process.
+    In the rescaled latent it is the divergence of N(x, rho^2) from N(0, 1 + rho^2) under every process.
     """
     _, logsnr = model.schedule.endpoints
     signal = jnp.square(x / rescaled_prior_std(logsnr))
@@ -72,17 +75,15 @@ def prior_term(model: DiffusionModel, x: Example) -> Scalar:
 
 
 def reconstruction_term(
-    model: DiffusionModel, stored: Float[Array, "*shape"] | Array, eps: Example
+    model: DiffusionModel, stored: Float[Array, "*shape"] | Array, x: Example, eps: Example
 ) -> Scalar:
-    """-log p(x | z_0) for one example as stored, with z_0 made from the noise `eps`, in nats."""
+    """-log p(x | z_0) in nats, for one example as stored and encoded, and the noise `eps` of z_0."""
     level = model.level(0.0)
-    z_0 = model.process.perturb(model.decoder.encode(stored), eps, level)
-    return -model.decoder.log_prob(stored, z_0, level)
+    return -model.decoder.log_prob(stored, model.process.perturb(x, eps, level), level)
 
 
-# The noises of the lattice below are 1 apart and reach to 7 on either side. At VDM's endpoint, where the
-# decoder errs once in 370 draws, its standard deviation is 3 % of the mean; that of a single draw is 17
-# times the mean.
+# Noises 1 apart, up to 7 on either side. At VDM's endpoint, where the decoder errs once in 370 draws, the
+# standard deviation is 3 % of the mean, against 17 times the mean for a single draw.
 _LATTICE_REACH = 7
 
 
@@ -91,13 +92,10 @@ def expected_reconstruction(
 ) -> Scalar:
     r"""E[-log p(x | z_0)] over the noise, for one example as stored, in nats.
 
-    A decoder is independent over dimensions, so that one number can be the noise of all of them: the
-    expectation is then an integral over one standard normal variable. It is taken by the lattice rule
-    $\sum_j \varphi(j + u)\, f(j + u)$ with a random shift u, which is unbiased. An error of the decoder is
-    rare and costs much: a few plain draws of the noise mostly contain none, and understate both the term
-    and its standard error. The lattice always has points where the errors are.
-
-    **Arguments:** `model`; `stored`; `shift`: u, uniform in [0, 1).
+    A decoder is independent over dimensions, so all can share one noise: an integral over one standard
+    normal variable. The lattice rule $\sum_j \varphi(j + u)\, f(j + u)$, with `shift` u uniform in [0, 1),
+    estimates it without bias. Errors of the decoder are rare and costly: plain draws usually miss them and
+    understate the term and its standard error; the lattice always has points there.
     """
     level = model.level(0.0)
     x = model.decoder.encode(stored)
@@ -112,113 +110,194 @@ def expected_reconstruction(
     return total
 
 
-def diffusion_term(
-    model: DiffusionModel,
-    x: Example,
-    t: ScalarLike,
-    eps: Example,
-    *,
-    steps: int | None = None,
-    weighting: AbstractWeighting = ELBO(),
-    condition: Float[Array, " condition"] | None = None,
-    key: PRNGKey | None = None,
-    hybrid: bool = False,
-) -> Scalar:
-    """The integrand of the weighted diffusion loss for one encoded example, in nats.
+class _Visit(eqx.Module):
+    """The schedule at a time: logsnr, its derivative, and the logsnr one step earlier in discrete time.
 
-    **Arguments:**
-
-    - `x`: the encoded example.
-    - `t`: the time; with `steps` it is rounded up to the next multiple of 1 / steps above it.
-    - `eps`: the noise.
-    - `steps`: T for discrete time, `None` for continuous time.
-    - `weighting`: w(logsnr). With `steps`, `ELBO` is the bound of the discrete-time model; any other is its
-      own continuous-time loss at the T discrete times, so that `simple` stays the plain squared error.
-    - `condition`, `key`: handed to the denoiser.
-    - `hybrid`: where a model predicts variances, leave them out of the loss and add the bound from which
-      they are learnt.
-    """
-    part = range_parameterization(model) if hybrid else None
-    levels = _visit(model.schedule, t, steps, part)
-    return _integrand(model.denoiser, x, eps, levels, steps, weighting, condition, key, part)
-
-
-class _Levels(eqx.Module):
-    """All that the loss of one example asks of the schedule.
-
-    **Attributes:** `logsnr` and its derivative `slope` at the time; `before`: the logsnr one step earlier,
-    in discrete time; `learnt`: the same for the steps whose variances are learnt.
+    `learnt` is the last for the steps of an extra loss.
     """
 
-    logsnr: Scalar
-    slope: Scalar
-    before: Scalar | None
-    learnt: Scalar | None
+    logsnr: Float[Array, "..."]
+    slope: Float[Array, "..."]
+    before: Float[Array, "..."] | None
+    learnt: Float[Array, "..."] | None
 
 
-def _visit(
-    schedule: AbstractSchedule,
-    t: ScalarLike,
-    steps: int | None,
-    part: AbstractRangeParameterization | None,
-) -> _Levels:
-    t, before = jnp.asarray(t), None
-    if steps is not None:
-        # k / T and (k - 1) / T from whole numbers. A difference of times would lose digits, and each noise
-        # level would be another number as the end of a step than as the start of the next.
-        k = jnp.floor(t * steps) + 1
-        t, before = k / steps, schedule((k - 1) / steps)
-    logsnr, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
-    learnt = None
-    if part is not None:
-        # The step of length 1 / T that starts here, cut short at the data end.
-        same = steps == part.steps
-        learnt = before if same else schedule(jnp.maximum(t - 1 / part.steps, 0.0))
-    return _Levels(logsnr, slope, before, learnt)
+class Drawn(eqx.Module):
+    """The loss of each example, importance included; its time, and the inverse of the times' density."""
+
+    loss: BatchScalar
+    t: BatchScalar
+    importance: BatchScalar
 
 
-def _integrand(
-    denoiser: AbstractDenoiser,
-    x: Example,
-    eps: Example,
-    levels: _Levels,
-    steps: int | None,
-    weighting: AbstractWeighting,
-    condition: Float[Array, " condition"] | None,
-    key: PRNGKey | None,
-    part: AbstractRangeParameterization | None,
-) -> Scalar:
-    logsnr = levels.logsnr
-    z = denoiser.process.perturb(x, eps, denoiser.process.at(logsnr))
-    prediction = denoiser(z, logsnr, condition, key=key)
-    squares = jnp.square(eps - prediction.eps)
-    if steps is None or not isinstance(weighting, ELBO):
-        loss = -0.5 * weighting(logsnr) * levels.slope * jnp.sum(squares)
-    else:
-        assert levels.before is not None
-        spread = None if part is not None else prediction.spread
-        loss = steps * step_divergence(squares, logsnr, levels.before, spread)
-    if part is not None:
-        assert levels.learnt is not None
-        divergence = part.steps * step_divergence(
-            jax.lax.stop_gradient(squares), logsnr, levels.learnt, prediction.spread
-        )
-        loss = loss + part.vlb_weight / math.log(2) * divergence
-    return loss
+Share = tuple[Index, int]
+"""Part `index` of `of` equal parts of a batch."""
 
 
-def range_parameterization(model: DiffusionModel) -> AbstractRangeParameterization | None:
-    """The parameterization of a model that predicts variances, else `None`."""
+class DiffusionLoss(eqx.Module):
+    """A weighted denoising loss, and how to draw its noise levels.
+
+    With the weighting `ELBO` it is the diffusion term of the bound. Interior parameters of a schedule that
+    minimises the variance (`diffkit.AbstractVarianceMinimising`) receive the gradient of the second moment
+    instead (VDM appendix I.2), without another pass through the network. The loss of such a model supports
+    reverse mode only, with respect to the model's parameters.
+
+    **Arguments:** `weighting`: w(logsnr) relative to the VLB; `time_sampler`: how to draw times, without
+    effect on the expectation; `steps`: T for the discrete-time loss, `None` for continuous time (weightings
+    other than `ELBO` keep their own loss, at the T discrete times: `simple` stays the plain squared error);
+    `extra`: add the loss that trains a parameterization's further outputs (`extra_loss`), and leave those
+    out of the rest.
+
+    **Raises:** `ValueError` if `steps` is below 1.
+
+    ```python
+    model = dk.preset("vdm", network="mlp").model(shape=(2,), key=jax.random.key(0))
+    loss = dk.DiffusionLoss(weighting=dk.Sigmoid(), time_sampler=dk.Uniform())
+    nats = loss(model, jnp.array([[0, 255], [3, 4]]), key=jax.random.key(1))
+    ```
+    """
+
+    weighting: AbstractWeighting = ELBO()
+    time_sampler: AbstractTimeSampler = LowDiscrepancy()
+    steps: int | None = eqx.field(default=None, static=True)
+    extra: bool = eqx.field(default=True, static=True)
+
+    def __check_init__(self):
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, or None (continuous), got {self.steps}.")
+
+    def __call__(
+        self,
+        model: DiffusionModel,
+        x: DataBatch,
+        *,
+        key: PRNGKey,
+        condition: ConditionBatch | None = None,
+        inference: bool = False,
+    ) -> BatchScalar:
+        """An unbiased estimate of the loss of each example, (batch,), in nats.
+
+        **Arguments:** `model`; `x`: a batch of data as stored, (batch, *shape); `key`: from
+        `jax.random.key`, for times, noises and dropout; `condition`: one per example
+        (`diffkit.data.conditions`), or `None`; `inference`: switches dropout off.
+
+        **Raises:** `ValueError` if the examples' shape is not the model's; a type error for data of the
+        wrong dtype.
+        """
+        x = model.encode(x)
+        return self.draw(model, x, key=key, condition=condition, inference=inference).loss
+
+    def draw(
+        self,
+        model: DiffusionModel,
+        x: FloatBatch,
+        *,
+        key: PRNGKey,
+        condition: ConditionBatch | None = None,
+        inference: bool = False,
+        share: Share | None = None,
+    ) -> Drawn:
+        """The same for encoded data, together with the times drawn, for a loss that adapts.
+
+        With a `share`, `x` is that part of a larger batch, with the draws of the batch.
+        """
+        t_key, eps, keys = _noise(x, key, inference, share)
+        t, importance = _rows(lambda n: self.time_sampler(t_key, n), x.shape[0], share)
+        loss = self.at(model, x, t, eps, importance=importance, condition=condition, keys=keys)
+        return Drawn(loss, t, importance)
+
+    def at(
+        self,
+        model: DiffusionModel,
+        x: FloatBatch,
+        t: BatchScalar,
+        eps: FloatBatch,
+        *,
+        importance: BatchScalar | None = None,
+        condition: ConditionBatch | None = None,
+        keys: Key[Array, " batch"] | None = None,
+    ) -> BatchScalar:
+        """The losses of encoded data at given times and noises, one number per example, in nats.
+
+        **Arguments:** `model`; `x`: (batch, *shape); `t`: (batch,), with `steps` rounded up to the next
+        multiple of 1 / steps; `eps`: (batch, *shape); `importance`: a factor for each, by default 1;
+        `condition`: one per example, or `None`; `keys`: for dropout, `None` for none.
+        """
+        part = extra_parameterization(model) if self.extra else None
+
+        def visit(schedule: AbstractSchedule) -> _Visit:
+            return jax.vmap(lambda t: self._visit(schedule, t, part))(t)
+
+        losses = eqx.Partial(self._losses, part, x, eps, condition, keys, importance)
+        if minimises_variance(model.schedule):
+            return with_second_moment(losses, model.denoiser, model.schedule, visit)
+        return losses(model.denoiser, visit(model.schedule))
+
+    def _visit(
+        self, schedule: AbstractSchedule, t: Scalar, part: AbstractParameterization | None
+    ) -> _Visit:
+        before = learnt = None
+        if self.steps is not None:
+            # k / T and (k - 1) / T from whole numbers: a difference of times would lose digits.
+            k = jnp.floor(t * self.steps) + 1
+            t, before = k / self.steps, schedule((k - 1) / self.steps)
+        logsnr, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
+        if part is not None and part.extra_steps is not None:
+            same = self.steps == part.extra_steps
+            learnt = before if same else schedule(jnp.maximum(t - 1 / part.extra_steps, 0.0))
+        return _Visit(logsnr, slope, before, learnt)
+
+    def _losses(
+        self, part, x, eps, condition, keys, importance, denoiser: AbstractDenoiser, visits: _Visit
+    ) -> BatchScalar:
+        def one(x, eps, visit, condition, key):
+            logsnr = visit.logsnr
+            z = denoiser.process.perturb(x, eps, denoiser.process.at(logsnr))
+            prediction = denoiser(z, logsnr, condition, key=key)
+            squares = jnp.square(eps - prediction.eps)
+            if self.steps is None or not isinstance(self.weighting, ELBO):
+                loss = -0.5 * self.weighting(logsnr) * visit.slope * jnp.sum(squares)
+            else:
+                spread = prediction.spread if part is None else None
+                loss = self.steps * step_divergence(squares, logsnr, visit.before, spread)
+            if part is None:
+                return loss
+            assert prediction.spread is not None
+            squares = jax.lax.stop_gradient(squares)
+            return loss + part.extra_loss(squares, prediction.spread, logsnr, visit.learnt)
+
+        losses = jax.vmap(one)(x, eps, visits, condition, keys)
+        return losses if importance is None else importance * losses
+
+
+def _rows(draw: Callable[[int], PyTree], batch: int, share: Share | None) -> PyTree:
+    """`draw(batch)`, or the rows of a larger batch's draws that belong to one part."""
+    if share is None:
+        return draw(batch)
+    index, of = share
+    return jax.tree.map(
+        lambda rows: jax.lax.dynamic_slice_in_dim(rows, index * batch, batch), draw(of * batch)
+    )
+
+
+def _normal(x: FloatBatch, key: PRNGKey, share: Share | None) -> FloatBatch:
+    return _rows(lambda n: jax.random.normal(key, (n, *x.shape[1:]), x.dtype), x.shape[0], share)
+
+
+def _noise(
+    x: FloatBatch, key: PRNGKey, inference: bool, share: Share | None = None
+) -> tuple[PRNGKey, FloatBatch, Key[Array, " batch"] | None]:
+    """A key for the times of a batch, its noises, and keys for dropout."""
+    t_key, eps_key, key = jax.random.split(key, 3)
+    keys = None if inference else _rows(lambda n: jax.random.split(key, n), x.shape[0], share)
+    return t_key, _normal(x, eps_key, share), keys
+
+
+def extra_parameterization(model: DiffusionModel) -> AbstractParameterization | None:
+    """The parameterization of a model if it adds an `extra_loss`, else `None`."""
     denoiser = underlying(model.denoiser)
-    if isinstance(denoiser, Denoiser):
-        part = denoiser.parameterization
-        return part if isinstance(part, AbstractRangeParameterization) else None
-    return None
-
-
-def _check_steps(steps: int | None) -> None:
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1, or None for continuous time, got {steps}.")
+    part = denoiser.parameterization if isinstance(denoiser, Denoiser) else None
+    return None if part is None or part.extra_steps is None else part
 
 
 def denoising_loss(
@@ -232,152 +311,20 @@ def denoising_loss(
     condition: ConditionBatch | None = None,
     inference: bool = False,
 ) -> BatchScalar:
-    """The weighted denoising loss of a batch, an unbiased estimate in nats per example.
+    """The weighted denoising loss of a batch, (batch,), in nats: `diffkit.DiffusionLoss` in one call.
 
-    With the weighting `ELBO` it is the diffusion term of the VLB. For a model that predicts the
-    variances of its reverse steps too (`AbstractRangeParameterization`) the bound from which it learns
-    them is added. The interior of a schedule that minimises the variance
-    (`diffkit.AbstractVarianceMinimising`) has another gradient than its value: where a mean of the numbers
-    returned is differentiated, that of the mean of their squares (VDM appendix I.2), at the cost of no
-    further pass through the network. Such a model has derivatives by its parameters alone, in reverse mode.
+    **Arguments:** `weighting`, `time_sampler`, `steps`: as for `diffkit.DiffusionLoss`; the rest as for its
+    call.
 
-    **Arguments:**
-
-    - `model`: the model.
-    - `x`: a batch of data as stored, (batch, *shape).
-    - `key`: from `jax.random.key`; times, noises and dropout are drawn from it.
-    - `weighting`: w(logsnr) relative to the VLB.
-    - `time_sampler`: how times are drawn; it does not change the expectation.
-    - `steps`: T for the discrete-time loss, `None` for continuous time. Weightings other than `ELBO` keep
-      their own loss, at the T discrete times.
-    - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
-    - `inference`: switches dropout off.
-
-    **Returns:** one number per example, (batch,).
-
-    **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type
-    error for data of the wrong dtype.
+    **Raises:** as `diffkit.DiffusionLoss` and its call.
     """
-    return _diffusion(
-        model, x, key, weighting, time_sampler, steps, condition, inference, hybrid=True
-    )[0]
-
-
-def diffusion_with_times(
-    model: DiffusionModel,
-    x: DataBatch,
-    key: PRNGKey,
-    *,
-    weighting: AbstractWeighting,
-    time_sampler: AbstractTimeSampler,
-    steps: int | None,
-    condition: ConditionBatch | None,
-    inference: bool = False,
-) -> tuple[BatchScalar, BatchScalar, BatchScalar]:
-    """`denoising_loss`, the times that were drawn and their importances, for a loss that adapts."""
-    return _diffusion(
-        model, x, key, weighting, time_sampler, steps, condition, inference=inference, hybrid=True
-    )
-
-
-def _diffusion(
-    model: DiffusionModel,
-    x: DataBatch,
-    key: PRNGKey,
-    weighting: AbstractWeighting,
-    time_sampler: AbstractTimeSampler,
-    steps: int | None,
-    condition: ConditionBatch | None,
-    inference: bool,
-    hybrid: bool,
-) -> tuple[BatchScalar, BatchScalar, BatchScalar]:
-    _check_steps(steps)
-    encoded = model.encode(x)
-    batch = encoded.shape[0]
-    t_key, eps_key, dropout_key = jax.random.split(key, 3)
-    t, importance = time_sampler(t_key, batch)
-    eps = jax.random.normal(eps_key, encoded.shape, encoded.dtype)
-    keys = None if inference else jax.random.split(dropout_key, batch)
-
-    part = range_parameterization(model) if hybrid else None
-
-    def visit(schedule: AbstractSchedule) -> _Levels:
-        return jax.vmap(lambda t: _visit(schedule, t, steps, part))(t)
-
-    losses = _Losses(encoded, eps, condition, keys, importance, weighting, part, steps)
-    schedule = model.schedule
-    if minimises_variance(schedule):
-        outer, inner = (visit(each) for each in _parts(schedule))
-        values = _with_second_moment((model.denoiser, outer, inner), losses)
-    else:
-        values = losses(model.denoiser, visit(schedule))
-    return values, t, importance
-
-
-class _Losses(eqx.Module):
-    """The losses of a batch whose times and noises are drawn."""
-
-    x: Float[Array, "batch *shape"]
-    eps: Float[Array, "batch *shape"]
-    condition: ConditionBatch | None
-    keys: Key[Array, " batch"] | None
-    importance: BatchScalar
-    weighting: AbstractWeighting
-    part: AbstractRangeParameterization | None
-    steps: int | None = eqx.field(static=True)
-
-    def __call__(self, denoiser: AbstractDenoiser, levels: _Levels) -> BatchScalar:
-        def one(x, eps, levels, condition, key):
-            return _integrand(
-                denoiser, x, eps, levels, self.steps, self.weighting, condition, key, self.part
-            )
-
-        return self.importance * jax.vmap(one)(self.x, self.eps, levels, self.condition, self.keys)
-
-
-def _parts(
-    schedule: AbstractVarianceMinimising,
-) -> tuple[AbstractVarianceMinimising, AbstractVarianceMinimising]:
-    """The schedule with a gradient by all but its interior, and with one by its interior alone."""
-    inner, outer = eqx.partition(schedule, schedule.interior_parameters())
-
-    def fixed(tree: AbstractVarianceMinimising) -> AbstractVarianceMinimising:
-        return jax.tree.map(lambda v: jax.lax.stop_gradient(v) if eqx.is_array(v) else v, tree)
-
-    return eqx.combine(outer, fixed(inner)), eqx.combine(fixed(outer), inner)
-
-
-@eqx.filter_custom_vjp
-def _with_second_moment(arguments, losses):
-    """The losses of a batch: by `outer` with their gradient, by `inner` with that of their squares.
-
-    `outer` and `inner` are one and the same values of the schedule. One pass through the network gives
-    both: the square of a loss has 2 loss times its gradient (VDM appendix I.2).
-    """
-    denoiser, outer, _ = arguments
-    return losses(denoiser, outer)
-
-
-@_with_second_moment.def_fwd
-def _forward(perturbed, arguments, losses):
-    denoiser, outer, _ = arguments
-    moved, fixed = eqx.partition(denoiser, perturbed[0])
-    values, pullback = jax.vjp(
-        lambda moved, levels: losses(eqx.combine(moved, fixed), levels), moved, outer
-    )
-    return values, (values, pullback)
-
-
-@_with_second_moment.def_bwd
-def _backward(residuals, grad, perturbed, arguments, losses):
-    values, pullback = residuals
-    by_denoiser, by_levels = pullback(grad)
-    return by_denoiser, by_levels, jax.tree.map(lambda leaf: 2 * values * leaf, by_levels)
+    loss = DiffusionLoss(weighting, time_sampler, steps)
+    return loss(model, x, key=key, condition=condition, inference=inference)
 
 
 def proposed_diffusion(
     model: DiffusionModel,
-    x: DataBatch,
+    x: FloatBatch,
     key: PRNGKey,
     proposal: Proposal,
     *,
@@ -385,48 +332,42 @@ def proposed_diffusion(
     condition: ConditionBatch | None,
     inference: bool = True,
 ) -> tuple[BatchScalar, BatchScalar, BatchScalar, BatchScalar]:
-    r"""The diffusion term of the bound of a batch, at noise levels that a proposal draws.
+    r"""The diffusion term of the bound of a batch, at noise levels drawn by a proposal.
 
-    The draws of a batch cover the proposal evenly, as those of `diffkit.LowDiscrepancy` cover time.
+    The draws cover the proposal evenly, as `diffkit.LowDiscrepancy` covers time.
 
-    **Arguments:** `model`, `x`, `key`, `condition`, `inference`: as for `vlb`; `proposal`, made by
-    `diffkit.proposals.propose` for these `steps`.
+    **Arguments:** `x`: encoded data, (batch, *shape); `proposal`: made by `diffkit.proposals.propose` for
+    these `steps`; the rest as for `vlb`.
 
-    **Returns:** the term of each example, an unbiased estimate in nats; the `logsnr` it was drawn at; the
-    inverse of its density (`Proposal.draw`); and the squared error of eps there. Where variances are
-    predicted the last is the error that would cost as much.
+    **Returns:** the term of each example, an unbiased estimate in nats; its `logsnr`; the inverse of the
+    density (`Proposal.draw`); and the squared error of eps, or the error of equal cost for a model that
+    predicts variances.
     """
-    encoded = model.encode(x)
-    batch = encoded.shape[0]
-    level_key, eps_key, dropout_key = jax.random.split(key, 3)
-    logsnr, before, importance = proposal.draw(LowDiscrepancy()(level_key, batch)[0])
-    eps = jax.random.normal(eps_key, encoded.shape, encoded.dtype)
-    keys = None if inference else jax.random.split(dropout_key, batch)
-    # Of the squared error in the term. `_integrand` takes all T steps for the mean of one.
+    level_key, eps, keys = _noise(x, key, inference)
+    logsnr, before, importance = proposal.draw(LowDiscrepancy()(level_key, x.shape[0])[0])
+    # The factor of the squared error in the term. The loss multiplies the mean of one step by T.
     factor = 0.5 if steps is None else 0.5 * jnp.expm1(before - logsnr)
     scale = importance if steps is None else importance / steps
-
-    def visit(logsnr: Scalar, before: Scalar) -> _Levels:
-        # By logsnr itself, that is with a slope of -1.
-        return _Levels(logsnr, -jnp.ones_like(logsnr), before, None)
-
-    levels = jax.vmap(visit)(logsnr, before)
-    losses = _Losses(encoded, eps, condition, keys, scale, ELBO(), None, steps)
-    values = losses(model.denoiser, levels)
+    # With respect to logsnr itself: the slope is -1.
+    visits = _Visit(logsnr, -jnp.ones_like(logsnr), before, None)
+    loss = DiffusionLoss(steps=steps, extra=False)
+    values = loss._losses(None, x, eps, condition, keys, scale, model.denoiser, visits)
     return values, logsnr, importance, values / (importance * factor)
 
 
 def end_terms(
-    model: DiffusionModel, x: DataBatch, *, key: PRNGKey
+    model: DiffusionModel,
+    stored: DataBatch,
+    x: FloatBatch,
+    *,
+    key: PRNGKey,
+    share: Share | None = None,
 ) -> tuple[BatchScalar, BatchScalar]:
-    """Prior and reconstruction term of a batch of data as stored, in nats per example."""
-    encoded = model.encode(x)
-    eps = jax.random.normal(key, encoded.shape, encoded.dtype)
-    prior = jax.vmap(lambda x: prior_term(model, x))(encoded)
-    reconstruction = jax.vmap(lambda x, eps: reconstruction_term(model, x, eps))(
-        jnp.asarray(x), eps
-    )
-    return prior, reconstruction
+    """Prior and reconstruction term of a batch of data as stored and encoded, in nats per example."""
+    eps = _normal(x, key, share)
+    prior = jax.vmap(functools.partial(prior_term, model))(x)
+    each = jax.vmap(functools.partial(reconstruction_term, model))
+    return prior, each(jnp.asarray(stored), x, eps)
 
 
 def vlb(
@@ -441,46 +382,31 @@ def vlb(
 ) -> VLB:
     """The variational lower bound of a batch: an unbiased estimate from one draw per example.
 
-    By default noise levels are drawn as the bound asks (`diffkit.proposals`). In continuous time they are
-    uniform in `logsnr`, so that schedules with the same endpoints have the same estimates; only a schedule
-    that minimises the variance is followed. Times that are uniform in t leave most reports too good under
-    schedules that hardly visit the ends of their range.
+    By default noise levels follow the integrand of the bound (`diffkit.proposals`). In continuous time they
+    are uniform in `logsnr`, so schedules with the same endpoints give the same estimates, unless the
+    schedule minimises the variance: then they follow it. Times that are uniform in t make most estimates
+    too good under schedules that hardly visit the ends of their range.
 
-    **Arguments:**
+    **Arguments:** `model`; `x`: a batch of data as stored, (batch, *shape); `key`: from `jax.random.key`;
+    `steps`: the number T of steps of the discrete-time model, `None` for continuous time; `time_sampler`:
+    draws times instead of the default, without effect on the expectation (by default the interior of a
+    schedule receives no gradient in continuous time, and never that of the variance: pass a time sampler to
+    train it); `condition`: one condition per example (`diffkit.data.conditions`), or `None`; `inference`:
+    `False` keeps dropout on, for training.
 
-    - `model`: the model.
-    - `x`: a batch of data as stored, (batch, *shape).
-    - `key`: from `jax.random.key`.
-    - `steps`: the number T of steps of the discrete-time model; `None` is continuous time.
-    - `time_sampler`: draws times in place of the default; it does not change the expectation. By default
-      the interior of a schedule has no gradient in continuous time, and never that of the variance: give a
-      time sampler to train it.
-    - `condition`: one condition per example (`diffkit.data.conditions`), or `None`.
-    - `inference`: `False` keeps dropout on, for training.
+    **Returns:** a `VLB`. Compile a function that calls this more than once (`eqx.filter_jit`).
 
-    **Returns:** a `VLB`: prior, reconstruction and diffusion term in nats per example; `.total`;
-    `.bits_per_dim`.
-
-    **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type
-    error for data of the wrong dtype.
-
-    Jit-compile the function that calls it (`eqx.filter_jit`) when it is called more than once.
+    **Raises:** `ValueError` if the examples' shape is not the model's or `steps` is below 1; a type error
+    for data of the wrong dtype.
     """
-    _check_steps(steps)
-    end_key, diffusion_key = jax.random.split(key)
-    prior, reconstruction = end_terms(model, x, key=end_key)
+    loss = DiffusionLoss(time_sampler=time_sampler or LowDiscrepancy(), steps=steps, extra=False)
+    end_key, key = jax.random.split(key)
+    encoded = model.encode(x)
+    prior, reconstruction = end_terms(model, x, encoded, key=end_key)
+    given: dict[str, Any] = {"condition": condition, "inference": inference}
     if time_sampler is None:
-        diffusion, *_ = proposed_diffusion(
-            model,
-            x,
-            diffusion_key,
-            propose(model.schedule, steps),
-            steps=steps,
-            condition=condition,
-            inference=inference,
-        )
+        proposal = propose(model.schedule, steps)
+        diffusion, *_ = proposed_diffusion(model, encoded, key, proposal, steps=steps, **given)
     else:
-        diffusion, _, _ = _diffusion(
-            model, x, diffusion_key, ELBO(), time_sampler, steps, condition, inference, hybrid=False
-        )
+        diffusion = loss.draw(model, encoded, key=key, **given).loss
     return VLB(prior, reconstruction, diffusion, math.prod(model.shape))

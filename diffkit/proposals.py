@@ -1,4 +1,4 @@
-r"""Proposals: at which noise levels the diffusion term of the bound is estimated.
+r"""Proposals: where to draw noise levels for the diffusion term of the bound.
 
 In continuous time the term is an integral over $\lambda$ between the endpoints of the schedule; in
 discrete time it is a sum over T steps (VDM equations 13 and 18):
@@ -8,9 +8,9 @@ $$\tfrac12 \int_{\lambda_{\min}}^{\lambda_{\max}}
   \tfrac12 \sum_k \mathrm{expm1}(\lambda_{k-1} - \lambda_k)\,
     \mathbb E\, \lVert \epsilon - \hat\epsilon \rVert^2.$$
 
-Time appears in neither. Times that are uniform in t estimate both without bias, but schedules such as
-`log_normal` hardly ever visit the ends of the range: most reports are then too good, and a few are far
-too bad. A proposal draws noise levels as the integrand asks, and divides by their density.
+Neither contains time. Uniform times estimate both without bias, but under schedules such as `log_normal`,
+which hardly visit the ends of the range, most estimates are too good and a few far too bad. A proposal
+draws noise levels in proportion to the integrand and divides by their density.
 """
 
 import equinox as eqx
@@ -26,15 +26,15 @@ CELLS = 32
 """Cells of a proposal in continuous time."""
 
 _DEFENSIVE, _DEFENSIVE_PILOT = 0.25, 0.5
-"""The share of draws that are uniform in `logsnr`, whatever else is known (a defensive mixture; Hesterberg
-1995, Technometrics 37). No importance exceeds that of uniform draws by more than one over the share. A
-pilot is small and misses rare large errors: half of the draws do not follow it."""
+"""The share of draws that are always uniform in `logsnr` (a defensive mixture; Hesterberg 1995,
+Technometrics 37). No importance exceeds that of uniform draws by more than one over the share. A pilot is
+small and misses rare large errors: half of the draws do not follow it."""
 
 
 class Proposal(eqx.Module):
-    r"""A distribution over cells of `logsnr`, of which each holds a part of the diffusion term.
+    """A distribution over cells of `logsnr`, each with a part of the diffusion term.
 
-    In continuous time a draw is uniform within its cell. In discrete time each cell is a step: a draw
+    In continuous time a draw is uniform within its cell; in discrete time each cell is a step, and a draw
     visits its noisy end.
 
     **Attributes:** `logsnr`: the edges of the cells, increasing; `ends`: the probability below each edge,
@@ -46,12 +46,10 @@ class Proposal(eqx.Module):
     discrete: bool = eqx.field(static=True)
 
     def draw(self, u: BatchScalar) -> tuple[BatchScalar, BatchScalar, BatchScalar]:
-        """Noise levels for uniform numbers.
-
-        **Arguments:** `u`: numbers in [0, 1), (batch,).
+        """Noise levels for uniform numbers in [0, 1), (batch,).
 
         **Returns:** the `logsnr` to visit; the less noisy edge of each cell; and the inverse of the
-        density, which is one of `logsnr` in continuous time and of steps in discrete time.
+        density, over `logsnr` in continuous time and over steps in discrete time.
         """
         index = jnp.searchsorted(self.ends, u, side="right") - 1
         index = jnp.clip(index, 0, self.logsnr.shape[0] - 2)
@@ -68,22 +66,19 @@ def propose(
     steps: int | None,
     errors: tuple[Float[Array, " known"], Float[Array, " known"]] | None = None,
 ) -> Proposal:
-    r"""The proposal for a bound, from what is known of the errors of eps.
+    r"""The proposal for a bound, from the errors of eps if they are known.
 
-    The draws of least variance have a density in proportion to the root mean square of the integrand. With
-    nothing known the error is taken as the same at every `logsnr`: in continuous time the draws are then
-    uniform in `logsnr`. The interior of a schedule that minimises the variance
-    (`diffkit.AbstractVarianceMinimising`) has learnt that density, and is followed.
+    The variance is least if the density is proportional to the root mean square of the integrand. Unknown
+    errors are assumed equal at every `logsnr`: in continuous time the draws are then uniform in `logsnr`,
+    unless the schedule minimises the variance (`diffkit.AbstractVarianceMinimising`): then they follow it.
+    The density has no gradient, so a mean over draws has the gradient of the term.
 
-    **Arguments:** `schedule`; `steps`: T, or `None` for continuous time; beyond about 10^6 steps, float32
-    cannot tell all of their probabilities from zero; `errors`: values of `logsnr`,
-    increasing, and the root mean square of $\lVert \epsilon - \hat\epsilon \rVert^2$ there.
-
-    **Returns:** a `Proposal`. It has no gradient by the density of the draws, so that a mean over draws
-    has the gradient of the term.
+    **Arguments:** `schedule`; `steps`: T, or `None` for continuous time; beyond about 10^6, float32 rounds
+    some probabilities to zero; `errors`: values of `logsnr`, increasing, and the root mean square of
+    $\lVert \epsilon - \hat\epsilon \rVert^2$ there.
     """
     cells = CELLS if steps is None else steps
-    # k / T and no difference of times, each edge the same number for both of its steps.
+    # k / T rather than differences of times: each edge is the same number for both of its steps.
     times = jnp.arange(cells, -1, -1) / cells
     own = minimises_variance(schedule)
     if steps is None and not own:
@@ -99,7 +94,7 @@ def propose(
         parts = parts * jnp.interp(at, *errors)
     elif own:
         parts = jnp.where(widths > 0, parts / widths, 0.0)
-    tiny = jnp.finfo(widths.dtype).tiny  # nothing is divided by zero, where no error is left
+    tiny = jnp.finfo(widths.dtype).tiny  # no division by zero without errors
     uniform = _DEFENSIVE if errors is None else _DEFENSIVE_PILOT
     shares = (1 - uniform) * parts / jnp.maximum(jnp.sum(parts), tiny)
     shares = shares + uniform * widths / jnp.maximum(jnp.sum(widths), tiny)
@@ -109,19 +104,19 @@ def propose(
 
 @eqx.filter_jit
 def _values(schedule: AbstractSchedule, times: Float[Array, " edges"]) -> Float[Array, " edges"]:
-    # Compiled, since a learned schedule may make large arrays of many times.
+    # Compiled because a learned schedule may make large arrays of many times.
     return jax.vmap(schedule)(times)
 
 
 def measured(
     logsnr: Float[np.ndarray, " draws"], squares: Float[np.ndarray, " draws"]
 ) -> tuple[Float[Array, " known"], Float[Array, " known"]]:
-    """The errors of a pilot, as `propose` takes them.
+    """The errors of a pilot, as an argument of `propose`.
 
     **Arguments:** `logsnr`: where the pilot's draws fell; `squares`: the squared error of each.
 
-    **Returns:** mean `logsnr` and root mean square over groups of neighbouring draws, with some overlap; of
-    each value of `logsnr` by itself where there are few, with many draws each.
+    **Returns:** mean `logsnr` and root mean square over groups of neighbouring draws, with some overlap; or
+    over each value of `logsnr`, if there are few with many draws each.
     """
     distinct, group = np.unique(logsnr, return_inverse=True)
     # Steps, each with many draws.

@@ -1,23 +1,21 @@
-"""The registry: which parts there are, by kind and by name.
+"""The registry of parts, by kind and name.
 
-A *kind* is one of the words of the library (`schedule`, `process`, `parameterization`, ...); a *part*
-is anything registered under a kind and a name, in most cases a class. Parts that ship with diffkit
-register themselves when `diffkit` is imported; plugins are other distributions, found through the
-entry-point group `diffkit.plugins` the first time that something is looked up.
-
-A plugin that fails to import never takes the rest down: the failure is kept with the plugin's name,
-is shown by `diffkit plugins`, and is mentioned by the error for an unknown name.
+A *kind* is one of the words of the library (`schedule`, `process`, `parameterization`, ...); a *part* is
+anything registered under a kind and a name, usually a class. Parts of diffkit are in the modules named
+after their kinds; plugins are other distributions, found through the entry-point group `diffkit.plugins`.
+The first look-up imports both. `diffkit plugins` shows a plugin that fails to import; the rest works.
 """
 
 import difflib
 import functools
+import importlib
 import importlib.metadata
 import inspect
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, TypeVar
 
 ENTRY_POINT_GROUP: Final = "diffkit.plugins"
@@ -32,30 +30,39 @@ KINDS: Final = (
     "grid",
     "decoder",
     "network",
+    "optimiser",
     "data",
     "preset",
 )
 
-CONTEXT: Final = (
-    "shape",
-    "levels",
-    "condition_size",
-    "data_std",
-    "logsnr_range",
-    "schedule",
-    "process",
-    "parameterization",
-    "key",
-)
-"""What the constructor of a part may ask for by naming it as a parameter.
 
-`shape`: one example's; `levels`: how many values a dimension takes; `condition_size`: the length of a
-condition, 0 for none; `data_std`: the standard deviation of the encoded data that the model assumes;
-`logsnr_range`: the schedule's endpoints (max, min) before training; `schedule`, `process`,
-`parameterization`: the model's, before training, for parts that are chosen after them; `key`: a key of
-the part's own. None of these is an option. A schedule is made first, then process, parameterization,
-decoder and network, each with what is known by then; `condition_size` and `key` are for these alone.
-"""
+@dataclass(frozen=True)
+class Context:
+    """What the constructor of a part may request as a parameter of the same name. `None` means unknown.
+
+    **Attributes:** `shape`: of one example; `levels`: the number of values of a dimension, unknown for
+    continuous data; `statistics`: mean and standard deviation of continuous training data; `outputs`: how
+    many maps of that shape the parameterization needs from the network; `condition_size`: the length of a
+    condition, 0 for none; `data_std`: the standard deviation of the encoded data that the model assumes;
+    `logsnr_range`: the schedule's endpoints (max, min) before training; `schedule`, `process`,
+    `parameterization`: the model's, before training, for parts made after them; `key`: the part's own key.
+    """
+
+    shape: tuple[int, ...] | None = None
+    levels: int | None = None
+    statistics: tuple[float, float] | None = None
+    outputs: int | None = None
+    condition_size: int | None = None
+    data_std: float | None = None
+    logsnr_range: tuple[float, float] | None = None
+    schedule: Any = None
+    process: Any = None
+    parameterization: Any = None
+    key: Any = None
+
+
+CONTEXT: Final = tuple(each.name for each in fields(Context))
+"""The names that the constructor of a part may request."""
 
 T = TypeVar("T")
 
@@ -82,23 +89,19 @@ class PluginWarning(UserWarning):
 
 @dataclass(frozen=True)
 class PluginReport:
-    """What is known about one plugin.
+    """A report on one plugin.
 
-    **Attributes:**
-
-    - `name`: the entry point's name (`"diffkit"` for the parts of the core).
-    - `module`: the module that it names.
-    - `distribution`, `version`: the distribution that declares it.
-    - `parts`: the registered names, by kind.
-    - `error`: `None` if it imported, else the traceback as text.
+    **Attributes:** `name`: the entry point's (`"diffkit"` for the core); `module`; `distribution`,
+    `version`: what declares it; `parts`: the registered names, by kind; `error`: `None` if it imported,
+    else the traceback as text.
     """
 
     name: str
     module: str
     distribution: str
     version: str
-    parts: dict[str, tuple[str, ...]]
-    error: str | None
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    error: str | None = None
 
 
 @dataclass
@@ -109,40 +112,38 @@ class _Part:
 
 
 @dataclass
-class _Plugin:
-    name: str
-    module: str
-    distribution: str
-    version: str
-    error: str | None = None
-
-
-@dataclass
 class _State:
     parts: dict[str, dict[str, _Part]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
-    plugins: dict[str, _Plugin] = field(default_factory=dict)
+    plugins: dict[str, PluginReport] = field(default_factory=dict)
     discovered: bool = False
 
 
 _STATE = _State()
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the nearest known name, after a space; empty if there is none."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UnknownKindError(
-            f"there is no kind {kind!r}.{hint} The kinds are: {', '.join(KINDS)}."
+            f"there is no kind {kind!r}.{did_you_mean(kind, KINDS)} The kinds are: {', '.join(KINDS)}."
         )
+
+
+def _import_core(kind: str) -> None:
+    """Import the module of a kind, which registers the parts that ship with diffkit."""
+    plural = {"data": "data", "process": "processes"}.get(kind, f"{kind}s")
+    importlib.import_module(f"diffkit.{plural}")
 
 
 def _caller() -> str:
     """The module that called `register`, past this one and the wrappers that check types."""
-    frame = sys._getframe()
-    while (name := frame.f_globals.get("__name__", "")) == __name__ or name.split(".")[0] in (
-        "jaxtyping",
-        "beartype",
-    ):
+    frame, skipped = sys._getframe(), (f"{__name__}.", "jaxtyping.", "beartype.")
+    while f"{(name := frame.f_globals.get('__name__', ''))}.".startswith(skipped):
         if frame.f_back is None:
             break
         frame = frame.f_back
@@ -152,20 +153,17 @@ def _caller() -> str:
 def _origin(part: Any, caller: str) -> str:
     if inspect.isclass(part) or inspect.isfunction(part):
         return f"{part.__module__}.{part.__qualname__}"
-    # An instance, such as a preset, does not know where it was made.
+    # An instance, such as a preset, does not record where it was made.
     return f"{type(part).__qualname__} in {caller}"
 
 
 def register(kind: str, name: str) -> Callable[[T], T]:
     """Register a part: a decorator for a class or function, or a call for an instance.
 
-    **Arguments:**
+    **Arguments:** `kind`: one of `diffkit.registry.KINDS`; `name`: the part's name in Python and on the
+    command line, a lower-case Python identifier.
 
-    - `kind`: one of `diffkit.registry.KINDS`.
-    - `name`: the name by which the part is looked up, in Python and on the command line. Lower case,
-      a Python identifier.
-
-    **Returns:** a decorator that registers its argument and returns it unchanged.
+    **Returns:** a decorator that returns its argument unchanged.
 
     **Raises:** `UnknownKindError`; `ValueError` for a name that is not a lower-case identifier;
     `DuplicatePartError`, naming both, if another part has this kind and name.
@@ -181,10 +179,12 @@ def register(kind: str, name: str) -> Callable[[T], T]:
         raise ValueError(f"name must be a lower-case identifier such as 'cosine', got {name!r}.")
 
     caller = _caller()
+    if caller.split(".")[0] != "diffkit":
+        _import_core(kind)  # so names of the core are taken first
 
     def add(part: T) -> T:
         here, known = _origin(part, caller), _STATE.parts[kind].get(name)
-        # The same definition again (a module reloaded, a notebook cell run twice) replaces itself.
+        # The same definition again (a reloaded module, a notebook cell run twice) replaces itself.
         if known is not None and known.origin != here:
             raise DuplicatePartError(
                 f"{kind} {name!r} is registered twice: by {known.origin} (plugin {known.plugin!r}) "
@@ -198,38 +198,36 @@ def register(kind: str, name: str) -> Callable[[T], T]:
 
 
 def _discover() -> None:
-    """Import every plugin once, keeping the failures."""
+    """Import the parts of the core, and every plugin once, keeping the failures."""
     if _STATE.discovered:
         return
     _STATE.discovered = True
+    for kind in KINDS:
+        _import_core(kind)
     failures = []
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)):
         dist = entry.dist
-        distribution = dist.name if dist is not None else "unknown"
-        plugin = _Plugin(
-            # Two distributions may give their plugins one name.
-            name=f"{entry.name} ({distribution})" if entry.name in _STATE.plugins else entry.name,
-            module=entry.value,
-            distribution=distribution,
-            version=dist.version if dist is not None else "unknown",
-        )
-        _STATE.plugins[plugin.name] = plugin
+        made_by = (dist.name, dist.version) if dist is not None else ("unknown", "unknown")
+        # Two distributions may give their plugins one name.
+        taken = f" ({made_by[0]})" if entry.name in _STATE.plugins else ""
+        plugin = PluginReport(entry.name + taken, entry.value, *made_by)
         package = entry.value.split(":")[0].split(".")[0]
         try:
             entry.load()
         except Exception as error:  # a stranger's module may raise anything
-            plugin.error = traceback.format_exc()
+            plugin = replace(plugin, error=traceback.format_exc())
             failures.append((plugin, error))
+        _STATE.plugins[plugin.name] = plugin
         # By package, since a plugin may have been imported before: by hand, or by another plugin.
-        for kind, parts in _STATE.parts.items():
-            mine = {name: part for name, part in parts.items() if part.plugin == package}
-            if plugin.error is None:
-                for part in mine.values():
+        for parts in _STATE.parts.values():
+            for name, part in list(parts.items()):
+                if part.plugin != package:
+                    continue
+                if plugin.error is None:
                     part.plugin = plugin.name
-            else:
-                # What it registered before it failed goes too: half a plugin is none.
-                _STATE.parts[kind] = {n: part for n, part in parts.items() if n not in mine}
-    # Only now: where warnings are errors, the other plugins are there all the same.
+                else:
+                    del parts[name]  # what it registered before it failed: half a plugin is none
+    # Only now: if warnings are errors, the other plugins are still there.
     for plugin, error in failures:
         warnings.warn(
             f"plugin {plugin.name!r} (module {plugin.module!r}) could not be imported and is "
@@ -240,86 +238,78 @@ def _discover() -> None:
 
 
 def get(kind: str, name: str) -> Any:
-    """The part registered under this kind and name.
+    """The part registered under this kind and name: usually a class, to call with its options.
 
-    **Arguments:** `kind`, one of `diffkit.registry.KINDS`; `name`, as in `available(kind)`.
-
-    **Returns:** what was registered: in most cases a class, to be called with its options.
-
-    **Raises:** `UnknownKindError`; `UnknownPartError`, which lists what there is and the nearest
-    match, and names the plugins that could not be imported.
+    **Raises:** `UnknownKindError`; `UnknownPartError`, which lists the names, the nearest match and failed
+    plugins.
     """
     _check_kind(kind)
     _discover()
     part = _STATE.parts[kind].get(name)
     if part is None:
         names = available(kind)
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         broken = [p.name for p in _STATE.plugins.values() if p.error is not None]
         failed = f" Plugins that failed to import: {', '.join(broken)}." if broken else ""
         raise UnknownPartError(
-            f"there is no {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}.{failed}"
+            f"there is no {kind} {name!r}.{did_you_mean(name, names)} Available: "
+            f"{', '.join(names) or 'none'}.{failed}"
         )
     return part.value
 
 
 def available(kind: str) -> tuple[str, ...]:
-    """The registered names of a kind, sorted.
-
-    **Raises:** `UnknownKindError`.
-    """
+    """The registered names of a kind, sorted; an `UnknownKindError` if there is no such kind."""
     _check_kind(kind)
     _discover()
     return tuple(sorted(_STATE.parts[kind]))
 
 
 def plugins() -> tuple[PluginReport, ...]:
-    """A report on the core and on every installed plugin, in the order of their names."""
+    """A report on the core and on every installed plugin, by name."""
     _discover()
     try:
         version = importlib.metadata.version("diffkit")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree without installing
         version = "unknown"
-    known = {"diffkit": _Plugin("diffkit", "diffkit", "diffkit", version)} | _STATE.plugins
-    # Parts registered from a script or a notebook belong to no distribution, but are shown as well.
-    for parts in _STATE.parts.values():
-        for part in parts.values():
-            if part.plugin not in known:
-                known[part.plugin] = _Plugin(part.plugin, part.plugin, "none", "none")
+    known = {"diffkit": PluginReport("diffkit", "diffkit", "diffkit", version)} | _STATE.plugins
+    # Parts from a script or a notebook belong to no distribution.
+    for part in (part for parts in _STATE.parts.values() for part in parts.values()):
+        known.setdefault(part.plugin, PluginReport(part.plugin, part.plugin, "none", "none"))
     return tuple(
-        PluginReport(
-            name=plugin.name,
-            module=plugin.module,
-            distribution=plugin.distribution,
-            version=plugin.version,
+        replace(
+            plugin,
             parts={
                 kind: names
                 for kind, parts in _STATE.parts.items()
                 if (names := tuple(sorted(n for n, p in parts.items() if p.plugin == plugin.name)))
             },
-            error=plugin.error,
         )
         for plugin in known.values()
     )
 
 
-def complete(part: Any, context: Mapping[str, Any]) -> Any:
-    """Make a part: call it with those entries of `context` that its signature names.
+def is_constructor(part: Any) -> bool:
+    """Whether this makes a part (a class, a function, a `functools.partial`) rather than being one."""
+    return inspect.isclass(part) or inspect.isfunction(part) or isinstance(part, functools.partial)
 
-    **Arguments:** `part`: a class, a function, a `functools.partial` of one with options; anything that
-    is not callable as such a constructor, that is an instance of a part, is returned as it is.
+
+def complete(part: Any, context: Context | Mapping[str, Any] = Context()) -> Any:
+    """Make a part: call it with the entries of the context that its signature names.
+
+    **Arguments:** `part`: a class, a function, or a `functools.partial` of one with options; an instance is
+    returned as it is; `context`: what is known, as a `Context` or by name.
     """
-    is_partial = isinstance(part, functools.partial)
-    if not (inspect.isclass(part) or inspect.isfunction(part) or is_partial):
+    if not is_constructor(part):
         return part
+    if isinstance(context, Context):
+        context = {name: value for name, value in vars(context).items() if value is not None}
     parameters = inspect.signature(part).parameters
-    given = part.keywords if is_partial else {}
+    given = part.keywords if isinstance(part, functools.partial) else {}
     return part(**{k: v for k, v in context.items() if k in parameters and k not in given})
 
 
 def name_of(kind: str, part: Any) -> str | None:
-    """The name under which a part (or an instance of it) is registered, or `None`."""
+    """The registered name of a part (or an instance of it), or `None`."""
     _check_kind(kind)
     for name, known in _STATE.parts[kind].items():
         if known.value is part or known.value is type(part):

@@ -4,20 +4,20 @@ A schedule maps time $t \in [0, 1]$ to $\lambda(t) = \log \mathrm{SNR}$, strictl
 is data (largest `logsnr`), $t = 1$ is noise (smallest). Variational Diffusion Models (VDM,
 arXiv 2107.00630) writes $\gamma(t) = -\lambda(t)$.
 
-A schedule says nothing of $\alpha$ and $\sigma$: that is the process's part. By VDM section 5.1 the
-continuous-time VLB depends on a schedule through its two endpoints only; between them it decides the
-variance of the estimate and where a sampler that is uniform in $t$ places its steps.
+The process, not the schedule, determines $\alpha$ and $\sigma$. The continuous-time VLB depends on a
+schedule only through its two endpoints (VDM section 5.1); between them it determines the variance of the
+estimate, and the steps of a sampler uniform in $t$.
 """
 
 import abc
 import math
-from typing import Any, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from diffkit.registry import complete, get, register
+from diffkit.registry import Context, complete, get, register
 from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
 
 S = TypeVar("S", bound="AbstractVarianceMinimising")
@@ -32,25 +32,23 @@ class AbstractSchedule(eqx.Module):
 
     @abc.abstractmethod
     def inverse(self, logsnr: ScalarLike) -> Scalar:
-        """The time at which the schedule has this `logsnr`; its argument lies between the endpoints."""
+        """The time at which the schedule has this `logsnr`, which must lie between the endpoints."""
 
     @property
     def endpoints(self) -> tuple[Scalar, Scalar]:
         """`(max, min)`: `logsnr` at t = 0 and at t = 1."""
-        # Arrays, so that a schedule of plain arithmetic returns arrays too.
+        # Arrays, so that a schedule in plain arithmetic also returns arrays.
         return self(jnp.asarray(0.0)), self(jnp.asarray(1.0))
 
 
 class AbstractVarianceMinimising(AbstractSchedule):
-    r"""A schedule whose interior may follow the variance of the estimate in place of its mean.
+    """A schedule whose interior can follow the variance of the estimate instead of its mean.
 
-    In continuous time the bound does not depend on a schedule between its endpoints (VDM section 5.1), so
-    that the interior is free to minimise the variance of the Monte Carlo estimate (section 5.3 and appendix
-    I.2). With `minimise_variance` the gradient of the diffusion loss by the interior parameters is that of
-    its second moment over draws; the value, and every other gradient, stay as they are. In discrete time
-    the bound depends on the interior as well, and no longer decides it.
-
-    `Truncated` around such a schedule has the gradients of any other schedule.
+    In continuous time the bound does not depend on the interior (VDM section 5.1), which is free to
+    minimise the variance of the estimate (section 5.3 and appendix I.2): with `minimise_variance` its
+    parameters receive the gradient of the second moment of the diffusion loss over draws. In discrete time
+    the bound depends on the interior too, which then no longer follows it. Inside `Truncated` such a
+    schedule has ordinary gradients.
     """
 
     minimise_variance: eqx.AbstractVar[bool]
@@ -65,65 +63,40 @@ def minimises_variance(schedule: AbstractSchedule) -> TypeGuard[AbstractVariance
     return isinstance(schedule, AbstractVarianceMinimising) and schedule.minimise_variance
 
 
-def check_range(
-    logsnr_max: float | None, logsnr_min: float, levels: int | None
-) -> tuple[float, float]:
-    """The endpoints of a schedule, the first one from the data's levels if it is not given.
+def check_range(logsnr_max: float | None, logsnr_min: float, levels: int | None) -> tuple[float, float]:
+    """The endpoints `(logsnr_max, logsnr_min)` of a schedule, with a default of the first from the levels.
 
-    VDM ends at log SNR 13.3 for 256 levels, where the distance of two levels is six standard
-    deviations of the noise. For any other number of levels the default is where that is so too:
-    13.3 + 2 log(levels / 256). Beyond it there is nothing left to learn but the grid of the levels.
+    VDM ends at log SNR 13.3 for 256 levels (or continuous data, `None`), where neighbouring levels are six
+    standard deviations of the noise apart: the default, 13.3 + 2 log(levels / 256), keeps that distance.
+    Beyond it only the grid of the levels is left to learn.
 
-    **Arguments:** `logsnr_max`, `None` for the default; `logsnr_min`; `levels`, `None` for
-    continuous data, whose default is 13.3.
-
-    **Returns:** `(logsnr_max, logsnr_min)`.
-
-    **Raises:** `ValueError` if they are not finite or not in the order max > min.
+    **Raises:** `ValueError` unless they are finite and max > min.
     """
     if logsnr_max is None:
-        logsnr_max = 13.3 if levels is None else 13.3 + 2 * math.log(levels / 256)
+        logsnr_max = 13.3 + 2 * math.log((levels or 256) / 256)
     if not (math.isfinite(logsnr_max) and math.isfinite(logsnr_min) and logsnr_max > logsnr_min):
         raise ValueError(
-            "logsnr_max must be finite and greater than logsnr_min, "
-            f"got {logsnr_max=}, {logsnr_min=}."
+            f"logsnr_max must be finite and greater than logsnr_min, got {logsnr_max=}, {logsnr_min=}."
         )
-    return logsnr_max, logsnr_min
+    return float(logsnr_max), float(logsnr_min)
 
 
 def ordered_endpoints(schedule: AbstractSchedule) -> tuple[float, float]:
-    """The endpoints (max, min) as numbers.
-
-    **Raises:** `ValueError` unless they are finite and the larger one is at t = 0.
-    """
+    """The endpoints (max, min) as numbers; a `ValueError` unless finite and the larger one at t = 0."""
     maximum, minimum = (float(end) for end in schedule.endpoints)
     if not (math.isfinite(maximum) and math.isfinite(minimum) and maximum > minimum):
         raise ValueError(
-            f"schedule must fall from a finite logsnr at t = 0, the data, to a smaller one at t = 1, the "
-            f"noise; got {maximum:g} and {minimum:g} from {type(schedule).__name__}. (VDM's gamma is "
-            "-logsnr.)"
+            "schedule must fall from a finite logsnr at t = 0, the data, to a smaller one at t = 1; got "
+            f"{maximum:g} and {minimum:g} from {type(schedule).__name__}. (VDM's gamma is -logsnr.)"
         )
     return maximum, minimum
 
 
-@register("schedule", "linear_logsnr")
-class LinearLogSNR(AbstractSchedule):
-    r"""The straight line $\lambda(t) = (1 - t)\,\lambda_{\max} + t\,\lambda_{\min}$.
+class AbstractRanged(AbstractSchedule):
+    """A schedule with its endpoints as options, the first by default from the levels (`check_range`)."""
 
-    The choice of VDM's fixed schedule, and a good default where nothing is known: every octave of
-    noise gets the same share of time.
-
-    **Arguments:**
-
-    - `logsnr_max`: log SNR at t = 0; by default VDM's for the data's levels (`check_range`).
-    - `logsnr_min`: log SNR at t = 1.
-    - `levels`: how many values a dimension of the data takes, `None` for continuous data.
-
-    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
-    """
-
-    logsnr_max: float
-    logsnr_min: float
+    logsnr_max: float = eqx.field(static=True)
+    logsnr_min: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -134,9 +107,23 @@ class LinearLogSNR(AbstractSchedule):
     ):
         self.logsnr_max, self.logsnr_min = check_range(logsnr_max, logsnr_min, levels)
 
+
+@register("schedule", "linear_logsnr")
+class LinearLogSNR(AbstractRanged):
+    r"""The straight line $\lambda(t) = (1 - t)\,\lambda_{\max} + t\,\lambda_{\min}$.
+
+    VDM's fixed schedule, and a good default: every octave of noise gets the same share of time.
+
+    **Arguments:** `logsnr_max`: log SNR at t = 0, by default VDM's for the data's levels (`check_range`);
+    `logsnr_min`: log SNR at t = 1; `levels`: the number of values of a dimension of the data, `None` for
+    continuous data.
+
+    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
+    """
+
     def __call__(self, t: ScalarLike) -> Scalar:
         t = as_float(t)
-        # Both products, not max + (min - max) t: exact at both ends in float32.
+        # Not max + (min - max) t: two products are exact at both ends in float32.
         return (1 - t) * self.logsnr_max + t * self.logsnr_min
 
     def inverse(self, logsnr: ScalarLike) -> Scalar:
@@ -144,27 +131,23 @@ class LinearLogSNR(AbstractSchedule):
 
 
 @register("schedule", "cosine")
-class Cosine(AbstractSchedule):
+class Cosine(AbstractRanged):
     r"""The cosine schedule $\lambda(t) = -2 \log \tan(\pi t' / 2)$, with truncated ends.
 
-    Introduced by improved DDPM (Nichol and Dhariwal 2021) as $\alpha = \cos(\pi t' / 2)$ under the
-    variance preserving process. Its log SNR is infinite at both ends, so $t' = t_0 + t (t_1 - t_0)$
-    runs over the part between the two endpoints only (Hoogeboom, Heek and Salimans 2023, simple
-    diffusion, section 2). Spends most of its time at middle noise levels: good for samples, wasteful
-    for likelihoods.
+    Improved DDPM (Nichol and Dhariwal 2021) has $\alpha = \cos(\pi t' / 2)$ under the variance preserving
+    process. Its log SNR is infinite at both ends, so $t' = t_0 + t (t_1 - t_0)$ runs over the part between
+    the endpoints (Hoogeboom, Heek and Salimans 2023, simple diffusion, section 2). It spends most of its
+    time at middle noise levels: good for samples, wasteful for likelihoods.
 
-    **Arguments:** `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; `levels`: how many values
-    a dimension of the data takes, from which the default of `logsnr_max` follows (`check_range`);
-    `shift`: added to the log SNR of the cosine, without moving the endpoints: 2 log(64 / d) for images
-    of d x d pixels, so that they are as noisy as images of 64 x 64 are when they are looked at in
-    that size (simple diffusion, equation 4). That paper moves the endpoints too: add the shift to both.
+    **Arguments:** `logsnr_max`, `logsnr_min`, `levels`: as for `LinearLogSNR`; `shift`: added to the log
+    SNR of the cosine, without moving the endpoints. 2 log(64 / d) makes images of d x d pixels, scaled down
+    to 64 x 64, as noisy as images of that size (simple diffusion, equation 4). That paper also moves the
+    endpoints: add the shift to both.
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or a value is not finite.
     """
 
-    logsnr_max: float
-    logsnr_min: float
-    shift: float
+    shift: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -174,17 +157,15 @@ class Cosine(AbstractSchedule):
         levels: int | None = None,
         shift: float = 0.0,
     ):
-        self.logsnr_max, self.logsnr_min = check_range(logsnr_max, logsnr_min, levels)
+        super().__init__(logsnr_max, logsnr_min, levels=levels)
         if not math.isfinite(shift):
             raise ValueError(f"shift must be finite, got {shift}.")
-        self.shift = shift
+        self.shift = float(shift)
 
     def _angles(self) -> tuple[float, float, float, float]:
-        # pi t' / 2 at both ends, and its complement to pi / 2. The complement is computed by itself,
-        # since at the noise end it is small and the difference would lose its digits.
-        start, end = (
-            math.exp((self.shift - logsnr) / 2) for logsnr in (self.logsnr_max, self.logsnr_min)
-        )
+        # pi t' / 2 at both ends, and its complements to pi / 2, where a difference would lose its digits.
+        tangents = [math.exp((self.shift - end) / 2) for end in (self.logsnr_max, self.logsnr_min)]
+        start, end = tangents
         return math.atan(start), math.atan(end), math.atan(1 / start), math.atan(1 / end)
 
     def __call__(self, t: ScalarLike) -> Scalar:
@@ -201,15 +182,14 @@ class Cosine(AbstractSchedule):
 
 
 class Truncated(AbstractSchedule):
-    r"""The part of another schedule between two values of `logsnr`, over all of [0, 1].
+    """The part of another schedule between two values of `logsnr`, over all of [0, 1].
 
-    Its time is an affine function of the other's, so that it has the same curve; the ends are exact.
-    Choose it to give schedules of different papers one range, and so one bound (VDM section 5.1).
+    Its time is an affine function of the other's, so it has the same curve; the ends are exact. Choose it
+    to give schedules of different papers the same range, and so the same bound (VDM section 5.1).
 
-    **Arguments:** `schedule`: the other schedule; `logsnr_max`, `logsnr_min`: the new endpoints, within
-    those of the other.
+    **Arguments:** `schedule`: the other schedule; `logsnr_max`, `logsnr_min`: the new endpoints.
 
-    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is outside of the schedule's range.
+    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or if one is outside the schedule's range.
 
     ```python
     schedule = dk.Truncated(dk.Cosine(15.0, -15.0), logsnr_max=13.3, logsnr_min=-5.0)
@@ -217,17 +197,16 @@ class Truncated(AbstractSchedule):
     """
 
     schedule: AbstractSchedule
-    logsnr_max: float
-    logsnr_min: float
+    logsnr_max: float = eqx.field(static=True, converter=float)
+    logsnr_min: float = eqx.field(static=True, converter=float)
 
     def __check_init__(self):
         maximum, minimum = (float(end) for end in self.schedule.endpoints)
         if not self.logsnr_max > self.logsnr_min:
             raise ValueError(
-                "logsnr_max must be greater than logsnr_min, "
-                f"got {self.logsnr_max=}, {self.logsnr_min=}."
+                f"logsnr_max must be greater than logsnr_min, got {self.logsnr_max=}, {self.logsnr_min=}."
             )
-        # Endpoints come as float32: the same number may differ in the seventh digit.
+        # Endpoints are float32: equal numbers may differ in the seventh digit.
         slack = 1e-5 * max(abs(maximum), abs(minimum))
         if self.logsnr_max > maximum + slack or self.logsnr_min < minimum - slack:
             raise ValueError(
@@ -244,7 +223,7 @@ class Truncated(AbstractSchedule):
         logsnr = self.schedule((1 - t) * start + t * end)
         exact = jnp.clip(logsnr, self.logsnr_min, self.logsnr_max)
         exact = jnp.where(t == 0, self.logsnr_max, jnp.where(t == 1, self.logsnr_min, exact))
-        # The ends exactly, with the slope of the curve.
+        # Exact ends, with the slope of the curve.
         return logsnr + jax.lax.stop_gradient(exact - logsnr)
 
     def inverse(self, logsnr: ScalarLike) -> Scalar:
@@ -264,18 +243,15 @@ def truncated(
 ) -> Truncated:
     """The part of another schedule between two endpoints (`Truncated`).
 
-    Choose it to give a schedule that has no such options, as `vp_beta` or `log_normal`, the range of a
-    model that is carried over to it.
+    Choose it to give a schedule without options for its endpoints, such as `vp_beta` or `log_normal`, the
+    range of a model that you carry over to it.
 
-    **Arguments:** `base`: the registered name of the other schedule, taken with its defaults; `logsnr_max`,
-    `logsnr_min`: the endpoints, the first by default VDM's for the data's levels (`check_range`). What
-    the base asks for is filled in.
+    **Arguments:** `base`: the other's registered name, used with its defaults; `logsnr_max`, `logsnr_min`:
+    as for `LinearLogSNR`.
 
-    **Raises:** `diffkit.registry.UnknownPartError` for a name that is no schedule; `ValueError` if the
+    **Raises:** `diffkit.registry.UnknownPartError` if no schedule has this name; `ValueError` if the
     endpoints are not within those of the base.
     """
     maximum, minimum = check_range(logsnr_max, logsnr_min, levels)
-    context: dict[str, Any] = {"shape": shape, "key": key}
-    if levels is not None:
-        context["levels"] = levels
+    context = Context(shape=shape, levels=levels, key=key)
     return Truncated(complete(get("schedule", base), context), maximum, minimum)

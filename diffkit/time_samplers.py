@@ -1,8 +1,6 @@
-r"""Time samplers: at which times a batch is evaluated.
+"""Time samplers: the times at which a batch is evaluated, one t in [0, 1) for each example.
 
-A time sampler draws one t in [0, 1) for each example of a batch, and says with which density. The
-loss divides by the density, so that a time sampler changes the variance of an estimate and never its
-expectation.
+The loss divides by their density, so they change the variance of an estimate but never its expectation.
 """
 
 import abc
@@ -15,18 +13,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffkit.registry import register
-from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
+from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float, check_at_least
 
 Self = TypeVar("Self", bound="AbstractAdaptiveTimeSampler")
+
+Times = tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]
+"""Times and their importances, the inverse densities, for a batch of `batch_size`."""
 
 
 class AbstractTimeSampler(eqx.Module):
     """Draws times with a known density."""
 
     @abc.abstractmethod
-    def __call__(
-        self, key: PRNGKey, batch_size: int
-    ) -> tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]:
+    def __call__(self, key: PRNGKey, batch_size: int) -> Times:
         """Times for a batch, each with the marginal density `density`, and importances 1 / density."""
 
     @abc.abstractmethod
@@ -34,101 +33,84 @@ class AbstractTimeSampler(eqx.Module):
         """The marginal density at time `t`; its integral over [0, 1] is 1."""
 
 
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+class AbstractUniform(AbstractTimeSampler):
+    """Times that are each uniform."""
+
+    @abc.abstractmethod
+    def draw(self, key: PRNGKey, n: int) -> Float[Array, " {n}"]:
+        """Times for a batch of n."""
+
+    def __call__(self, key: PRNGKey, batch_size: int) -> Times:
+        check_at_least("batch_size", batch_size, 1)
+        t = self.draw(key, batch_size)
+        return t, jnp.ones_like(t)
+
+    def density(self, t: ScalarLike) -> Scalar:
+        return jnp.ones_like(as_float(t))
 
 
 @register("time_sampler", "uniform")
-class Uniform(AbstractTimeSampler):
+class Uniform(AbstractUniform):
     """Independent uniform times."""
 
-    def __call__(
-        self, key: PRNGKey, batch_size: int
-    ) -> tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]:
-        _check_batch_size(batch_size)
-        t = jax.random.uniform(key, (batch_size,))
-        return t, jnp.ones_like(t)
-
-    def density(self, t: ScalarLike) -> Scalar:
-        return jnp.ones_like(as_float(t))
+    def draw(self, key: PRNGKey, n: int) -> Float[Array, " {n}"]:
+        return jax.random.uniform(key, (n,))
 
 
 @register("time_sampler", "low_discrepancy")
-class LowDiscrepancy(AbstractTimeSampler):
+class LowDiscrepancy(AbstractUniform):
     """Evenly spaced times with one random shift: t_i = mod(u + i / n, 1), VDM appendix I.1.
 
-    Each time by itself is uniform; together they cover [0, 1] with gaps of exactly 1 / n, so that the
-    mean over a batch has a much smaller variance than with independent times.
+    Each time is uniform; together they cover [0, 1] with gaps of exactly 1 / n, so the mean over a batch
+    has a much smaller variance than with independent times.
     """
 
-    def __call__(
-        self, key: PRNGKey, batch_size: int
-    ) -> tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]:
-        _check_batch_size(batch_size)
-        shift = jax.random.uniform(key)
-        t = jnp.mod(shift + jnp.arange(batch_size) / batch_size, 1.0)
-        return t, jnp.ones_like(t)
-
-    def density(self, t: ScalarLike) -> Scalar:
-        return jnp.ones_like(as_float(t))
+    def draw(self, key: PRNGKey, n: int) -> Float[Array, " {n}"]:
+        return jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
 
 
 @register("time_sampler", "stratified")
-class Stratified(AbstractTimeSampler):
+class Stratified(AbstractUniform):
     """One independent uniform time in each of n equal parts of [0, 1): t_i = (i + u_i) / n.
 
-    Covers [0, 1] nearly as evenly as `LowDiscrepancy`, while the times of a batch are independent of
-    each other: choose it where a regular spacing could fall in step with the structure of the loss.
+    It covers [0, 1] nearly as evenly as `LowDiscrepancy`, but with independent times in a batch: choose it
+    where a regular spacing could fall in step with the structure of the loss.
     """
 
-    def __call__(
-        self, key: PRNGKey, batch_size: int
-    ) -> tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]:
-        _check_batch_size(batch_size)
+    def draw(self, key: PRNGKey, n: int) -> Float[Array, " {n}"]:
         shift, order = jax.random.split(key)
-        u = jax.random.uniform(shift, (batch_size,))
-        # Rounding can give 1.0, which no time is. The order is random, so that each example of a
-        # batch, too, sees all times.
-        t = jnp.minimum((jnp.arange(batch_size) + u) / batch_size, 1 - 2.0**-24)
-        t = jax.random.permutation(order, t)
-        return t, jnp.ones_like(t)
-
-    def density(self, t: ScalarLike) -> Scalar:
-        return jnp.ones_like(as_float(t))
+        # Rounding can give 1.0, which is not a time. The order is random, so that each example of a batch
+        # sees all times.
+        t = jnp.minimum((jnp.arange(n) + jax.random.uniform(shift, (n,))) / n, 1 - 2.0**-24)
+        return jax.random.permutation(order, t)
 
 
 class AbstractAdaptiveTimeSampler(AbstractTimeSampler):
-    """A time sampler that learns from the losses of the times that it drew.
+    """A time sampler that learns from the losses at the times it drew.
 
     It is part of the training state: `fit` calls `update` after every step and keeps the result.
     """
 
     @abc.abstractmethod
     def update(self: Self, t: Float[Array, " batch"], loss: Float[Array, " batch"]) -> Self:
-        """The time sampler that knows these losses too.
-
-        **Arguments:** `t`: times that it drew; `loss`: the loss of each, not multiplied with its
-        importance.
-        """
+        """The time sampler after the times `t` that it drew and their losses, without importances."""
 
 
 @register("time_sampler", "adaptive")
 class Adaptive(AbstractAdaptiveTimeSampler):
     r"""Draws times in proportion to a running estimate of the loss: importance sampling.
 
-    [0, 1] is divided into equal bins; each keeps a moving average of the squares of the losses seen in
-    it, and times are drawn with a density that is constant within a bin and proportional to the root of
-    that average, which is the density under which the variance of the estimate is least. Times of a
-    batch cover the distribution evenly, as those of `LowDiscrepancy` do.
+    Each of many equal bins of [0, 1] keeps a moving average of the squared losses in it. The density of
+    times is constant within a bin and proportional to the root of this average, which minimises the
+    variance of the estimate. The times of a batch cover the distribution evenly, like those of
+    `LowDiscrepancy`.
 
-    After Kingma and Gao 2023 (arXiv 2303.00848, section 3.3 and appendix F), who average the loss itself
-    over bins of $\lambda$ and so make its mean even; bins of t do the same for a fixed schedule, and
-    follow a schedule that is learned. Choose it for weighted losses that are uneven over time.
+    Kingma and Gao 2023 (arXiv 2303.00848, section 3.3 and appendix F) average the loss itself over bins of
+    $\lambda$ and so make its mean even. Bins of t do the same for a fixed schedule, and follow a learned
+    one. Choose it for weighted losses that are uneven over time.
 
-    **Arguments:** `bins`: how many; `decay`: of the average, per time that falls into a bin; `floor`:
-    the share of uniform times that is mixed in, so that no bin is forgotten and no importance exceeds
-    1 / floor.
+    **Arguments:** `bins`: their number; `decay`: of the average, per time that falls into a bin; `floor`:
+    the share of uniform times, so that no importance exceeds 1 / floor.
 
     **Raises:** `ValueError` for a value out of its range.
     """
@@ -140,20 +122,19 @@ class Adaptive(AbstractAdaptiveTimeSampler):
     weight: Float[Array, " bins"]
 
     def __init__(self, bins: int = 100, decay: float = 0.99, floor: float = 0.1):
-        if bins < 1:
-            raise ValueError(f"bins must be at least 1, got {bins}.")
+        check_at_least("bins", bins, 1)
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}.")
         if not (math.isfinite(floor) and 0 < floor <= 1):
             raise ValueError(f"floor must be in (0, 1], got {floor}.")
-        self.bins, self.decay, self.floor = bins, decay, floor
-        # The moving average is total / weight: without a first value that would have to be forgotten.
+        self.bins, self.decay, self.floor = bins, float(decay), float(floor)
+        # The moving average is total / weight, which needs no initial value.
         self.total = jnp.zeros((bins,))
         self.weight = jnp.zeros((bins,))
 
     @property
     def second_moment(self) -> Float[Array, " bins"]:
-        """The average square of the losses in each bin; that of all bins where none was seen."""
+        """The mean squared loss in each bin; in bins without losses, that of all bins."""
         seen = self.weight > 0
         known = jnp.where(seen, self.total / jnp.where(seen, self.weight, 1.0), 0.0)
         mean = jnp.sum(known) / jnp.maximum(jnp.sum(seen), 1)
@@ -161,13 +142,11 @@ class Adaptive(AbstractAdaptiveTimeSampler):
 
     def _shares(self) -> Float[Array, " bins"]:
         root = jnp.sqrt(self.second_moment)
-        # Before anything was seen, and were all losses zero, all bins are alike.
+        # Without losses, or if all are zero, all bins are alike.
         root = jnp.where(jnp.sum(root) > 0, root, 1.0)
         return (1 - self.floor) * root / jnp.sum(root) + self.floor / self.bins
 
-    def __call__(
-        self, key: PRNGKey, batch_size: int
-    ) -> tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]:
+    def __call__(self, key: PRNGKey, batch_size: int) -> Times:
         u, _ = LowDiscrepancy()(key, batch_size)
         shares = self._shares()
         ends = jnp.cumsum(shares)

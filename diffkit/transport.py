@@ -1,13 +1,12 @@
-r"""Transport: a model that was trained under one process and schedule, carried over to others, exactly.
+r"""Transport: carry a model trained under one process and schedule over to others, exactly.
 
-In the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$ every process is the same (VDM section 5.1).
-A denoiser answers a question about $(y, \lambda)$; the latent of another process with the same $\lambda$
-is the same question in other units,
+In the rescaled latent $y = z / \alpha = x + \rho\,\epsilon$ every process is the same (VDM section 5.1). A
+denoiser answers a question about $(y, \lambda)$; the latent of another process with the same $\lambda$ asks
+the same question in other units,
 
 $$\hat x'(z', \lambda) = \hat x\!\left(\frac{\alpha}{\alpha'}\, z',\ \lambda\right),$$
 
-and a schedule says when it is asked. Nothing is trained, and nothing is approximated: with the same
-endpoints the bound, the samples and the likelihood stay as they are.
+and the schedule says when: with the same endpoints, bound, samples and likelihood do not change.
 """
 
 import math
@@ -18,42 +17,30 @@ from typing import overload
 
 import equinox as eqx
 from jax.core import Tracer
-from jaxtyping import Array, Float
 
 from diffkit.denoiser import AbstractDenoiser, AbstractDerivedDenoiser, Prediction
 from diffkit.model import DiffusionModel
 from diffkit.processes import AbstractProcess
 from diffkit.schedules import AbstractSchedule
-from diffkit.typing import Example, PRNGKey, ScalarLike, as_float
+from diffkit.typing import Condition, Example, MaybeKey, ScalarLike, as_float
 
 
 class TransportWarning(UserWarning):
-    """The range of `logsnr` that a model is asked for is not the one that it was made for."""
+    """A model is used over another range of `logsnr` than it was made for."""
 
 
 class Transported(AbstractDerivedDenoiser):
-    """A denoiser under another process than the one that it was trained under.
-
-    Made by `diffkit.equivalence.transport`.
-
-    **Arguments:** `denoiser`, whose predictions it gives; `process`, of whose latents.
-    """
+    """`denoiser` under another `process` than its own, made by `diffkit.equivalence.transport`."""
 
     denoiser: AbstractDenoiser
     process: AbstractProcess
 
-    # Written out, since static checkers would put the inherited `process` first.
+    # Written out because static checkers would put the inherited `process` first.
     def __init__(self, denoiser: AbstractDenoiser, process: AbstractProcess):
-        self.denoiser = denoiser
-        self.process = process
+        self.denoiser, self.process = denoiser, process
 
     def __call__(
-        self,
-        z: Example,
-        logsnr: ScalarLike,
-        condition: Float[Array, " condition"] | None = None,
-        *,
-        key: PRNGKey | None = None,
+        self, z: Example, logsnr: ScalarLike, condition: Condition = None, *, key: MaybeKey = None
     ) -> Prediction:
         logsnr = as_float(logsnr)
         here, there = self.process.at(logsnr), self.denoiser.process.at(logsnr)
@@ -80,29 +67,24 @@ def transport(
     to: AbstractProcess | None = None,
     schedule: AbstractSchedule | None = None,
 ) -> AbstractDenoiser | DiffusionModel:
-    r"""A denoiser or a model under another process, and a model under another schedule.
+    """A denoiser or a model under another process, or a model under another schedule.
 
-    Exact (VDM section 5.1): at equal `logsnr` the latents differ by the ratio of the alphas. What the
-    network predicts does not matter, since a `Prediction` has every form. The result shares the
-    parameters: training it starts from them.
+    Exact (VDM section 5.1): at equal `logsnr` the latents differ by the ratio of the alphas. It works for
+    every target of the network. The result shares the parameters: training it starts from them.
 
-    **Arguments:**
-
-    - `what`: a denoiser (trained, exact, guided) or a model.
-    - `to`: the process, by default the one that it has.
-    - `schedule`: for a model: its new schedule, by default the one that it has. Where the endpoints
-      differ the model is another one; `TransportWarning` names what is lost at which end.
-      `diffkit.Truncated` cuts a wider schedule to the model's range.
+    **Arguments:** `what`: a denoiser (trained, exact, guided) or a model; `to`: the process, by default
+    unchanged; `schedule`: the new schedule of a model, by default unchanged. Other endpoints make it
+    another model; `TransportWarning` says what is lost at which end. `diffkit.Truncated` cuts a wider
+    schedule to the model's range.
 
     **Returns:** a denoiser for a denoiser, a model for a model.
 
-    **Raises:** `ValueError` if neither a process nor a schedule is given, or a schedule for a denoiser,
-    which has none.
+    **Raises:** `ValueError` if neither a process nor a schedule is given, or a schedule for a denoiser.
 
     **Warns:** `TransportWarning`.
 
     ```python
-    model = dk.preset("vdm", shape=(2,), network="mlp", key=jax.random.key(0))
+    model = dk.preset("vdm", network="mlp").model(shape=(2,), key=jax.random.key(0))
     schedule = dk.Truncated(dk.Cosine(15.0, -15.0), *map(float, model.schedule.endpoints))
     other = dk.equivalence.transport(model, to=dk.VarianceExploding(), schedule=schedule)
     ```
@@ -118,7 +100,7 @@ def transport(
         return _under(what, to)
     if schedule is not None:
         ends = (*what.schedule.endpoints, *schedule.endpoints)
-        # Within a compiled function the endpoints are not known yet.
+        # Endpoints are unknown within a compiled function.
         if not any(isinstance(end, Tracer) for end in ends):
             data, noise, new_data, new_noise = map(float, ends)
             for sentence in range_losses((data, noise), (new_data, new_noise)):
@@ -127,29 +109,27 @@ def transport(
 
 
 def _stacklevel(frame: FrameType) -> int:
-    """From a frame up to the line that called diffkit, beyond the wrappers that check types."""
-    inside, level = ("diffkit", "jaxtyping", "beartype", "equinox"), 1
+    """How far up the stack the line is that called diffkit, past the wrappers that check types."""
+    inside, depth = ("diffkit", "jaxtyping", "beartype", "equinox"), 1
     while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in inside:
-        frame, level = frame.f_back, level + 1
-    return level
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 def carried(
     model: DiffusionModel, to: AbstractProcess | None, schedule: AbstractSchedule | None
 ) -> DiffusionModel:
-    """`transport` of a model, without a look at the ranges."""
-    return DiffusionModel(
-        model.denoiser if to is None else _under(model.denoiser, to),
-        model.schedule if schedule is None else schedule,
-        model.decoder,
-        model.shape,
-    )
+    """`transport` of a model, without checking the ranges."""
+    denoiser = model.denoiser if to is None else _under(model.denoiser, to)
+    schedule = model.schedule if schedule is None else schedule
+    # Not by the constructor, which refuses a network built for another range.
+    return eqx.tree_at(lambda m: (m.denoiser, m.schedule), model, (denoiser, schedule))
 
 
 def _under(denoiser: AbstractDenoiser, process: AbstractProcess) -> AbstractDenoiser:
     if isinstance(denoiser, Transported):
         denoiser = denoiser.denoiser
-    # Processes of the core have no arrays, and are equal if they are of one class.
+    # Processes of the core have no arrays and are equal if their classes are.
     same = type(denoiser.process) is type(process)
     if same and eqx.tree_equal(denoiser.process, process) is True:
         return denoiser
@@ -161,20 +141,14 @@ _SAME_END = 1e-3
 
 
 def range_losses(trained: tuple[float, float], wanted: tuple[float, float]) -> tuple[str, ...]:
-    """What is lost if a model made for one range of `logsnr` is used over another.
-
-    **Arguments:** `trained`, `wanted`: the endpoints (max, min) of the two schedules.
-
-    **Returns:** a sentence for each end at which they differ by more than a thousandth; none if they
-    agree.
-    """
+    """A sentence for each end where two ranges (max, min) of `logsnr` differ: what a model loses."""
     losses = []
     (data, noise), (new_data, new_noise) = trained, wanted
+    unseen = "Between the two the network is asked for noise levels that it has never seen."
     if new_data > data + _SAME_END:
         losses.append(
             f"data end: the schedule begins at logsnr {new_data:.4g}, but the model was made for "
-            f"{data:.4g} and less. Between the two the network is asked for noise levels that it has "
-            f"never seen. Set logsnr_max to {data:.4g}, or take schedule=truncated."
+            f"{data:.4g} and less. {unseen} Set logsnr_max to {data:.4g}, or take schedule=truncated."
         )
     elif new_data < data - _SAME_END:
         losses.append(
@@ -185,8 +159,7 @@ def range_losses(trained: tuple[float, float], wanted: tuple[float, float]) -> t
     if new_noise < noise - _SAME_END:
         losses.append(
             f"noise end: the schedule ends at logsnr {new_noise:.4g}, but the model was made for "
-            f"{noise:.4g} and more. Between the two the network is asked for noise levels that it has "
-            f"never seen. Set logsnr_min to {noise:.4g}, or take schedule=truncated."
+            f"{noise:.4g} and more. {unseen} Set logsnr_min to {noise:.4g}, or take schedule=truncated."
         )
     elif new_noise > noise + _SAME_END:
         losses.append(

@@ -1,4 +1,4 @@
-r"""Weightings: which noise levels a loss cares for.
+r"""Weightings: how much a loss cares about each noise level.
 
 A weighting is $w(\lambda)$ relative to the variational lower bound:
 
@@ -7,16 +7,15 @@ $$L = \tfrac12\, \mathbb E_t\!\left[ w(\lambda_t) \left(-\frac{d\lambda}{dt}\rig
 
 $w = 1$ *is* the diffusion term of the continuous-time VLB (VDM equation 17), in nats.
 
-**Published losses.** A loss in the literature is a squared error in some target, averaged over times
-with some density p(t), with some factor: $\mathbb E_{t \sim p}[f(\lambda)\,
-\lVert \text{target} - \widehat{\text{target}} \rVert^2]$. The target's error is that of eps times a
-factor of the parameterization (`error_factor`), so that the loss is the one above with
+**Published losses.** A published loss is the squared error of some target, averaged over times of some
+density p(t), with some factor $f(\lambda)$. The target's error is that of eps times a factor of the
+parameterization (`error_factor`), so the loss is the one above with
 
 $$w(\lambda) = \frac{2\, p(t)\, f(\lambda)\, \text{error\_factor}(\lambda)}{-d\lambda / dt}
 \quad\text{at } \lambda(t) = \lambda$$
 
-(Kingma and Gao 2023, arXiv 2303.00848, section 3). That formula is written once, in `Implied`, and
-every weighting that a paper states as a loss is derived from it.
+(Kingma and Gao 2023, arXiv 2303.00848, section 3). `Implied` holds this formula, and every weighting that a
+paper states as a loss is derived from it.
 """
 
 import abc
@@ -34,10 +33,10 @@ from jaxtyping import Array, Float
 from diffkit import registry
 from diffkit.parameterizations import AbstractParameterization, Epsilon
 from diffkit.processes import AbstractProcess, VariancePreserving
-from diffkit.registry import register
+from diffkit.registry import Context, register
 from diffkit.schedules import AbstractSchedule
 from diffkit.time_samplers import AbstractTimeSampler, Uniform
-from diffkit.typing import Scalar, ScalarLike, as_float
+from diffkit.typing import Scalar, ScalarLike, as_float, check_at_least, check_positive
 
 
 class AbstractWeighting(eqx.Module):
@@ -60,14 +59,12 @@ class ELBO(AbstractWeighting):
 class Verdict:
     r"""What a weighted loss is a bound on.
 
-    **Attributes:**
-
-    - `kind`: `"vlb"` if w is constant, so that the loss is the variational bound up to a factor;
-      `"monotone"` if w never rises with $\lambda$: the bound on the likelihood of data with noise added,
-      averaged over strengths of the noise (Kingma and Gao 2023, arXiv 2303.00848, section 4);
-      `"neither"` if it rises somewhere, and the loss is no bound.
-    - `scale`: the geometric mean of w over the range, where it is not zero: the factor, if it is the VLB.
-    - `rises`: from which to which `logsnr` w rises by the largest factor; `None` if nowhere.
+    **Attributes:** `kind`: `"vlb"` if w is constant: the loss is the variational bound up to a factor;
+    `"monotone"` if w never rises with $\lambda$: the bound on the likelihood of data with added noise,
+    averaged over strengths of the noise (Kingma and Gao 2023, arXiv 2303.00848, section 4); `"neither"` if
+    w rises somewhere: the loss is not a bound; `scale`: the geometric mean of w where it is not zero, for
+    the VLB its factor; `rises`: the pair of `logsnr` between which w rises by the largest factor, `None` if
+    nowhere.
     """
 
     kind: Literal["vlb", "monotone", "neither"]
@@ -78,26 +75,27 @@ class Verdict:
         if self.rises is None:
             return "the VLB" if self.kind == "vlb" else "monotone: a VLB of noisy data"
         low, high = self.rises
-        return f"no bound: w rises between logsnr {low:.1f} and {high:.1f}"
+        return f"not a bound: w rises between logsnr {low:.1f} and {high:.1f}"
 
 
 TABLE_POINTS: Final = 2001
-"""Of a table of a weighting: 0.01 apart over a range of 20."""
+"""The points of a table of a weighting: 0.01 apart over a range of 20."""
 
 TOLERANCE: Final = 1e-3
-"""Relative. What is constant to a thousandth is constant: less than the noise of any training run."""
+"""Relative: below a thousandth w counts as constant, since training runs are noisier than that."""
 
 
 def tabulate(
     weighting: AbstractWeighting, logsnr_range: tuple[float, float], points: int
 ) -> tuple[Float[np.ndarray, " {points}"], Float[np.ndarray, " {points}"]]:
-    """`logsnr` at even distances over a range (max, min), increasing, and log w there, in float64.
+    """Evenly spaced, increasing `logsnr` over a range (max, min), and log w there, in float64.
 
-    Where a weighting is zero its logarithm is -inf; beyond the schedule of a published loss, where a
-    formula may give anything, what is not positive counts as zero.
+    Values that are not positive count as zero, with the logarithm -inf: beyond its schedule the formula of
+    a published loss may give anything.
     """
-    maximum, minimum = logsnr_range
-    logsnr = np.linspace(minimum, maximum, points)
+    if not logsnr_range[0] > logsnr_range[1]:
+        raise ValueError(f"logsnr_range must be (max, min), got {logsnr_range}.")
+    logsnr = np.linspace(logsnr_range[1], logsnr_range[0], points)
     with jax.enable_x64(True):
         values = np.asarray(_values(weighting, jnp.asarray(logsnr)), dtype=np.float64)
     with np.errstate(divide="ignore"):
@@ -112,26 +110,20 @@ def _values(weighting, logsnr):
 def classify(
     weighting: AbstractWeighting, logsnr_range: tuple[float, float], *, points: int = 1001
 ) -> Verdict:
-    """Whether a weighted loss is the VLB, a VLB of data with noise added, or neither.
+    """Whether a weighted loss is the VLB, a VLB of data with added noise, or neither.
 
-    **Arguments:** `weighting`; `logsnr_range`: (max, min), such as a schedule's endpoints; `points`: at
-    how many values, evenly spaced, w is compared, to a thousandth of itself.
+    **Arguments:** `weighting`; `logsnr_range`: (max, min), such as a schedule's endpoints; `points`: the
+    number of evenly spaced values at which to compare w, to a thousandth of itself.
 
-    **Returns:** a `Verdict`.
-
-    **Raises:** `ValueError` if the range is not in this order, for fewer than two points, or if the
-    weighting is zero everywhere.
+    **Raises:** `ValueError` for a range in the wrong order, below two points, or a weighting that is zero.
 
     ```python
     assert dk.weightings.classify(dk.ELBO(), (13.3, -5.0)).kind == "vlb"
     assert dk.weightings.classify(dk.Sigmoid(bias=0.0), (13.3, -5.0)).kind == "monotone"
     ```
     """
-    if not logsnr_range[0] > logsnr_range[1]:
-        raise ValueError(f"logsnr_range must be (max, min), got {logsnr_range}.")
-    if points < 2:
-        raise ValueError(f"points must be at least 2, got {points}.")
-    # At the very ends a density of times may be zero or, by rounding, anything; it means nothing there.
+    check_at_least("points", points, 2)
+    # At the very ends a density of times may be zero or, by rounding, anything.
     logsnr, log_values = (values[1:-1] for values in tabulate(weighting, logsnr_range, points + 2))
     positive = np.isfinite(log_values)
     if not positive.any():
@@ -139,7 +131,7 @@ def classify(
     scale = math.exp(log_values[positive].mean())
     if positive.all() and np.ptp(log_values) <= 2 * TOLERANCE:
         return Verdict("vlb", scale, None)
-    # A rise from zero counts as one from the smallest number that there is.
+    # A rise from zero counts as a rise from the smallest number.
     log_values = np.maximum(log_values, np.log(np.finfo(np.float64).tiny))
     rise = log_values - np.minimum.accumulate(log_values)
     top = int(rise.argmax())
@@ -150,11 +142,7 @@ def classify(
 
 
 class Implied(AbstractWeighting):
-    """The weighting that a published loss implies; see `implied_weighting`.
-
-    A fixed function of `logsnr`: it keeps the schedule that it was made with, whatever a model's own
-    schedule does while it trains.
-    """
+    """The weighting that a published loss implies (`implied_weighting`), under a schedule that stays."""
 
     parameterization: AbstractParameterization
     schedule: AbstractSchedule
@@ -165,7 +153,7 @@ class Implied(AbstractWeighting):
 
     @property
     def verdict(self) -> Verdict:
-        """What the loss is a bound on, over the range of its schedule."""
+        """Whether the loss is a bound, over the range of its schedule."""
         maximum, minimum = self.schedule.endpoints
         return classify(self, (float(maximum), float(minimum)))
 
@@ -175,8 +163,8 @@ class Implied(AbstractWeighting):
         logsnr = as_float(logsnr)
         t, rate = jax.jvp(self.schedule.inverse, (logsnr,), (jnp.ones_like(logsnr),))
         _, slope = jax.jvp(self.schedule, (t,), (jnp.ones_like(t),))
-        # -dt / dlogsnr. Near t = 1 the slope at t suffers from the rounding of t, the derivative of the
-        # inverse does not; but an inverse by bisection has no derivative.
+        # -dt / dlogsnr. Near t = 1 rounding spoils the slope at t, not the derivative of the inverse; an
+        # inverse by bisection has none.
         rate = jnp.where(jnp.abs(rate * slope - 1) < 0.3, rate, 1 / slope)
         error = self.parameterization.error_factor(self.process.at(logsnr))
         factor = 1.0 if self.factor is None else self.factor(logsnr)
@@ -194,19 +182,14 @@ def implied_weighting(
 ) -> Implied:
     r"""The weighting of the loss $\mathbb E_{t \sim p}[f(\lambda) \lVert$ target error $\rVert^2]$.
 
-    **Arguments:**
+    **Arguments:** `parameterization`: the target of the squared error; `schedule`: from time to `logsnr`;
+    `process`: of the target, for targets that depend on it; `time_sampler`: has the density p of times;
+    `factor`: f, a function of `logsnr`, 1 by default; `weighting`: instead of a factor, w itself, for a
+    loss stated as a weighted bound. `diffkit.denoising_loss` minimises this bound whatever the target and
+    the times.
 
-    - `parameterization`: the target whose squared error it is.
-    - `schedule`: from time to `logsnr`.
-    - `process`: under which the target is meant; it matters only for targets that depend on it.
-    - `time_sampler`: gives the density p of times in the loss.
-    - `factor`: f, a function of `logsnr`; 1 if it is not given.
-    - `weighting`: in place of a factor, w itself, for a loss that is stated as a weighted bound. It is
-      what `diffkit.denoising_loss` minimises whatever the target and the times, since it divides by both
-      the factor of the target's error and the density of the times.
-
-    **Returns:** a weighting, to be called with `logsnr`; `schedule.inverse` must be defined there. Its
-    `verdict` says what the loss is a bound on.
+    **Returns:** a function of `logsnr` wherever `schedule.inverse` is defined. Its `verdict` says whether
+    the loss is a bound.
 
     **Raises:** `ValueError` if both a factor and a weighting are given.
 
@@ -219,9 +202,7 @@ def implied_weighting(
     ```
     """
     if factor is not None and weighting is not None:
-        raise ValueError(
-            "factor and weighting are two ways to say one thing: give only one of them."
-        )
+        raise ValueError("factor and weighting are two ways to say one thing: give only one.")
     return Implied(parameterization, schedule, process, time_sampler, factor, weighting)
 
 
@@ -233,33 +214,27 @@ def simple(
     process: AbstractProcess,
     parameterization: AbstractParameterization,
 ) -> Implied:
-    """The plain mean squared error of what the network predicts, over the schedule's own times.
+    """The unweighted mean squared error of what the network predicts, over the schedule's own times.
 
-    What most papers minimise: L_simple of DDPM (predicting eps), the loss of flow matching (the
-    velocity) and of EDM (its F, over log-normal noise levels). Choose it for samples that look good.
+    Most papers minimise it: L_simple of DDPM (predicting eps), the losses of flow matching (the velocity)
+    and of EDM (its F, over log-normal noise levels). Choose it for samples that look good.
 
-    **Arguments:** `times`: the name of the time sampler whose density the mean is taken with; a model's
-    own time sampler may be another one, and then corrects for it. The parts of the model are filled in.
+    **Arguments:** `times`: the name of the time sampler that gives the density of the mean; training may
+    use another, which corrects for its own density.
 
-    **Raises:** `diffkit.registry.UnknownPartError` for a name that is no time sampler.
+    **Raises:** `diffkit.registry.UnknownPartError` if no time sampler has this name.
     """
-    return implied_weighting(
-        parameterization=parameterization,
-        schedule=schedule,
-        process=process,
-        time_sampler=registry.get("time_sampler", times)(),
-    )
+    time_sampler = registry.get("time_sampler", times)()
+    return Implied(parameterization, schedule, process, time_sampler, None)
 
 
 @register("weighting", "sigmoid")
 class Sigmoid(AbstractWeighting):
-    r"""$w = \mathrm{sigmoid}(b - \lambda)$: falls off towards the finest details.
+    r"""$w = \mathrm{sigmoid}(b - \lambda)$: less weight towards the finest details.
 
     Kingma and Gao 2023 (arXiv 2303.00848, section 5), Hoogeboom et al. 2024 (simpler diffusion,
-    arXiv 2410.19324). Monotone in $\lambda$, and so a bound on the likelihood of data with noise added.
-    Choose it for images in many pixels, with a bias from -3 to 3: larger keeps more detail.
-
-    **Arguments:** `bias`: b.
+    arXiv 2410.19324). Monotone, and so a bound on the likelihood of data with added noise. Choose it for
+    images with many pixels, with a `bias` b from -3 to 3: a larger one keeps more detail.
 
     **Raises:** `ValueError` if `bias` is not finite.
     """
@@ -297,15 +272,13 @@ class _Damp(eqx.Module):
 def min_snr(gamma: float = 5.0, *, schedule: AbstractSchedule) -> Implied:
     r"""Min-SNR-$\gamma$: L_simple with the factor $\min(1, \gamma / \mathrm{SNR})$ on the error of eps.
 
-    Hang et al. 2023 (arXiv 2303.09556), whose own form is $\min(\mathrm{SNR}, \gamma)$ times the error
-    of x. Choose it to train faster than L_simple does at the same quality.
-
-    **Arguments:** `gamma`, positive. The model's schedule is filled in.
+    Hang et al. 2023 (arXiv 2303.09556) write it as $\min(\mathrm{SNR}, \gamma)$ times the error of x.
+    Choose it to train faster than with L_simple, at the same quality. diffkit fills in the model's
+    schedule.
 
     **Raises:** `ValueError` if `gamma` is not positive.
     """
-    if not (math.isfinite(gamma) and gamma > 0):
-        raise ValueError(f"gamma must be a positive number, got {gamma}.")
+    check_positive("gamma", gamma)
     return implied_weighting(parameterization=Epsilon(), schedule=schedule, factor=_Clip(gamma))
 
 
@@ -313,14 +286,12 @@ def min_snr(gamma: float = 5.0, *, schedule: AbstractSchedule) -> Implied:
 def p2(k: float = 1.0, gamma: float = 1.0, *, schedule: AbstractSchedule) -> Implied:
     r"""P2: L_simple with the factor $(k + \mathrm{SNR})^{-\gamma}$ on the error of eps.
 
-    Choi et al. 2022 (arXiv 2204.00227, equation 8): less weight for the clean-up of nearly clean data.
+    Choi et al. 2022 (arXiv 2204.00227, equation 8): less weight on cleaning up nearly clean data. A `gamma`
+    of 0 is L_simple. diffkit fills in the model's schedule.
 
-    **Arguments:** `k`, positive; `gamma`, 0 or more: 0 is L_simple. The model's schedule is filled in.
-
-    **Raises:** `ValueError` for a value out of its range.
+    **Raises:** `ValueError` unless `k` is positive and `gamma` at least 0.
     """
-    if not (math.isfinite(k) and k > 0):
-        raise ValueError(f"k must be a positive number, got {k}.")
+    check_positive("k", k)
     if not (math.isfinite(gamma) and gamma >= 0):
         raise ValueError(f"gamma must be a number of at least 0, got {gamma}.")
     return implied_weighting(parameterization=Epsilon(), schedule=schedule, factor=_Damp(k, gamma))
@@ -329,27 +300,24 @@ def p2(k: float = 1.0, gamma: float = 1.0, *, schedule: AbstractSchedule) -> Imp
 class Monotone(AbstractWeighting):
     r"""The smallest non-increasing function of $\lambda$ that is nowhere below another weighting.
 
-    $w(\lambda) = \max_{\lambda' \ge \lambda} w_0(\lambda')$: towards noise it never falls. A
-    non-increasing weighting is the bound on the likelihood of data with noise added, of various
-    strengths (Kingma and Gao 2023, section 4 and "EDM-monotonic" there): the loss is then maximum
-    likelihood with a data augmentation. Beyond the range it goes on with its last values.
+    $w(\lambda) = \max_{\lambda' \ge \lambda} w_0(\lambda')$: a non-increasing weighting bounds the
+    likelihood of data with added noise of various strengths (Kingma and Gao 2023, section 4 and
+    "EDM-monotonic" there), so the loss is maximum likelihood with data augmentation. Beyond the range w is
+    constant.
 
-    **Arguments:** `base`: $w_0$; `logsnr_range`: (max, min), over which it is tabulated.
+    **Arguments:** `base`: $w_0$; `logsnr_range`: (max, min), the range to tabulate.
 
-    **Raises:** `ValueError` if the range is not in this order.
+    **Raises:** `ValueError` for a range in the wrong order.
     """
 
     logsnr: Float[Array, " points"]
     log_values: Float[Array, " points"]
 
     def __init__(self, base: AbstractWeighting, logsnr_range: tuple[float, float]):
-        maximum, minimum = logsnr_range
-        if not maximum > minimum:
-            raise ValueError(f"logsnr_range must be (max, min), got {logsnr_range}.")
         logsnr, log_values = tabulate(base, logsnr_range, TABLE_POINTS)
         dtype = jnp.result_type(float)
         self.logsnr = jnp.asarray(logsnr, dtype)
-        # A weighting may be zero: as little as a float can hold, whose logarithm is finite.
+        # Zero becomes the smallest float, whose logarithm is finite.
         log_values = np.maximum(log_values, np.log(np.finfo(np.float32).tiny))
         self.log_values = jnp.asarray(np.maximum.accumulate(log_values[::-1])[::-1], dtype)
 
@@ -367,18 +335,15 @@ def monotone(
     logsnr_range: tuple[float, float],
     data_std: float = 1.0,
 ) -> Monotone:
-    """Another weighting, made monotone (`Monotone`).
+    """Another weighting, made monotone (`Monotone`): `base` is its registered name, used with its defaults.
 
-    **Arguments:** `base`: its registered name, taken with its defaults. The parts of the model are
-    filled in.
-
-    **Raises:** `diffkit.registry.UnknownPartError` for a name that is no weighting.
+    **Raises:** `diffkit.registry.UnknownPartError` if no weighting has this name.
     """
-    context = {
-        "schedule": schedule,
-        "process": process,
-        "parameterization": parameterization,
-        "logsnr_range": logsnr_range,
-        "data_std": data_std,
-    }
+    context = Context(
+        schedule=schedule,
+        process=process,
+        parameterization=parameterization,
+        logsnr_range=logsnr_range,
+        data_std=data_std,
+    )
     return Monotone(registry.complete(registry.get("weighting", base), context), logsnr_range)

@@ -212,9 +212,7 @@ def transported_deviations(name: str) -> tuple[float, float, float]:
         other = transport(model, to=_other_process(process), schedule=schedule)
         x = _points(64)
         # Times whose logsnr, with one key, are the same under every schedule.
-        bounds = [
-            _bound(m, canonical_time_sampling(dk.ELBO(), m.schedule), x) for m in (model, other)
-        ]
+        bounds = [_bound(m, canonical_time_sampling(dk.ELBO(), m.schedule), x) for m in (model, other)]
         return (float(jnp.max(jnp.abs(bounds[1] / bounds[0] - 1))), *_flow_deviations(process))
 
 

@@ -57,9 +57,7 @@ class EquinoxConstructors(griffe.Extension):
                     name,
                     annotation=field.annotation if isinstance(field, griffe.Attribute) else None,
                     kind=griffe.ParameterKind(parameter.kind.description),
-                    default=None
-                    if parameter.default is parameter.empty
-                    else repr(parameter.default),
+                    default=None if parameter.default is parameter.empty else repr(parameter.default),
                 )
             )
         constructor = griffe.Function("__init__", parameters=griffe.Parameters(*parameters))

@@ -1,4 +1,4 @@
-"""Two published losses that are one objective, and a third that is another, on the digits.
+"""Two published losses with one objective, and a third with another, on the digits.
 
     python examples/equivalences.py                 # trains six small models, writes a figure
     python examples/equivalences.py --steps 300     # a short look
@@ -6,18 +6,18 @@
 `v_cosine` predicts v under the cosine schedule (Salimans and Ho 2022, arXiv 2202.00512), `flow` the
 velocity along the straight line (Lipman et al. 2023, arXiv 2210.02747). Path, time and target are not
 the same, and each paper minimises the plain squared error of its own target over its own uniform
-times. Yet both losses weigh log SNR by exp(-logsnr / 2), and so they are one objective (Kingma and Gao
+times. Yet both losses weigh log SNR by exp(-logsnr / 2), so they are one objective (Kingma and Gao
 2023, arXiv 2303.00848). `bound` is the bound of VDM (arXiv 2107.00630), for a network that predicts v
-as the first does: another objective.
+like the first: another objective.
 
-What is shown: what `diffkit.equivalence.compare` says; the three published losses of one network,
-carried from paper to paper: the first two have a ratio that is known beforehand, and the third has one
-that depends on the network; and which losses networks reach that are trained with each of the three.
+It shows the verdict of `diffkit.equivalence.compare`; the three published losses of one network,
+carried from paper to paper (the ratio of the first two is known in advance, that of the third depends
+on the network); and the losses of networks trained with each of the three.
 
-One objective has one minimum, but the target still decides how a network gets there, and early on that
-is most of what one sees: after 100 steps the loss that the two share differs by 8 %, after 300 by less
-than 1 %. Under the weighting of the bound, which looks where their own loss hardly does, they are 5 %
-apart after 300 steps and agree as well after 1,000.
+One objective has one minimum, but the target decides how a network gets there, which dominates early
+on: after 100 steps the shared loss differs by 8 %, after 300 by less than 1 %. Under the weighting of
+the bound, which emphasises levels that their own loss hardly sees, they are 5 % apart after 300 steps
+and agree after 1,000 too.
 """
 
 import argparse
@@ -48,9 +48,6 @@ PRESETS = {
     ),
     "bound": dk.Preset(schedule="linear_logsnr", parameterization="v", weighting="elbo"),
 }
-for preset_name, preset in PRESETS.items():
-    dk.register("preset", preset_name)(preset)
-
 FIRST, SAME, OTHER = PRESETS
 # Whose squared error the papers minimise, over uniform times.
 TARGETS = {
@@ -66,13 +63,8 @@ Models = Mapping[str, dk.DiffusionModel]
 def untrained(name: str, data: dk.data.AbstractDataset, width: int, seed: int) -> dk.DiffusionModel:
     """A model of a preset with a small VDM U-Net."""
     options = {"width": width, "depth": 1, "dropout": 0.0, "groups": max(width // 8, 1)}
-    return dk.preset(
-        name,
-        shape=data.shape,
-        levels=data.levels,
-        key=jax.random.key(seed),
-        network=("vdm_unet", options),
-    )
+    preset = PRESETS[name].replace(network=("vdm_unet", options))
+    return preset.model(data, key=jax.random.key(seed))
 
 
 def weighting_of(name: str, model: dk.DiffusionModel) -> dk.AbstractWeighting:
@@ -85,11 +77,9 @@ def canonical_times(
 ) -> dk.equivalence.CanonicalTimes:
     """The times under which a weighted loss is the plain average of the error of v.
 
-    One weighting is one distribution of `logsnr`, whatever the schedule; with one key, one draw.
+    One weighting is one distribution of `logsnr` under every schedule; with one key, one draw.
     """
-    return dk.equivalence.canonical_time_sampling(
-        weighting, model.schedule, parameterization=dk.V()
-    )
+    return dk.equivalence.canonical_time_sampling(weighting, model.schedule, parameterization=dk.V())
 
 
 def train(
@@ -110,9 +100,7 @@ def train(
         steps_per_dispatch=50,
     )
     times = canonical_times(weighting, model)
-    return dk.fit(
-        model, data, config, weighting=weighting, time_sampler=times, progress=False
-    ).model
+    return dk.fit(model, data, config, weighting=weighting, time_sampler=times, progress=False).model
 
 
 @eqx.filter_jit
@@ -141,7 +129,7 @@ def errors_over_times(
     x: Float[Array, "batch *shape"],
     passes: int,
 ) -> Float[np.ndarray, "{passes} batch"]:
-    """`errors` at times that are drawn anew in each pass; the draws are the same in every call."""
+    """`errors` at times drawn anew in each pass; the draws are the same in every call."""
     rows = []
     for key in jax.random.split(jax.random.key(0), passes):
         time_key, eps_key = jax.random.split(key)
@@ -152,10 +140,10 @@ def errors_over_times(
 
 
 def ratio_range(papers: Models, name: str) -> tuple[float, float]:
-    """Between what the published loss of a preset over that of the first can lie, for any network.
+    """The bounds, for any network, on the published loss of a preset over that of the first.
 
-    A published loss is the average of its implied weighting times one and the same error: its ratio to
-    another lies between the least and the largest ratio of the two weightings.
+    A published loss is the average of its implied weighting times the same error: its ratio to another
+    lies between the least and the largest ratio of the two weightings.
     """
     maximum, minimum = map(float, papers[FIRST].schedule.endpoints)
     # Without the very ends, at which times round.
@@ -174,9 +162,9 @@ def ratio_range(papers: Models, name: str) -> tuple[float, float]:
 
 
 def show_verdicts(levels: int | None) -> None:
-    """What `compare` says of the presets."""
+    """The verdict of `compare` on the presets."""
     for name in (SAME, OTHER):
-        comparison = dk.equivalence.compare(FIRST, name, levels=levels or 256)
+        comparison = dk.equivalence.compare(PRESETS[FIRST], PRESETS[name], levels=levels or 256)
         low, high = comparison.ratio
         print(f"{FIRST} and {name}: generative model {comparison.model}, ", end="")
         print(f"objective {comparison.objective}")
@@ -185,9 +173,7 @@ def show_verdicts(levels: int | None) -> None:
         print(f"    what differs: {differing}")
 
 
-def show_published(
-    papers: Models, networks: Models, x: Float[Array, "batch *shape"], passes: int
-) -> None:
+def show_published(papers: Models, networks: Models, x: Float[Array, "batch *shape"], passes: int) -> None:
     """The published losses of networks, carried to the process and the schedule of each paper."""
     print("\nThe published losses: the mean squared error of each paper's target over its times")
     columns = (f"{SAME} / {FIRST}", f"{OTHER} / {FIRST}")
@@ -239,17 +225,14 @@ def show_trained(
             cells.append(f"{loss.mean():10.4f}{change.mean():+8.2f} % +- {error:.2f} %")
         table.append(cells)
         spread = max(
-            np.ptp([loss.mean() for (each, _), loss in losses.items() if each == name])
-            for name in PRESETS
+            np.ptp([loss.mean() for (each, _), loss in losses.items() if each == name]) for name in PRESETS
         )
         relative = [100 * (means[name].mean() / base.mean() - 1) for name in (SAME, OTHER)]
         summary.append([*relative, 100 * spread / base.mean()])
 
     print("\nThe trained models: test losses in nats per dimension, and against the mean of")
     print(f"{FIRST}, with the standard error of the difference")
-    print(
-        f"{'trained as':12s}{'seed':>5s}", *(f"{f'weighting of {n}':>29s}" for n in (FIRST, OTHER))
-    )
+    print(f"{'trained as':12s}{'seed':>5s}", *(f"{f'weighting of {n}':>29s}" for n in (FIRST, OTHER)))
     for (name, seed), one, other in zip(models, *table, strict=True):
         print(f"{name:12s}{seed:5d}", f"{one:>29s}", f"{other:>29s}")
     same, different, spread = zip(*summary, strict=True)
@@ -291,9 +274,7 @@ def save_figure(
         label = name if seed == 0 else None
         right.plot(logsnr, curve / base, line, color=colour, label=label)
     left.set(xlabel="logsnr", ylabel="w / its geometric mean", yscale="log", title="weighting")
-    right.set(
-        xlabel="logsnr", ylabel=f"test error / that of {FIRST}", title="trained models, each seed"
-    )
+    right.set(xlabel="logsnr", ylabel=f"test error / that of {FIRST}", title="trained models, each seed")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(loc="lower left")

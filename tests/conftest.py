@@ -1,5 +1,6 @@
 """What all tests share: keys, and small models and data."""
 
+import copy
 import hashlib
 import itertools
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import diffkit as dk
+from diffkit import registry
 
 
 @pytest.fixture
@@ -46,8 +48,18 @@ def toy():
 def toy_model():
     """A function that makes a small model for `toy`; keyword arguments replace its parts."""
 
-    def make(**parts):
+    def make(condition_size=0, **parts):
         parts = {"network": ("mlp", {"width": 8, "depth": 1}), "schedule": "learned_linear"} | parts
-        return dk.preset("vdm", shape=(2,), levels=8, key=jax.random.key(0), **parts)
+        spec = {"shape": (2,), "levels": 8, "condition_size": condition_size}
+        return dk.preset("vdm", **parts).model(**spec, key=jax.random.key(0))
 
     return make
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """The registry, with what a test adds forgotten afterwards."""
+    dk.plugins()
+    state = copy.copy(registry._STATE)
+    state.parts = {kind: dict(parts) for kind, parts in state.parts.items()}
+    monkeypatch.setattr(registry, "_STATE", state)

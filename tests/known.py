@@ -1,4 +1,4 @@
-"""Data whose law is known, and every term of their bound by quadrature in float64.
+"""Data whose law is known, every term of their bound by quadrature in float64, and a weighting with zeros.
 
 Each dimension takes eight of 256 levels, with known probabilities, whatever the others are.
 """
@@ -123,3 +123,13 @@ def discrete_diffusion(schedule, steps):
 @eqx.filter_jit
 def vlb(model, x, key, steps=None, times=None):
     return dk.vlb(model, x, key=key, steps=steps, time_sampler=times)
+
+
+class Cut(dk.AbstractWeighting):
+    """One between two values of `logsnr`, zero elsewhere."""
+
+    low: float
+    high: float
+
+    def __call__(self, logsnr):
+        return jnp.where((logsnr > self.low) & (logsnr < self.high), 1.0, 0.0)

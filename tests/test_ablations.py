@@ -19,7 +19,7 @@ import diffkit as dk
 from diffkit import registry
 from diffkit.cli import main
 from diffkit.cli.launch import compose, run_name
-from diffkit.runs import make
+from diffkit.configs import make
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "ablations"
 NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem != "common")
@@ -106,9 +106,7 @@ def test_every_run_composes(scripts, scale):
 def test_what_is_varied(scripts):
     def values(name, key, scale="tiny"):
         jobs = scripts["common"].jobs(settings(scripts, name, scale))
-        return {
-            word.partition("=")[2] for job in jobs for word in job if word.startswith(f"{key}=")
-        }
+        return {word.partition("=")[2] for job in jobs for word in job if word.startswith(f"{key}=")}
 
     for scale in ("tiny", "paper"):
         assert values("fourier_features", "network.fourier", scale) >= {"[]", "[6,7]"}
@@ -125,7 +123,7 @@ def test_what_is_varied(scripts):
             "adaptive",
         }
         times = {"10", "100", "250", "500", "1000", "null"}
-        assert values("timesteps", "train.timesteps", scale) == times
+        assert values("timesteps", "train.loss_steps", scale) == times
         (evaluated,) = values("timesteps", "evaluate_steps", scale)
         assert set(evaluated.strip("[]").split(",")) == times
         for key in ("parameterization", "weighting"):
@@ -141,16 +139,12 @@ def test_what_is_varied(scripts):
 
 
 def test_settings_that_are_given_replace_ours(scripts):
-    sweep = settings(
-        scripts, "depth", "tiny", network__depth="range(1,4)", train__seed="7", passes="2"
-    )
+    sweep = settings(scripts, "depth", "tiny", network__depth="range(1,4)", train__seed="7", passes="2")
     jobs = scripts["common"].jobs({**sweep, "hydra.sweep.dir": "x", "hydra/launcher": "joblib"})
-    assert [
-        [w for w in job if w.startswith(("network.depth=", "train.seed="))] for job in jobs
-    ] == [[f"network.depth={depth}", "train.seed=7"] for depth in (1, 2, 3)]
-    assert all(
-        "passes=2" in job and len({w.split("=")[0] for w in job}) == len(job) for job in jobs
-    )
+    assert [[w for w in job if w.startswith(("network.depth=", "train.seed="))] for job in jobs] == [
+        [f"network.depth={depth}", "train.seed=7"] for depth in (1, 2, 3)
+    ]
+    assert all("passes=2" in job and len({w.split("=")[0] for w in job}) == len(job) for job in jobs)
     # The seeds of one variant follow each other.
     assert list(settings(scripts, "schedule", "paper"))[-1] == "train.seed"
 
@@ -201,9 +195,7 @@ def test_help_and_configuration_are_shown(scripts, tmp_path, monkeypatch, capsys
 def test_commands_on_the_page_compose(scripts, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = (SCRIPTS.parents[1] / "docs" / "ablations.md").read_text()
-    lines = re.findall(
-        r"^(?:[A-Z_]+=\S+ )?python examples/ablations/(\w+)\.py (.+)$", page, re.MULTILINE
-    )
+    lines = re.findall(r"^(?:[A-Z_]+=\S+ )?python examples/ablations/(\w+)\.py (.+)$", page, re.MULTILINE)
     assert len(lines) > 5
     for name, arguments in lines:
         words = shlex.split(arguments)
@@ -259,18 +251,14 @@ def test_killed_and_started_again_in_parallel(tmp_path):
     before = evaluations(tmp_path)
     assert 0 < len(before) < 6
 
-    done = subprocess.run(
-        words, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False
-    )
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     after = evaluations(tmp_path)
     assert len(after) == 6
     # Finished runs were left alone.
     assert {file: after[file] for file in before} == before
     assert done.stdout.rstrip().endswith("6 of 6 runs are finished.")
-    rows = re.findall(
-        r"^│ (?:time_sampler=)?(\w+) +│ (\d) +│ (\d\.\d{4}) ", done.stdout, re.MULTILINE
-    )
+    rows = re.findall(r"^│ (?:time_sampler=)?(\w+) +│ (\d) +│ (\d\.\d{4}) ", done.stdout, re.MULTILINE)
     assert {(name, seeds) for name, seeds, _ in rows} == {
         (name, "2") for name in ("low_discrepancy", "uniform", "adaptive")
     }
@@ -292,9 +280,7 @@ def test_jobs_of_submitit(tmp_path):
         "schedule=cosine",
         "train.steps=20",
     )
-    done = subprocess.run(
-        words, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False
-    )
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     assert "2 of 2 runs are finished." in done.stdout
     assert len(evaluations(tmp_path)) == 2
@@ -339,9 +325,7 @@ def test_what_a_cluster_is_asked_for(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_fails_does_not_take_the_others_with_it(tmp_path):
     # The second seed of three is none.
-    words = command(
-        "schedule", "schedule=cosine,linear_logsnr", "train.steps=20", "train.seed=0,-1,1"
-    )
+    words = command("schedule", "schedule=cosine,linear_logsnr", "train.steps=20", "train.seed=0,-1,1")
     for launcher in ("basic", "joblib"):
         done = subprocess.run(
             [*words, f"launcher={launcher}", f"root=runs/ablations/{launcher}/tiny"],

@@ -31,8 +31,7 @@ def mixture_1d(y, rho, weights, means, stds):
     """E[x | y] by the trapezoidal rule on a fine grid, in float64."""
     x = np.linspace(-6, 6, 200_001)
     density = sum(
-        w * np.exp(-0.5 * ((x - m) / s) ** 2) / s
-        for w, m, s in zip(weights, means, stds, strict=True)
+        w * np.exp(-0.5 * ((x - m) / s) ** 2) / s for w, m, s in zip(weights, means, stds, strict=True)
     )
     joint = density * np.exp(-0.5 * ((y - x) / rho) ** 2)
     return np.trapezoid(x * joint, x) / np.trapezoid(joint, x)
@@ -41,9 +40,7 @@ def mixture_1d(y, rho, weights, means, stds):
 @pytest.mark.parametrize("logsnr", [6.0, 0.5, -4.0])
 def test_mixture_is_quadrature(logsnr):
     weights, means, stds = [0.5, 0.2, 0.3], [-1.0, 0.2, 1.5], [0.3, 0.1, 0.5]
-    denoiser = dk.analytic.mixture(
-        weights, np.array(means)[:, None], np.square(stds)[:, None, None]
-    )
+    denoiser = dk.analytic.mixture(weights, np.array(means)[:, None], np.square(stds)[:, None, None])
     level = dk.VariancePreserving().at(logsnr)
     for y in (-1.7, 0.1, 0.9):
         found = denoiser(jnp.full((1,), y) * level.alpha, logsnr).x[0]
@@ -54,13 +51,9 @@ def test_mixture_is_quadrature(logsnr):
 @pytest.mark.parametrize("process", PROCESSES)
 def test_score_is_the_gradient_of_the_density(process):
     means = np.array([[0.0, 1.0], [-1.0, 0.5]])
-    denoiser = dk.analytic.mixture(
-        [1.0, 3.0], means, np.stack([COV, 0.2 * np.eye(2)]), process=process
-    )
+    denoiser = dk.analytic.mixture([1.0, 3.0], means, np.stack([COV, 0.2 * np.eye(2)]), process=process)
     with jax.enable_x64(True):
-        exact = dk.analytic.mixture(
-            [1.0, 3.0], means, np.stack([COV, 0.2 * np.eye(2)]), process=process
-        )
+        exact = dk.analytic.mixture([1.0, 3.0], means, np.stack([COV, 0.2 * np.eye(2)]), process=process)
         z = jnp.asarray([0.3, -0.6], jnp.float64)
         score = jax.grad(exact.log_density)(z, jnp.float64(0.4))
     found = denoiser(jnp.asarray([0.3, -0.6], jnp.float32), 0.4).score
@@ -68,9 +61,7 @@ def test_score_is_the_gradient_of_the_density(process):
 
 
 def test_density_of_the_latent_integrates_to_one():
-    denoiser = dk.analytic.mixture(
-        [0.3, 0.7], np.array([[0.5], [-0.5]]), np.array([[[0.1]], [[0.2]]])
-    )
+    denoiser = dk.analytic.mixture([0.3, 0.7], np.array([[0.5], [-0.5]]), np.array([[[0.1]], [[0.2]]]))
     z = jnp.linspace(-8.0, 8.0, 4001)
     log_density = jax.vmap(lambda z: denoiser.log_density(z[None], -1.0))(z)
     assert np.trapezoid(np.exp(log_density), z) == pytest.approx(1.0, abs=1e-4)
@@ -101,9 +92,7 @@ def test_a_condition_chooses_components(process, logsnr):
     # One class, a class of two components, and weights that shift the shares.
     for condition in ([0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.5, 2.0, 0.0]):
         kept = np.flatnonzero(condition)
-        part = dk.analytic.mixture(
-            (weights * condition)[kept], means[kept], covs[kept], process=process
-        )
+        part = dk.analytic.mixture((weights * condition)[kept], means[kept], covs[kept], process=process)
         found, expected = whole(z, logsnr, jnp.asarray(condition)), part(z, logsnr)
         np.testing.assert_allclose(found.eps, expected.eps, rtol=2e-5, atol=1e-5)
         np.testing.assert_allclose(found.x, expected.x, rtol=2e-5, atol=1e-5)

@@ -54,9 +54,7 @@ def test_weightings_are_the_formulas_of_the_pages(atlas: ModuleType, name: str) 
     assert atlas.weighting_deviation(name, 0.5) < middle
 
 
-def test_a_wrong_formula_would_be_noticed(
-    atlas: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_formula_would_be_noticed(atlas: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = {**atlas.CLOSED_FORMS, "flow_matching": atlas.CLOSED_FORMS["iddpm"]}
     monkeypatch.setattr(atlas, "CLOSED_FORMS", wrong)
     assert atlas.weighting_deviation("flow_matching", 0.5) > 0.5
@@ -67,9 +65,7 @@ def test_verdicts(atlas: ModuleType) -> None:
 
 
 def test_every_preset_has_its_place(atlas: ModuleType) -> None:
-    markers = [
-        (page, *marker) for page in PAGES for marker in atlas._MARKER.findall(page.read_text())
-    ]
+    markers = [(page, *marker) for page in PAGES for marker in atlas._MARKER.findall(page.read_text())]
     assert {name for _, name, _ in markers} == set(atlas.MARKERS)
     verified = [name for _, kind, rest in markers if kind == "verified" for name in rest.split()]
     assert sorted(verified) == sorted(atlas.CLOSED_FORMS) == sorted(first_party_presets())

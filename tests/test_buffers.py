@@ -83,9 +83,7 @@ def test_training_moves_no_buffer_and_averages_none(toy, toy_model):
     model, fitted = train(learn=False)
     for trained in (fitted.state.model, fitted.state.averaged_model, fitted.model):
         assert bits(trained.schedule.ends) == bits(model.schedule.ends)
-        assert not np.array_equal(
-            trained.schedule.interior.log_slope, model.schedule.interior.log_slope
-        )
+        assert not np.array_equal(trained.schedule.interior.log_slope, model.schedule.interior.log_slope)
     assert jax.tree.leaves(fitted.state.average.schedule.ends) == []
 
     # The same with endpoints that are parameters moves them: the test can fail.

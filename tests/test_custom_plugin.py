@@ -47,9 +47,7 @@ def workplace(tmp_path_factory):
     python = folder / "venv" / "bin" / "python"
     own = run(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=folder).strip()
     # As site packages, so that the packages that are installed editable are there as well.
-    borrowed = "".join(
-        f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()
-    )
+    borrowed = "".join(f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages())
     (Path(own) / "borrowed.pth").write_text(borrowed)
     install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index")
     run(
@@ -80,11 +78,12 @@ def test_check_finds_it_lawful(workplace):
         "schedule custom_bent",
         "weighting custom_window",
         "sampler custom_ralston",
+        "optimiser custom_adamax",
         "preset custom",
         f"schedule {NEW}_bent",
     ):
         assert part in out
-    assert re.search(rf"custom, {NEW}: 5 parts, \d\d laws hold, 0 broken, ", out)
+    assert re.search(rf"custom, {NEW}: 6 parts, \d\d laws hold, 0 broken, ", out)
 
 
 def test_trains_and_samples_with_it(workplace):
@@ -92,12 +91,15 @@ def test_trains_and_samples_with_it(workplace):
     small += ["network.width=8", "network.depth=1", "samples=4", "sample_steps=3"]
     # The preset and an option of one of its parts; nothing was written for either.
     out = diffkit(
-        *(workplace, "train", "preset=custom", "data=swirl", "run=r", "schedule.bend=-0.2", *small)
+        *(workplace, "train", "preset=custom", "data=swirl", "run=r", "schedule.bend=-0.2"),
+        *("optimiser=custom_adamax", "optimiser.b1=0.8", *small),
     )
     assert re.search(r"test bits/dim: \d+\.\d\d \+- \d+\.\d\d", out)
     config = (workplace / "r" / "config.yaml").read_text()
     assert "diffkit_custom.schedules.Bent" in config
     assert "bend: -0.2" in config
+    assert "diffkit_custom.optimisers.Adamax" in config
+    assert "b1: 0.8" in config
     assert "diffkit_custom.weightings.window" in config
     # A run of a plugin's parts is read where the plugin is installed.
     out = diffkit(workplace, "sample", "r", "sampler=custom_ralston", "steps=3", "count=4")

@@ -117,11 +117,68 @@ def test_encoding_is_centred_and_round_trips():
     np.testing.assert_allclose(values, -values[::-1], atol=1e-7)
     np.testing.assert_allclose(np.diff(values), 2 / 17, rtol=1e-5)
     level = dk.VariancePreserving().at(13.3)
-    np.testing.assert_array_equal(
-        decoder.decode(jnp.asarray(values) * level.alpha, level), np.arange(17)
-    )
+    np.testing.assert_array_equal(decoder.decode(jnp.asarray(values) * level.alpha, level), np.arange(17))
 
 
 def test_one_level_is_refused():
     with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
         dk.DiscretizedDecoder(1)
+
+
+SCALED = [({"mean": 3.0, "std": 1000.0}, 2), ({"mean": (1.0, -2.0), "std": (0.1, 20.0)}, 2)]
+
+
+@pytest.mark.parametrize(("options", "dims"), SCALED)
+def test_gaussian_decoder_with_mean_and_std_is_the_normal_density(options, dims):
+    decoder, level = dk.GaussianDecoder(**options), dk.VariancePreserving().at(3.0)
+    mean, std = (np.broadcast_to(options[name], dims).astype(float) for name in ("mean", "std"))
+    y = np.array([0.1, -0.6])
+    x = mean + std * np.array([0.2, -0.7])
+    z = jnp.asarray(y, jnp.float32) * level.alpha
+    found = decoder.log_prob(jnp.asarray(x, jnp.float32), z, level)
+    expected = scipy.stats.norm.logpdf(x, mean + std * y, std * np.exp(-1.5)).sum()
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(decoder.decode(z, level), mean + std * y, rtol=1e-5)
+    draws = decoder.decode(jnp.zeros((2, 4000)), level, key=jax.random.key(1))
+    np.testing.assert_allclose(draws.std(axis=1), std * np.exp(-1.5), rtol=6 / np.sqrt(2 * 4000))
+
+
+def test_gaussian_decoder_standardises_beyond_a_band():
+    def made(*statistics, **options):
+        decoder = dk.GaussianDecoder(**options, statistics=statistics)
+        return decoder.mean, decoder.std
+
+    for within in ((0.0, 1.0), (-1.0, 0.5), (1.0, 2.0)):
+        assert made(*within) == (0.0, 1.0)
+    for beyond in ((1.1, 1.0), (0.0, 0.49), (0.0, 2.1)):
+        assert made(*beyond) == beyond
+    assert made(5.0, 0.0) == (5.0, 1.0)
+    assert made(5.0, 9.0, mean=0, std=np.ones(3, np.float32)) == (0.0, (1.0, 1.0, 1.0))
+    for wrong in (0.0, -1.0, np.inf, (1.0, -1.0), [[1.0]]):
+        with pytest.raises(ValueError, match="std must be"):
+            dk.GaussianDecoder(std=np.asarray(wrong))
+    with pytest.raises(ValueError, match=r"for 2 channels, but x has the shape \(3,\)"):
+        dk.GaussianDecoder(mean=(0.0, 0.0)).encode(jnp.zeros(3))
+
+
+def test_the_bound_of_data_in_other_units_differs_by_their_logarithm():
+    # A Gaussian, whose exact denoiser is known: x and 1000 x + 40 are the same when encoded.
+    denoiser = dk.analytic.gaussian(jnp.zeros(2), jnp.eye(2), process=dk.VariancePreserving())
+    plain, scaled = (
+        dk.DiffusionModel(denoiser, dk.LinearLogSNR(6.0, -6.0), decoder, (2,))
+        for decoder in (dk.GaussianDecoder(), dk.GaussianDecoder(40.0, 1000.0))
+    )
+    x = jax.random.normal(jax.random.key(0), (64, 2))
+    key = jax.random.key(1)
+    bits = dk.vlb(plain, x, key=key).bits_per_dim
+    np.testing.assert_allclose(
+        dk.vlb(scaled, 1000 * x + 40, key=key).bits_per_dim, bits + np.log2(1000), rtol=1e-4
+    )
+    # The law of the encoded data with the noise of the data end, in the units of x.
+    density = scipy.stats.norm(40, 1000 * np.sqrt(1 + np.exp(-6.0)))
+    x = 1000 * x[:2] + 40
+    found = dk.log_likelihood(scaled, x, key=key)
+    np.testing.assert_allclose(found, density.logpdf(x).sum(axis=1), rtol=1e-4)
+    drawn = np.asarray(dk.sample(scaled, dk.samplers.DDIM(), 2000, key=key, steps=50))
+    assert abs(drawn.mean() - 40) < 6 * 1000 / np.sqrt(4000)
+    assert drawn.std() == pytest.approx(1000, rel=0.1)

@@ -66,9 +66,10 @@ def test_every_example_is_counted_once(toy, toy_model):
     assert error == pytest.approx(result.per_example.std(ddof=1) / math.sqrt(11))
     parts = (result.prior[0], result.reconstruction[0], result.diffusion[0])
     assert sum(parts) == pytest.approx(mean)
+    assert result.bits_per_dim == pytest.approx((bits(mean) / 2, bits(error) / 2))
     # The prior term has no randomness: it can be computed apart.
     model, x = toy_model(), jnp.asarray(toy.test.gather(np.arange(11)))
-    prior = dk.vlb(model, x, key=jax.random.key(9)).prior.mean() / (2 * math.log(2))
+    prior = dk.vlb(model, x, key=jax.random.key(9)).prior.mean()
     assert result.prior[0] == pytest.approx(float(prior), rel=1e-4)
     with pytest.raises(ValueError, match="passes must be at least 1, got 0"):
         dk.evaluate(model, toy.test, key=jax.random.key(3), passes=0)
@@ -79,7 +80,7 @@ def test_more_passes_mean_less_noise(toy, toy_model):
 
     def spread(passes):
         keys = jax.random.split(jax.random.key(4), 6)
-        found = [dk.evaluate(model, toy.test, key=k, passes=passes).total[0] for k in keys]
+        found = [dk.evaluate(model, toy.test, key=k, passes=passes).bits_per_dim[0] for k in keys]
         return np.std(found)
 
     # 64 draws of evenly spread noise levels against one: far below 1 / sqrt(64) would allow alone.
@@ -96,14 +97,11 @@ def test_one_example_has_no_standard_error_and_its_record_is_json(toy, toy_model
 
     record = json.loads(json.dumps(result.as_dict()), parse_constant=refuse)
     assert record["total_standard_error"] is None
-    assert record["total_bits_per_dim"] == result.total[0]
+    assert record["total_bits_per_dim"] == result.bits_per_dim[0]
 
 
 def test_what_json_does_not_have_is_null(tmp_path):
-    assert (
-        as_json({"a": [math.nan, 1.5, None], "b": math.inf})
-        == '{"a": [null, 1.5, null], "b": null}'
-    )
+    assert as_json({"a": [math.nan, 1.5, None], "b": math.inf}) == '{"a": [null, 1.5, null], "b": null}'
     (tmp_path / "metrics.jsonl").write_text(as_json({"step": 1, "loss": math.nan}) + "\n")
     assert math.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["loss"])
 
@@ -231,10 +229,20 @@ def test_the_record_says_how_noise_levels_were_drawn():
         assert result.draws == result.as_dict()["draws"] == expected
 
 
+def test_a_model_is_evaluated_under_another_schedule():
+    source = ArraySource(known.draw(np.random.default_rng(1), 20, DIMENSIONS))
+    arguments = {"key": jax.random.key(0), "steps": 5, "passes": 2}
+    linear, cosine = (known.model(SCHEDULES[name], DIMENSIONS) for name in ("linear_logsnr", "cosine"))
+    moved = dk.evaluate(linear, source, schedule=SCHEDULES["cosine"], **arguments)
+    assert moved.total == dk.evaluate(cosine, source, **arguments).total
+    with pytest.warns(dk.equivalence.TransportWarning, match="noise end"):
+        dk.evaluate(linear, source, schedule=dk.LinearLogSNR(13.3, -4.0), **arguments)
+
+
 def spread(name, count, passes, repetitions, times=None):
     """The standard deviation of an evaluation."""
     found = evaluations(SCHEDULES[name], count, passes, repetitions, time_sampler=times)
-    return statistics.stdev(result.total[0] for result in found)
+    return statistics.stdev(result.bits_per_dim[0] for result in found)
 
 
 def test_an_evaluation_does_not_miss_the_ends_of_the_range():
@@ -247,7 +255,7 @@ def test_an_evaluation_does_not_miss_the_ends_of_the_range():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_intervals_cover_the_truth(name, steps):
     schedule, value = SCHEDULES[name], truth(SCHEDULES[name], steps)
-    found = [e.total for e in evaluations(schedule, 256, 64, 200, steps, batch_size=2048)]
+    found = [e.bits_per_dim for e in evaluations(schedule, 256, 64, 200, steps, batch_size=2048)]
     covered = coverage(found, value)
     means = [mean for mean, _ in found]
     print(
@@ -262,7 +270,7 @@ def test_intervals_cover_the_truth(name, steps):
 @pytest.mark.parametrize(("count", "passes"), [(32, 1), (64, 4), (300, 16)])
 def test_intervals_of_the_reconstruction_term_cover_the_truth(count, passes):
     schedule = SCHEDULES["linear_logsnr"]
-    value = bits(known.P @ known.reconstruction(known.endpoints(schedule)[0]))
+    value = DIMENSIONS * known.P @ known.reconstruction(known.endpoints(schedule)[0])
     found = [e.reconstruction for e in evaluations(schedule, count, passes, 1000)]
     covered = coverage(found, value)
     print(f"{count} x {passes}: exact {value:.5f}, coverage {covered:.3f}")

@@ -13,6 +13,7 @@ import diffkit as dk
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.slow
 def test_swirl(tmp_path):
     small = ["--steps", "60", "--batch-size", "64", "--width", "16", "--depth", "1"]
     done = subprocess.run(
@@ -59,6 +60,7 @@ def _changes(output, what):
     return np.array([float(found[1]), float(found[2])])
 
 
+@pytest.mark.slow
 def test_equivalences(tmp_path):
     output, table = _equivalences(
         tmp_path, "--steps", "40", "--seeds", "1", "--width", "8", "--passes", "8"

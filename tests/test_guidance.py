@@ -34,9 +34,7 @@ def test_guided_score_is_that_of_the_densities(process, condition):
     scales, interval = (0.0, 2.5, -1.0), (-4.0, 2.0)
     logsnr = np.array([-9.0, -4.1, -4.0, -1.0, 2.0, 2.1, 6.0])
     rho = np.exp(-logsnr / 2)
-    alpha = (
-        1 / np.hypot(1, rho) if isinstance(process, dk.VariancePreserving) else np.ones_like(rho)
-    )
+    alpha = 1 / np.hypot(1, rho) if isinstance(process, dk.VariancePreserving) else np.ones_like(rho)
     sigma = alpha * rho
     z = alpha[:, None] * POINT + sigma[:, None] * np.array([0.3, -1.1])
     with jax.enable_x64(True):
@@ -59,9 +57,7 @@ def test_guided_score_is_that_of_the_densities(process, condition):
             (everywhere, combined),
             (between, np.where(inside, combined, given)),
         ):
-            np.testing.assert_allclose(
-                -prediction.eps / sigma[:, None], expected, rtol=1e-6, atol=1e-9
-            )
+            np.testing.assert_allclose(-prediction.eps / sigma[:, None], expected, rtol=1e-6, atol=1e-9)
             # The predicted data belong to the same latent.
             back = alpha[:, None] * prediction.x + sigma[:, None] * prediction.eps
             np.testing.assert_allclose(back, z, rtol=1e-9)
@@ -86,14 +82,8 @@ def test_float32_keeps_the_digits(logsnr):
 
 @pytest.fixture
 def network_model():
-    return dk.preset(
-        "vdm",
-        shape=(2,),
-        levels=8,
-        condition_size=3,
-        network=("mlp", {"width": 8, "depth": 1}),
-        schedule="linear_logsnr",
-        key=jax.random.key(0),
+    return dk.preset("vdm", network=("mlp", {"width": 8, "depth": 1}), schedule="linear_logsnr").model(
+        shape=(2,), levels=8, condition_size=3, key=jax.random.key(0)
     )
 
 

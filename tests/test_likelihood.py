@@ -116,7 +116,8 @@ def test_a_network_as_another_solver_has_it():
     # scipy on dy / dlog rho = rho eps in y itself, with the whole Jacobian, for a network that is no
     # denoiser of anything, on examples that are no vectors.
     with jax.enable_x64(True):
-        network = dk.networks.MLP((2, 2), width=8, depth=1, key=jax.random.key(3))
+        ends = (7.0, -4.0)
+        network = dk.networks.MLP((2, 2), width=8, depth=1, logsnr_range=ends, key=jax.random.key(3))
         network = jax.tree.map(lambda a: a + 0.05 if eqx.is_array(a) else a, network)
         x = np.random.default_rng(1).uniform(-1, 1, (2, 2, 2))
         found = {}
@@ -249,9 +250,7 @@ def test_discrete_data_as_quadrature_has_them():
     shares = np.exp(found)
     error = shares.std(axis=0) / math.sqrt(count)
     assert np.all(error < 0.02 * probability[LEVELS])
-    np.testing.assert_array_less(
-        np.abs(shares.mean(axis=0) - probability[LEVELS]), 5 * error + 1e-3
-    )
+    np.testing.assert_array_less(np.abs(shares.mean(axis=0) - probability[LEVELS]), 5 * error + 1e-3)
 
     # Over the data it is what the VLB of an exact denoiser is.
     vlb = np.asarray(eqx.filter_jit(dk.vlb)(model, np.tile(x, (10, 1)), key=KEY).total, float)
@@ -292,9 +291,7 @@ def test_its_gradient_is_the_score():
     model, x = continuous(mixture(), logsnr_min=-25.0), jnp.asarray(POINTS[:3])
     found = jax.grad(lambda x: log_likelihood(model, x, key=KEY).sum())(x)
     level = model.level(0.0)
-    density = jax.vmap(
-        jax.grad(lambda x: model.denoiser.log_density(level.alpha * x, level.logsnr))
-    )
+    density = jax.vmap(jax.grad(lambda x: model.denoiser.log_density(level.alpha * x, level.logsnr)))
     np.testing.assert_allclose(found, density(x), rtol=2e-3, atol=2e-3)
 
 

@@ -21,8 +21,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 import diffkit as dk
 from diffkit.cli.launch import compose
-from diffkit.presets import TRAINING_KINDS, build_model, check_target, complete, part
-from diffkit.runs import make
+from diffkit.configs import make, preset_of
+from diffkit.presets import TRAINING_KINDS, DataSpec, assemble, check_target, complete, part
 from diffkit.training import Objective, init_state
 from diffkit.training.state import train_step
 
@@ -138,22 +138,15 @@ DATA = np.random.default_rng(0).integers(0, 8, (BATCH, 2), dtype=np.uint8)
 def composed(overrides):
     """The model and the parts for training and sampling that a configuration describes."""
     config = compose("train", [*overrides, *SMALL])
-    kinds = ("schedule", "process", "parameterization", "decoder", "network")
-    model = build_model(
-        {kind: make(config[kind]) for kind in kinds},
-        shape=(2,),
-        levels=8,
-        key=jax.random.key(1),
-        data_std=config["data_std"],
-    )
-    parts = {kind: part(kind, make(config[kind]), model=model) for kind in TRAINING_KINDS}
-    return model, parts, make(config["train"])
+    made = assemble(preset_of(config), DataSpec((2,), 8), key=jax.random.key(1))
+    parts = {kind: getattr(made, kind) for kind in TRAINING_KINDS}
+    return made.model, parts, make(config["train"])
 
 
 def step(model, parts, config):
     """The model after one training step, its loss and gradient norm."""
     state = init_state(model, config, parts["time_sampler"])
-    objective = Objective(parts["weighting"], config.timesteps)
+    objective = Objective(parts["weighting"], config.loss_steps)
 
     @eqx.filter_jit
     def run(state):
@@ -191,7 +184,7 @@ def test_what_means_nothing_is_refused_before_work_begins():
     refused = [row for row in itertools.product(*chosen) if not meaningful(*row)]
     assert 0 < len(refused) < 0.1 * math.prod(map(len, chosen))
     for schedule, process, parameterization in refused:
-        with pytest.raises(ValueError, match=r"says nothing of x at the noise end .* would count"):
+        with pytest.raises(ValueError, match=r"does not determine x at the noise end .* would count"):
             composed(
                 [
                     f"schedule={schedule}",

@@ -43,9 +43,7 @@ def _conv_brute_force(x, w):
 
 def _plain(x, w):
     """The compiler's convolution of a batch."""
-    return jax.lax.conv_general_dilated(
-        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _batched(x, w):
@@ -119,9 +117,7 @@ class TestConvolution:
         got = jax.jit(jax.vmap(conv2d))(x, ws)
         _close(got, [_conv_brute_force(a, b) for a, b in zip(x, ws, strict=True)], 1e-6)
         # A gradient for each example: vmap of grad.
-        each = jax.jit(jax.vmap(jax.grad(lambda w, x, g: jnp.sum(conv2d(x, w) * g)), (None, 0, 0)))(
-            w, x, g
-        )
+        each = jax.jit(jax.vmap(jax.grad(lambda w, x, g: jnp.sum(conv2d(x, w) * g)), (None, 0, 0)))(w, x, g)
         _close(jnp.sum(each, 0), jax.vjp(_plain, x, w)[1](g)[1], 2e-6)
 
     def test_inside_scan_and_checkpoint(self, convolution):
@@ -250,9 +246,7 @@ def _filled(network, seed=7):
 @pytest.mark.parametrize("remat", [False, True])
 def test_scan_equals_a_loop(remat):
     """Values and gradients of scanned blocks against the same blocks one by one."""
-    blocks = _filled(
-        stack(lambda key: ResidualBlock(4, 4, 3, groups=2, key=key), 3, key=jax.random.key(0))
-    )
+    blocks = _filled(stack(lambda key: ResidualBlock(4, 4, 3, groups=2, key=key), 3, key=jax.random.key(0)))
     x, embedding = _normal(1, 4, 6, 4), _normal(2, 3)
 
     @eqx.filter_jit
@@ -360,9 +354,7 @@ class TestNetworks:
 
         # Without a key nothing is dropped; with one, the key decides.
         np.testing.assert_array_equal(_run(network, z, logsnr), off)
-        one, same, other = (
-            _run(network, z, logsnr, None, jax.random.key(seed)) for seed in (1, 1, 2)
-        )
+        one, same, other = (_run(network, z, logsnr, None, jax.random.key(seed)) for seed in (1, 1, 2))
         np.testing.assert_array_equal(one, same)
         assert not np.allclose(one, other)
         assert not np.allclose(one, off)
@@ -384,10 +376,14 @@ class TestNetworks:
         (MLP, {"dropout": -0.1}, r"dropout must be a probability in \[0, 1\); got -0.1"),
         (MLP, {"dtype": "float64"}, "dtype must be one of float32, bfloat16; got 'float64'"),
         (MLP, {"logsnr_range": (0.0, 0.0)}, r"logsnr_range must be .* got \(0.0, 0.0\)"),
-        (UNet, {"shape": (8, 8)}, r"shape must be \(channels, height, width\)"),
+        (
+            UNet,
+            {"shape": (8, 8)},
+            "network unet takes images .* choose network=mlp, or give .* axis",
+        ),
         (UNet, {"shape": (1, 6, 8)}, "divisible by 4, since multipliers has 3 entries"),
         (UNet, {"multipliers": ()}, "multipliers must be"),
-        (UNet, {"attention": (3,)}, r"attention must name levels from 0 to 2; got \(3,\)"),
+        (UNet, {"attention": (3,)}, r"attention must name resolutions from 0 to 2; got \(3,\)"),
     ],
 )
 def test_bad_arguments_are_named(network, options, message):

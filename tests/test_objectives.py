@@ -56,10 +56,7 @@ def draws(count, seed=0):
 
 def total_with_error(model, steps=None, batches=20, count=100_000):
     x = jnp.asarray(draws(count))
-    totals = [
-        float(sum(estimate(model, x, jax.random.key(100 + i), steps)).mean())
-        for i in range(batches)
-    ]
+    totals = [float(sum(estimate(model, x, jax.random.key(100 + i), steps)).mean()) for i in range(batches)]
     return np.mean(totals), np.std(totals, ddof=1) / math.sqrt(batches)
 
 
@@ -94,7 +91,8 @@ def test_discrete_vlb_falls_towards_the_continuous_one():
 
 
 def network_model(process=PROCESSES[0], schedule=SCHEDULES["linear"], part=dk.Epsilon()):
-    network = dk.networks.MLP((3,), width=8, depth=1, key=jax.random.key(0))
+    built_for = {"levels": 17, "logsnr_range": ENDS}
+    network = dk.networks.MLP((3,), width=8, depth=1, **built_for, key=jax.random.key(0))
     network = jax.tree.map(lambda a: a + 0.05 if eqx.is_array(a) else a, network)
     denoiser = dk.Denoiser(network, part, process)
     return dk.DiffusionModel(denoiser, schedule, dk.DiscretizedDecoder(17), (3,))
@@ -108,9 +106,7 @@ def test_the_process_does_not_matter():
     bounds = [dk.vlb(network_model(process), X, key=jax.random.key(1)) for process in PROCESSES]
     for bound in bounds[1:]:
         for term in ("prior", "reconstruction", "diffusion"):
-            np.testing.assert_allclose(
-                getattr(bound, term), getattr(bounds[0], term), rtol=2e-4, atol=1e-5
-            )
+            np.testing.assert_allclose(getattr(bound, term), getattr(bounds[0], term), rtol=2e-4, atol=1e-5)
 
 
 def test_bits_per_dimension_and_total():
@@ -146,9 +142,7 @@ def test_weighting_scales_and_time_sampler_does_not():
 
     @eqx.filter_jit
     def mean(sampler, steps):
-        loss = dk.denoising_loss(
-            model, many, key=key, time_sampler=sampler, inference=True, steps=steps
-        )
+        loss = dk.denoising_loss(model, many, key=key, time_sampler=sampler, inference=True, steps=steps)
         return loss.mean(), loss.std() / math.sqrt(len(many))
 
     for steps in (None, 7):
@@ -196,9 +190,7 @@ def test_the_divergence_of_a_step_is_that_of_its_gaussians(spread):
     q_mean, q_std = map(np.float64, rescaled_posterior(y, x, logsnr_t, logsnr_s))
     p_mean, p_std = map(np.float64, found.reverse(logsnr_s))
     expected = np.sum(
-        np.log(p_std / q_std)
-        + (q_std**2 + (q_mean - p_mean) ** 2) / (2 * p_std**2)
-        - np.full(4, 0.5)
+        np.log(p_std / q_std) + (q_std**2 + (q_mean - p_mean) ** 2) / (2 * p_std**2) - np.full(4, 0.5)
     )
     divergence = step_divergence(jnp.square(error), logsnr_t, logsnr_s, spread)
     assert float(divergence) == pytest.approx(expected, rel=1e-5)
@@ -226,8 +218,8 @@ class Given(dk.data.AbstractDataset):
     ],
 )
 def test_data_that_the_decoder_does_not_code_are_refused(stored, error, message):
-    model = dk.preset(
-        "vdm", shape=(1, 2, 2), levels=17, network=("mlp", {"width": 8}), key=jax.random.key(0)
+    model = dk.preset("vdm", network=("mlp", {"width": 8})).model(
+        shape=(1, 2, 2), levels=17, key=jax.random.key(0)
     )
     with pytest.raises(error, match=message):
         dk.vlb(model, jnp.asarray(stored), key=jax.random.key(0))

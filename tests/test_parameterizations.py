@@ -119,9 +119,7 @@ def test_one_network_serves_under_every_process(process):
     x, eps, logsnr = jnp.asarray([0.1, 0.5, -0.4]), jnp.asarray([1.0, -0.3, 0.2]), 0.7
     here = dk.Denoiser(network, dk.V(), process)
     there = dk.Denoiser(network, dk.V(), dk.VariancePreserving())
-    found, expected = (
-        d(d.process.perturb(x, eps, d.process.at(logsnr)), logsnr) for d in (here, there)
-    )
+    found, expected = (d(d.process.perturb(x, eps, d.process.at(logsnr)), logsnr) for d in (here, there))
     np.testing.assert_allclose(found.x, expected.x, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.eps, expected.eps, rtol=1e-4, atol=1e-5)
 

@@ -1,12 +1,15 @@
 """Predictions that carry what they are: at run time, and for a static type checker."""
 
+import copy
 import itertools
 import json
+import operator
 import pathlib
 import re
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,9 +118,7 @@ def test_every_boundary_refuses_every_other_form(boundary, prediction):
     right = form(prediction, meant)
     # An array is trusted, and gives the same.
     assert repr(call(prediction, right)) == repr(call(prediction, right.value))
-    jax.tree.map(
-        np.testing.assert_array_equal, call(prediction, right), call(prediction, right.value)
-    )
+    jax.tree.map(np.testing.assert_array_equal, call(prediction, right), call(prediction, right.value))
     with pytest.raises(TypeCheckError, match=r"parameter '(x|eps)'"):
         call(prediction, dk.Predicted(jnp.zeros(2), FORMS[meant][0]))  # of another shape
 
@@ -181,8 +182,24 @@ def test_a_prediction_computes_as_its_array(prediction):
     ):
         assert isinstance(found, jax.Array)
         np.testing.assert_array_equal(found, expected)
-    # Across forms arithmetic is free: this is the velocity.
-    np.testing.assert_array_equal(prediction.eps - p, EPS - X)
+    for found, expected in (
+        (p.T, a.T),
+        (p.reshape(-1, 1), a.reshape(-1, 1)),
+        (p.mean(), a.mean()),
+        (p.astype(int), a.astype(int)),
+        (p.at[0].set(0.0), a.at[0].set(0.0)),
+        (eqx.filter_jit(lambda p: p.sum())(p), a.sum()),
+    ):
+        assert isinstance(found, jax.Array)
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(AttributeError, match="has no attribute 'maen'"):
+        p.maen()
+    np.testing.assert_array_equal(copy.deepcopy(p), a)  # which asks for attributes before there are any
+    for mixed in (operator.sub, operator.mul, operator.lt):
+        with pytest.raises(TypeError, match="of one target, got one of epsilon and one of x"):
+            mixed(prediction.eps, p)
+    with pytest.raises(TypeError, match=r"got one of Score\(\) and one of Score\(scaled=True\)"):
+        prediction.score + prediction.as_target(dk.Score(scaled=True))
     assert (p.shape, p.ndim, p.size, p.dtype, len(p)) == ((3,), 1, 3, jnp.float32, 3)
     assert [float(entry) for entry in p] == list(X)
     np.testing.assert_array_equal(np.abs(p), np.abs(X))
@@ -206,9 +223,7 @@ def test_predictions_pass_through_transformations(prediction, level):
     np.testing.assert_allclose(whole.x[0], 0.6 * Z - 0.8 * Z**2, rtol=1e-5)
 
     def checked(flag):
-        return jax.lax.cond(
-            flag, lambda: prediction, lambda: dk.Prediction.of(prediction.v, Z, level)
-        )
+        return jax.lax.cond(flag, lambda: prediction, lambda: dk.Prediction.of(prediction.v, Z, level))
 
     np.testing.assert_allclose(jax.jit(checked)(False).x, X, rtol=1e-4)
     with pytest.raises(TypeError, match="must be a prediction of x, got one of epsilon"):
@@ -217,9 +232,7 @@ def test_predictions_pass_through_transformations(prediction, level):
     def loss(x):
         return jnp.sum(dk.Prediction(x, jnp.asarray(EPS), level).v ** 2)
 
-    np.testing.assert_allclose(
-        jax.grad(loss)(jnp.asarray(X)), -1.6 * (0.6 * EPS - 0.8 * X), rtol=1e-5
-    )
+    np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(X)), -1.6 * (0.6 * EPS - 0.8 * X), rtol=1e-5)
 
 
 def test_the_static_checker_finds_the_wrong_uses_and_no_others():

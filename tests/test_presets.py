@@ -3,9 +3,11 @@
 import functools
 
 import jax
+import numpy as np
 import pytest
 
 import diffkit as dk
+from diffkit.configs import spec_of
 from diffkit.presets import complete
 from diffkit.registry import UnknownPartError
 
@@ -35,6 +37,15 @@ def test_first_endpoint_follows_the_levels(toy_model):
     assert dk.LinearLogSNR().logsnr_max == 13.3
 
 
+def test_a_decoder_gets_the_statistics_of_the_data():
+    data = dk.data.ArrayData(np.arange(400.0).reshape(200, 2))
+    found = spec_of({"data": {}}, data)
+    preset = dk.Preset(decoder=dk.GaussianDecoder, network=("mlp", {"width": 4}))
+    decoder = preset.model(found, key=jax.random.key(0)).decoder
+    train = data.train.gather(np.arange(len(data.train)))
+    assert (decoder.mean, decoder.std) == pytest.approx((train.mean(), train.std()), rel=1e-5)
+
+
 def test_what_does_not_go_together_is_refused(toy_model):
     with pytest.raises(TypeError, match=r"process must be a diffkit.AbstractProcess, got V"):
         toy_model(process=dk.V())
@@ -45,15 +56,15 @@ def test_what_does_not_go_together_is_refused(toy_model):
     with pytest.raises(UnknownPartError, match="Did you mean 'cosine'"):
         toy_model(schedule="cosin")
     with pytest.raises(UnknownPartError, match="there is no preset 'vdn'"):
-        dk.preset("vdn", shape=(2,), key=jax.random.key(0))
+        dk.preset("vdn").model(shape=(2,), key=jax.random.key(0))
 
 
 def test_a_target_that_says_nothing_at_an_end_is_refused(toy_model):
     low = ("linear_logsnr", {"logsnr_min": -40.0})
-    with pytest.raises(ValueError, match="Epsilon says nothing of x at the noise end"):
+    with pytest.raises(ValueError, match="Epsilon does not determine x at the noise end"):
         toy_model(schedule=low, parameterization="epsilon")
     high = ("linear_logsnr", {"logsnr_max": 40.0})
-    with pytest.raises(ValueError, match="X says nothing of eps at the data end"):
+    with pytest.raises(ValueError, match="X does not determine eps at the data end"):
         toy_model(schedule=high, parameterization="x")
     for schedule in (low, high):
         toy_model(schedule=schedule, parameterization="v")

@@ -114,9 +114,7 @@ class TestNames:
                 pass
 
         assert dk.get("schedule", "steep") is First
-        with pytest.raises(
-            DuplicatePartError, match=r"diffkit\.schedules\.Cosine \(plugin 'diffkit'"
-        ):
+        with pytest.raises(DuplicatePartError, match=r"diffkit\.schedules\.Cosine \(plugin 'diffkit'"):
             dk.register("schedule", "cosine")(First)
 
     def test_the_same_definition_again_replaces_itself(self, fresh):
@@ -141,9 +139,7 @@ class TestNames:
             exec(source.format("cosine"), {"__name__": "two.presets"})
 
     def test_unknown_name(self):
-        with pytest.raises(
-            UnknownPartError, match=r"no schedule 'cosin'\. Did you mean 'cosine'\?"
-        ):
+        with pytest.raises(UnknownPartError, match=r"no schedule 'cosin'\. Did you mean 'cosine'\?"):
             dk.get("schedule", "cosin")
         with pytest.raises(UnknownPartError, match=r"Available: .*cosine, .*linear_logsnr"):
             dk.get("schedule", "zzz")
@@ -158,9 +154,7 @@ class TestNames:
         ],
     )
     def test_unknown_kind(self, call):
-        with pytest.raises(
-            UnknownKindError, match=r"Did you mean 'schedule'\? The kinds are: sche"
-        ):
+        with pytest.raises(UnknownKindError, match=r"Did you mean 'schedule'\? The kinds are: sche"):
             call("schedul")
 
     def test_errors_share_a_base(self):

@@ -14,14 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 import diffkit as dk
 from diffkit.cli import main
-from diffkit.runs import is_finished, write_config
-from diffkit.training.figures import (
-    band,
-    recorded,
-    running_mean,
-    save_samples,
-    save_variant_samples,
-)
+from diffkit.configs import is_finished, write_config
+from diffkit.reports.figures import band, save_variant_samples
+from diffkit.training.figures import recorded, running_mean, save_samples
 
 CONFIG = {
     "schedule": {
@@ -47,10 +42,11 @@ CONFIG = {
         "steps": 30,
         "batch_size": 8,
         "learning_rate": 0.001,
-        "timesteps": None,
+        "loss_steps": None,
         "seed": 0,
     },
 }
+LION = {"_target_": "diffkit.optimisers.Lion", "_partial_": True}
 COSINE = {
     "schedule": {
         "_target_": "diffkit.schedules.Cosine",
@@ -112,8 +108,7 @@ def add(workplace):
             (run / "evaluation.json").write_text(json.dumps(evaluation(total, **more)))
         if seconds is not None:
             records = [
-                {"step": 10 * i, "seconds": seconds * i / 3, "loss": 5 - i - seed}
-                for i in (1, 2, 3)
+                {"step": 10 * i, "seconds": seconds * i / 3, "loss": 5 - i - seed} for i in (1, 2, 3)
             ]
             (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
         if variance is not None:
@@ -132,8 +127,7 @@ def tables(page):
     found = []
     for block in re.findall(r"(?:^\|.*\n)+", page, re.M):
         header, _, *rows = (
-            [cell.strip(" `") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-            for line in block.splitlines()
+            [cell.strip(" `") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()
         )
         found.append([dict(zip(header, row, strict=True)) for row in rows])
     return found
@@ -168,8 +162,7 @@ def test_means_errors_and_differences(add, workplace):
         assert variant.seeds == tuple(seeds)
         assert variant.totals == tuple(values)
         assert [
-            json.loads((p / "evaluation.json").read_text())["total_bits_per_dim"]
-            for p in variant.runs
+            json.loads((p / "evaluation.json").read_text())["total_bits_per_dim"] for p in variant.runs
         ] == list(values)
         np.testing.assert_allclose(variant.mean, values.mean(), rtol=1e-12)
         np.testing.assert_allclose(sum(variant.terms.values()), variant.mean, rtol=1e-12)
@@ -301,9 +294,11 @@ def test_a_number_that_is_none_is_a_dash(add, workplace):
             ["network.multipliers=[1,2]", "network.multipliers=[1]"],
         ),
         (
-            [{"train__timesteps": 10, "data__points": 5}, {}],
-            ["data.points=5, train.timesteps=10", "data.points=64, train.timesteps=null"],
+            [{"train__loss_steps": 10, "data__points": 5}, {}],
+            ["data.points=5, train.loss_steps=10", "data.points=64, train.loss_steps=null"],
         ),
+        # A configuration without an optimiser had AdamW.
+        ([{}, {"optimiser": LION}], ["optimiser=adamw", "optimiser=lion"]),
         # What only one of two parts has is said if it is not its default.
         (
             [{"schedule__logsnr_max": None}, COSINE],
@@ -374,8 +369,7 @@ def test_long_names_are_shortened_and_stay_apart(add, workplace):
         "schedule=cosine, train.b1=0.123 ...",
     ]
     settings = {
-        row["setting"]: list(row.values())[1:]
-        for row in tables((workplace / "report.md").read_text())[1]
+        row["setting"]: list(row.values())[1:] for row in tables((workplace / "report.md").read_text())[1]
     }
     assert settings["train.ema"] == ["0.123", "0.999", "0.123"]
     assert settings["schedule"] == ["linear_logsnr", "cosine", "cosine"]
@@ -426,7 +420,7 @@ def test_bad_input_is_named_and_nothing_is_written(add, workplace):
         ([], ValueError, "runs must name run directories, got none"),
         (["a", "nowhere"], FileNotFoundError, "there is no directory nowhere"),
         (["a", "empty"], FileNotFoundError, "there is no config.yaml in or below empty"),
-        (["a", "python"], ValueError, "run python was started in Python and has no config.yaml"),
+        (["a", "python"], ValueError, "run python has no config.yaml"),
         (["unfinished"], ValueError, "one that is finished, .*; unfinished has none"),
         (["a", "same"], ValueError, "a and same have the same choices and the same train.seed=0"),
         (["a", "broken"], ValueError, "broken/evaluation.json must be a JSON file"),
@@ -470,7 +464,7 @@ def test_samples_are_shown_side_by_side(workplace):
     from PIL import Image
 
     black, white = np.zeros((4, 1, 5, 5), np.uint8), np.full((4, 1, 5, 5), 16, np.uint8)
-    save_samples(np.concatenate([black, white]), workplace / "one.png", levels=17)
+    save_samples(np.concatenate([black, white]), "one.png", levels=17)
     one = np.asarray(Image.open(workplace / "one.png"))
     # Three a row: 5 pixels each, one between and around them, enlarged 640 // 19 times.
     assert one.shape == (33 * 19, 33 * 19)
@@ -507,7 +501,7 @@ def test_show(add, capsys):
     made = dk.report(["a", "b", "c"])
     made.show()
     out = capsys.readouterr().out
-    assert "other data" not in out
+    assert "different data" not in out
     for text in (
         "network.multipliers=[2,2]",
         "-0.2500",
@@ -520,7 +514,7 @@ def test_show(add, capsys):
     assert max(map(len, out.splitlines())) <= 160
     add("d", 3.0, data__points=5)
     dk.report(["a", "d"]).show()
-    assert "The variants have other data" in capsys.readouterr().out
+    assert "The variants have different data" in capsys.readouterr().out
 
 
 # --- the command line ---------------------------------------------------------------------------
@@ -605,9 +599,7 @@ def test_what_was_evaluated_otherwise_is_evaluated_again(workplace):
     assert is_finished(run, config)
     more = config | {"evaluate_steps": [10]}
     assert not is_finished(run, more)
-    with pytest.raises(
-        ValueError, match=r"holds a run with other choices: train.seed \(0 there, 1"
-    ):
+    with pytest.raises(ValueError, match=r"holds a run with other choices: train.seed \(0 there, 1"):
         write_config(run, configuration(train__seed=1))
     assert is_finished(run, config)
     # Its evaluation was another: it is taken away, so that no report takes it for the new one.

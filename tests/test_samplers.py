@@ -55,8 +55,7 @@ def test_order_of_convergence(sampler, order):
         exact = MEAN + (np.asarray(start) - MEAN) * np.sqrt(variance[1] / variance[0])
         counts = np.array([160, 320, 640, 1280])
         errors = [
-            np.abs(np.asarray(integrate(sampler, model, start, int(n))) - exact).max()
-            for n in counts
+            np.abs(np.asarray(integrate(sampler, model, start, int(n))) - exact).max() for n in counts
         ]
     found = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     # On a Gaussian the leading errors of the midpoint rule cancel over the whole range: one order more.
@@ -143,9 +142,7 @@ def test_ancestral_variance_between_posterior_and_forward():
     # The mean of a step shrinks the start's deviation from the point, of variance 1 + rho^2.
     start = 1 + np.exp(-logsnr_t)
     expected = beta / alpha2[1] + np.exp(2 * (logsnr_t - logsnr_s)) * start
-    np.testing.assert_allclose(
-        np.var(np.asarray(x), axis=0), expected, rtol=5 * np.sqrt(2 / 20_000)
-    )
+    np.testing.assert_allclose(np.var(np.asarray(x), axis=0), expected, rtol=5 * np.sqrt(2 / 20_000))
     with pytest.raises(ValueError, match=r"spread must be in \[0, 1\], got 1.5"):
         dk.samplers.Ancestral(1.5)
 
@@ -223,9 +220,7 @@ def test_ddim_with_all_noise_is_ancestral():
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_process_gives_the_same_samples(name):
     sampler = complete(dk.get("sampler", name), {})
-    samples = [
-        dk.sample(gaussian_model(p), sampler, 8, key=jax.random.key(4), steps=20) for p in PROCESSES
-    ]
+    samples = [dk.sample(gaussian_model(p), sampler, 8, key=jax.random.key(4), steps=20) for p in PROCESSES]
     for other in samples[1:]:
         np.testing.assert_allclose(other, samples[0], rtol=1e-4, atol=1e-5)
 
@@ -233,9 +228,7 @@ def test_every_process_gives_the_same_samples(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_number_of_samples_changes_none_of_them(name):
     sampler = complete(dk.get("sampler", name), {})
-    few, many = (
-        dk.sample(gaussian_model(), sampler, n, key=jax.random.key(5), steps=10) for n in (3, 17)
-    )
+    few, many = (dk.sample(gaussian_model(), sampler, n, key=jax.random.key(5), steps=10) for n in (3, 17))
     np.testing.assert_allclose(few, many[:3], rtol=1e-6, atol=1e-6)
     assert len(np.unique(np.asarray(many)[:, 0])) == 17
 
@@ -260,9 +253,7 @@ def test_deterministic_sampler_is_handed_no_key():
     def with_key(sampler):
         def run(key):
             start = jnp.ones(2)
-            return sampler.step(
-                rescaled(model.denoiser, None), start, *jnp.array([0.0, 1.0]), None, key
-            )[0]
+            return sampler.step(rescaled(model.denoiser, None), start, *jnp.array([0.0, 1.0]), None, key)[0]
 
         return run
 
@@ -296,3 +287,128 @@ def test_shapes_and_errors():
         dk.sample(model, sampler, 1, key=key, steps=0)
     with pytest.raises(ValueError, match=r"eta must be in \[0, 1\], got 1.5"):
         dk.samplers.DDIM(eta=1.5)
+
+
+# The golden problems, from rho = 80 to 0.002.
+ANGLES = 2 * np.pi * np.arange(8) / 8
+CIRCLE = np.sqrt(2) * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
+GOLDEN = {
+    "gaussian": lambda: dk.analytic.gaussian(MEAN, STD**2 * np.eye(2)),
+    "mixture": lambda: dk.analytic.mixture(np.ones(8) / 8, CIRCLE, np.stack([0.01 * np.eye(2)] * 8)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("DDIM", "gaussian"),
+        ("heun", "mixture"),
+        ("dpmpp_2m", "gaussian"),
+        ("multistep", "mixture"),
+    ],
+)
+def test_inverting_and_sampling_gives_the_data_back_at_the_order(name, problem):
+    sampler, ends = getattr(dk.samplers, name)(), -2 * np.log([0.002, 80.0])
+    with jax.enable_x64(True):
+        model = dk.DiffusionModel(
+            GOLDEN[problem](), dk.LinearLogSNR(*map(float, ends)), dk.GaussianDecoder(), (2,)
+        )
+        x = jnp.asarray(CIRCLE + 0.1 * np.random.default_rng(0).standard_normal((8, 2)))
+        errors, counts = [], (100, 200)
+        for steps in counts:
+            z, logsnr = dk.invert(model, sampler, x, steps=steps)
+            back = dk.sample(model, sampler, 8, start=(z, logsnr), steps=steps, key=jax.random.key(0))
+            errors.append(np.sqrt(np.mean((np.asarray(back) - np.asarray(x)) ** 2)))
+        assert np.log2(errors[0] / errors[1]) > sampler.order - 0.3
+        assert errors[1] < 0.05
+        if problem == "gaussian":  # where the latents are known
+            rho = np.exp(-ends / 2)
+            exact = MEAN + (np.asarray(x) - MEAN) * np.sqrt((STD**2 + rho[1] ** 2) / (STD**2 + rho[0] ** 2))
+            y = np.asarray(z / model.process.at(logsnr).alpha)
+            np.testing.assert_allclose(y, exact, atol=6 if sampler.order == 1 else 0.2)
+
+
+def test_sampling_from_a_level_is_the_rest_of_the_way():
+    model, key, sampler = gaussian_model(ends=(8.0, -6.0)), jax.random.key(12), dk.samplers.DDIM()
+    path = dk.sample_trajectory(model, sampler, 3, key=key, steps=20)
+    start = path.z[8], path.logsnr[8]
+    rest = dk.sample_trajectory(model, sampler, 3, key=key, steps=12, start=start)
+    np.testing.assert_allclose(rest.logsnr, path.logsnr[8:], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(rest.z, path.z[8:], rtol=1e-3, atol=1e-4)
+    # From the end of the schedule it is the whole way.
+    whole = dk.sample(model, sampler, 3, key=key, steps=20, start=(path.z[0], path.logsnr[0]))
+    np.testing.assert_allclose(whole, path.samples, rtol=1e-4, atol=1e-5)
+
+
+def test_data_noised_to_a_level_are_draws_of_q_and_come_back():
+    model, key = gaussian_model(dk.VariancePreserving(), ends=(8.0, -6.0)), jax.random.key(13)
+    x = np.tile(np.float32([[1.5, 0.2]]), (20_000, 1))
+    z, logsnr = dk.noised(model, x, -1.0, key=key)
+    level = model.process.at(-1.0)
+    error = 5 / np.sqrt(2 * len(x))
+    np.testing.assert_allclose(z.mean(axis=0), level.alpha * x[0], atol=2 * error * level.sigma)
+    np.testing.assert_allclose(z.std(axis=0), level.sigma, rtol=error)
+    # SDEdit of one point gives the posterior of the data given z, whose mean and variance are known.
+    edited = dk.sample(model, dk.samplers.Ancestral(), len(x), start=(z, logsnr), steps=200, key=key)
+    share = STD**2 / (STD**2 + np.exp(1.0))
+    variance = share**2 * np.exp(1.0) + (1 - share) * STD**2
+    np.testing.assert_allclose(edited.mean(axis=0), MEAN + share * (x[0] - MEAN), atol=0.02)
+    np.testing.assert_allclose(edited.var(axis=0), variance, rtol=2 * error + 0.02)
+
+
+def test_wrong_starts_are_refused():
+    model, sampler, key = gaussian_model(ends=(8.0, -6.0)), dk.samplers.DDIM(), jax.random.key(0)
+    with pytest.raises(ValueError, match=r"start must hold latents of shape \(3, 2\).* got \(4, 2\)"):
+        dk.sample(model, sampler, 3, key=key, start=(jnp.zeros((4, 2)), 0.0))
+    for argument, call in (
+        ("start", lambda at: dk.sample(model, sampler, 4, key=key, start=(jnp.zeros((4, 2)), at))),
+        ("logsnr", lambda at: dk.invert(model, sampler, np.zeros((4, 2), np.float32), logsnr=at)),
+    ):
+        for at in (-7.0, 8.0):
+            with pytest.raises(ValueError, match=rf"{argument} must be .* from logsnr -6 to 8, got {at:g}"):
+                call(at)
+    with pytest.raises(ValueError, match="must be deterministic, got Ancestral"):
+        dk.invert(model, dk.samplers.Ancestral(), np.zeros((4, 2), np.float32))
+
+
+class Own(dk.AbstractSampler):
+    """Euler's method with the last slope as its state, returning what it is told to."""
+
+    order = 1
+    calls = 1
+    stochastic = False
+    returns: str = "slope"
+
+    def init(self, y):
+        return None if self.returns == "new state" else jnp.zeros_like(y)
+
+    def step(self, denoise, y, logsnr_t, logsnr_s, state, key):
+        eps = denoise(y, logsnr_t).eps
+        y = y + (jnp.exp(-logsnr_s / 2) - jnp.exp(-logsnr_t / 2)) * eps
+        if self.returns == "y":
+            return y
+        return y[None] if self.returns == "shape" else y, eps
+
+
+def test_a_step_that_returns_the_wrong_thing_is_refused():
+    def draw(sampler):
+        return dk.sample(gaussian_model(), sampler, 2, key=jax.random.key(0), steps=3)
+
+    # A prediction in the state is taken as its array.
+    np.testing.assert_allclose(draw(Own()), draw(dk.samplers.DDIM()), rtol=1e-5, atol=1e-6)
+    for returns, message in (
+        ("y", r"Own.step must return a pair, .* got f32\[2\]"),
+        ("shape", r"Own.step must return a latent like .* f32\[2\], got f32\[1,2\]"),
+        ("new state", r"Own.step must return a state like .* None, got f32\[2\]"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            draw(Own(returns))
+
+
+def test_every_registered_sampler_is_an_attribute_of_the_module():
+    for name in dk.available("sampler"):
+        part = dk.get("sampler", name)
+        assert {name, part.__name__} <= {*dir(dk.samplers)}
+        assert getattr(dk.samplers, part.__name__) is part
+    with pytest.raises(AttributeError, match="has no attribute 'Heunn'"):
+        dk.samplers.Heunn  # noqa: B018

@@ -61,9 +61,7 @@ def test_shifted_cosine_is_the_cosine_elsewhere(shift):
     # logsnr - shift runs along the cosine, between ends that are shifted back.
     shifted, plain = dk.Cosine(12.0, -6.0, shift=shift), dk.Cosine(12.0 - shift, -6.0 - shift)
     t = jnp.linspace(0.0, 1.0, 11)
-    np.testing.assert_allclose(
-        jax.vmap(shifted)(t), jax.vmap(plain)(t) + shift, rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(jax.vmap(shifted)(t), jax.vmap(plain)(t) + shift, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(shifted.endpoints, (12.0, -6.0), atol=1e-5)
     assert float(shifted.inverse(shifted(0.3))) == pytest.approx(0.3, abs=1e-5)
     with pytest.raises(ValueError, match="shift must be finite, got inf"):

@@ -71,9 +71,7 @@ def test_moments_are_the_integrals(zeros, schedule, options):
     draws = result.batches * result.batch_size
     # The error of a variance: from the fourth moment, by independent draws.
     fourth = integral((half * slope) ** 4 / slope)
-    assert result.variance == pytest.approx(
-        second - mean**2, abs=5 * np.sqrt((fourth - second**2) / draws)
-    )
+    assert result.variance == pytest.approx(second - mean**2, abs=5 * np.sqrt((fourth - second**2) / draws))
     # Under the best density the loss of every draw is the same here.
     assert result.best_variance == pytest.approx(0, abs=0.01 * mean**2)
     assert result.batch_variance * result.batch_size == pytest.approx(result.variance, rel=0.3)
@@ -123,14 +121,13 @@ def test_even_times_make_a_batch_less_noisy(zeros):
     assert even.batch_variance < 1e-3 * independent.batch_variance
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("batches", 1), ("batch_size", 0), ("bins", 0), ("steps", 0)]
-)
+@pytest.mark.parametrize(("name", "value"), [("batches", 1), ("batch_size", 0), ("bins", 0), ("steps", 0)])
 def test_errors_name_the_number(zeros, name, value, toy_model):
     with pytest.raises(ValueError, match=rf"{name} must be at least \d, got {value}"):
         dk.estimator_statistics(toy_model(), zeros, key=jax.random.key(0), **{name: value})
 
 
+@pytest.mark.slow
 def test_command_and_figure(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
@@ -150,9 +147,7 @@ def test_command_and_figure(tmp_path, capsys, monkeypatch):
     loaded = dk.load_run(run)
     source, key = loaded.data().test, jax.random.key(0)
     other = eqx.tree_at(lambda m: m.schedule, loaded.model, dk.Cosine())
-    expected = dk.estimator_statistics(
-        other, source, key=key, time_sampler=dk.Uniform(), batch_size=64
-    )
+    expected = dk.estimator_statistics(other, source, key=key, time_sampler=dk.Uniform(), batch_size=64)
     assert record["variance"] == pytest.approx(expected.variance, rel=1e-4)
     own = dk.estimator_statistics(loaded.model, source, key=key, batch_size=64)
     assert own.variance < record["variance"] / 3

@@ -96,9 +96,7 @@ def test_adaptive_learns_the_density_of_least_variance():
 
 
 def test_adaptive_is_uniform_before_it_has_seen_anything_and_forgets_no_bin():
-    np.testing.assert_allclose(
-        jax.vmap(dk.Adaptive().density)(jnp.linspace(0, 0.99, 7)), 1.0, rtol=1e-5
-    )
+    np.testing.assert_allclose(jax.vmap(dk.Adaptive().density)(jnp.linspace(0, 0.99, 7)), 1.0, rtol=1e-5)
     _, t = taught(floor=0.1)
     share = np.mean(np.floor(np.asarray(t[100:]) * 4) == 2)  # the bin of loss 0
     assert share == pytest.approx(0.1 / 4, rel=0.2)

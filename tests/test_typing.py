@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import TypeCheckError
+from jaxtyping import TypeCheckError, jaxtyped
 
 import diffkit as dk
 import diffkit_vdm
-from diffkit.typing import as_float
+from diffkit.typing import as_float, typechecker
 
 X = jnp.zeros((4, 2), jnp.uint8)
 LEVEL = dk.VariancePreserving().at(1.0)
@@ -110,8 +110,8 @@ CALLS = {
     ),
     "preset: a legacy key": (
         "key",
-        lambda m, k: dk.preset("vdm", shape=(2,), key=jax.random.PRNGKey(0), network="mlp"),
-        lambda m, k: dk.preset("vdm", shape=(2,), key=k, network="mlp", schedule=dk.LinearLogSNR()),
+        lambda m, k: dk.preset("vdm", network="mlp").model(shape=(2,), key=jax.random.PRNGKey(0)),
+        lambda m, k: dk.preset("vdm", network="mlp", schedule=dk.LinearLogSNR()).model(shape=(2,), key=k),
     ),
     "plugin: a schedule of vectors": (
         "t",
@@ -147,6 +147,57 @@ def test_a_wrong_argument_is_named(name, model, getkey):
     with pytest.raises(TypeCheckError, match=f"parameter '{argument}'"):
         wrong(model, getkey())
     right(model, getkey())
+
+
+MESSAGES = {
+    "type": (
+        lambda m: dk.vlb(m, X, key=jax.random.key(0), time_sampler=dk.Cosine()),
+        "diffkit.objectives.vlb: wrong parameter 'time_sampler'.\n"
+        "  got       Cosine(...)\n"
+        "  expected  AbstractTimeSampler | None",
+    ),
+    "dtype": (
+        lambda m: m.encode(np.zeros((4, 2), complex)),
+        "diffkit.model.DiffusionModel.encode: wrong parameter 'x'.\n"
+        "  got       ndarray complex128[4, 2]\n"
+        "  expected  Real[Array, 'batch *shape'] | Real[ndarray, 'batch *shape']",
+    ),
+    "shape": (
+        lambda m: jax.jit(lambda t: m.schedule(t))(jnp.zeros(3)),
+        "diffkit_vdm.schedules.LearnedLinear.__call__: wrong parameter 't'.\n"
+        "  got       float32[3]\n"
+        "  expected  Real[Array, ''] | Real[ndarray, ''] | number | int | float",
+    ),
+    "shape that differs from another": (
+        lambda m: dk.V().solve(jnp.ones(2), jnp.ones(3), LEVEL),
+        "diffkit.parameterizations.AbstractParameterization.solve: wrong parameter 'z'.\n"
+        "  got       float32[3], beside prediction float32[2]\n"
+        "  expected  Float[Array, '*shape']",
+    ),
+    "result": (
+        lambda m: jaxtyped(typechecker=typechecker)(result)(),
+        "somewhere.result: wrong result.\n  got       'text'\n  expected  int",
+    ),
+    "one of many": (
+        lambda m: jaxtyped(typechecker=typechecker)(result)(1, 2, "x"),
+        "somewhere.result: wrong parameter 'more[2]'.\n  got       'x'\n  expected  int",
+    ),
+}
+
+
+def result(*more: int) -> int:
+    return "text"  # pyright: ignore[reportReturnType]
+
+
+result.__module__ = "somewhere"
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_the_message_has_three_lines(name, model):
+    call, message = MESSAGES[name]
+    with pytest.raises(TypeCheckError) as caught:
+        call(model)
+    assert str(caught.value) == message
 
 
 def test_checks_hold_under_jit(model, getkey):

@@ -33,13 +33,11 @@ def sech(x):
 def model(schedule="cosine", parameterization="epsilon", process="variance_preserving"):
     return dk.preset(
         "vdm",
-        shape=(2,),
-        key=jax.random.key(0),
         network=("mlp", {"width": 8, "depth": 1}),
         schedule=(schedule, {"logsnr_max": ENDS[0], "logsnr_min": ENDS[1]}),
         parameterization=parameterization,
         process=process,
-    )
+    ).model(shape=(2,), key=jax.random.key(0))
 
 
 def test_elbo_is_one():
@@ -67,9 +65,7 @@ def test_simple_loss(schedule, parameterization, closed_form, process):
 def test_in_float32_at_the_noise_end():
     # There t is next to 1, where float32 has no digits left for the slope.
     logsnr = np.linspace(-11.99, -8.0, 101)
-    found = jax.vmap(dk.part("weighting", "simple", model=model()))(
-        jnp.asarray(logsnr, jnp.float32)
-    )
+    found = jax.vmap(dk.part("weighting", "simple", model=model()))(jnp.asarray(logsnr, jnp.float32))
     ratio = np.asarray(found) / sech(logsnr / 2)
     np.testing.assert_allclose(ratio, ratio.mean(), rtol=5e-6)
 
@@ -105,9 +101,7 @@ def test_sigmoid():
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_min_snr(gamma):
     weighting = dk.part("weighting", ("min_snr", {"gamma": gamma}), model=model())
-    same_up_to_a_constant(
-        weighting, lambda u: sech(u / 2) * np.minimum(1, gamma * np.exp(-u)), rtol=1e-5
-    )
+    same_up_to_a_constant(weighting, lambda u: sech(u / 2) * np.minimum(1, gamma * np.exp(-u)), rtol=1e-5)
 
 
 def test_p2():
@@ -229,7 +223,7 @@ def test_a_rise_is_found_where_it_is():
     fine = np.linspace(1.0, 4.0, 300_001)
     up = fine[np.gradient(-fine / 2 + 2 * np.exp(-((fine - 3) ** 2)), fine) > 0]
     assert found.rises == pytest.approx((up[0], up[-1]), abs=0.01)
-    assert str(found) == f"no bound: w rises between logsnr {up[0]:.1f} and {up[-1]:.1f}"
+    assert str(found) == f"not a bound: w rises between logsnr {up[0]:.1f} and {up[-1]:.1f}"
     # Of two rises the one by the larger factor.
     two = classify(Curve(lambda u: bump(u, 8.0, 0.5) + 2 * bump(u, -2.0, 0.5)), RANGE)
     assert two.rises[1] == pytest.approx(-2.0, abs=0.02)
@@ -264,9 +258,7 @@ def test_a_loss_that_is_stated_as_a_weighted_bound():
     stated = dk.Sigmoid(1.0)
     # Target and times have no part in it: `denoising_loss` divides by both.
     for target in (dk.V(), dk.X()):
-        w = dk.weightings.implied_weighting(
-            parameterization=target, schedule=schedule, weighting=stated
-        )
+        w = dk.weightings.implied_weighting(parameterization=target, schedule=schedule, weighting=stated)
         np.testing.assert_array_equal(values(w), values(stated))
         assert w.verdict.kind == "monotone"
         assert w.verdict.scale == pytest.approx(classify(stated, ENDS).scale, rel=1e-5)

@@ -1,9 +1,12 @@
 """The command line: `diffkit train | evaluate | sample | convert | equivalence | report | ...`."""
 
+import pkgutil
 import sys
 from collections.abc import Sequence
 
-from diffkit.cli.settings import POSITIONAL
+from diffkit.cli.plugins import FIRST_PARTY, how_to_install, plugin_commands, run_plugin_command
+from diffkit.cli.settings import COMMANDS
+from diffkit.cli.settings import Command as Command
 
 _USAGE = """usage: diffkit COMMAND [ARGUMENTS]
 
@@ -20,8 +23,14 @@ commands:
 
 'diffkit COMMAND --help' shows the settings of a command.
 Any choice is replaced by KIND=NAME, any option of it by KIND.OPTION=VALUE;
---multirun with KIND=NAME1,NAME2 runs all combinations.
+--multirun with KIND=NAME1,NAME2 runs all combinations, launcher=NAME several at once.
 """
+
+_OTHERS = {
+    "plugins": "diffkit.cli.plugins:show_plugins",
+    "check": "diffkit.cli.check:check_plugin",
+    "new-plugin": "diffkit.cli.new_plugin:new_plugin",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,11 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     **Raises:** `SystemExit`, with status 0 for help, 1 for a failed command, 2 for wrong usage.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    command = given[0] if given else "--help"
+    command, *given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("-h", "--help"):
         from diffkit.cli.help import choices
-        from diffkit.cli.plugins import plugin_commands
 
         print(_USAGE)
         if commands := plugin_commands():
@@ -44,45 +51,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"  {name:<11} {entry.dist.name if entry.dist else entry.module}")
             print()
         print(choices())
-        return
-    if command == "--version":
+    elif command == "--version":
         from importlib.metadata import version
 
         print(f"diffkit {version('diffkit')}")
-        return
-    if command == "plugins":
-        from diffkit.cli.plugins import show_plugins
-
-        raise SystemExit(show_plugins())
-    if command == "check":
-        from diffkit.cli.check import check_plugin
-
-        raise SystemExit(check_plugin(given[1:]))
-    if command == "new-plugin":
-        from diffkit.cli.new_plugin import new_plugin
-
-        raise SystemExit(new_plugin(given[1:]))
-    if command not in POSITIONAL:
-        from diffkit.cli.plugins import FIRST_PARTY, how_to_install, run_plugin_command
-
-        status = run_plugin_command(command, given[1:])
+    else:
+        ours = command in FIRST_PARTY["bitsback"]
+        try:
+            if command in COMMANDS or command in _OTHERS:
+                run = COMMANDS.get(command) or pkgutil.resolve_name(_OTHERS[command])
+                status = run(given)
+            else:
+                status = run_plugin_command(command, given)
+        except ModuleNotFoundError as error:
+            how = how_to_install("bitsback" if ours else "train")
+            print(f"diffkit: {command!r} needs the package {error.name!r}: {how}.", file=sys.stderr)
+            raise SystemExit(1) from error
         if status is None:
-            ours = command in FIRST_PARTY["bitsback"]
             more = f"{how_to_install('bitsback')} brings it." if ours else _USAGE
             print(f"diffkit: there is no command {command!r}.\n\n{more}", file=sys.stderr)
             raise SystemExit(2)
-        raise SystemExit(status)
-    if "--help" in given or "-h" in given:
-        from diffkit.cli.help import command_help
-
-        print(command_help(command))
-        return
-    try:
-        from diffkit.cli.launch import launch
-    except ModuleNotFoundError as error:
-        print(
-            f"diffkit: '{command}' needs the package {error.name!r}: pip install 'diffkit[train]'.",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from error
-    launch(command, given[1:])
+        if status or command not in COMMANDS:
+            raise SystemExit(status)

@@ -1,14 +1,15 @@
-"""`diffkit check PLUGIN`: every law of `diffkit.testing`, put to every part of a plugin."""
+"""`diffkit check PLUGIN`: check every part of a plugin against every law of `diffkit.testing`."""
 
 import argparse
 import collections
+import itertools
 import sys
 import time
-import warnings
+import traceback
 from collections.abc import Sequence
 
 from diffkit import registry
-from diffkit.cli.plugins import commands_of
+from diffkit.cli.plugins import commands_of, reports, wide_console, wrong
 from diffkit.registry import KINDS, PluginReport
 
 
@@ -23,11 +24,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", choices=KINDS, metavar="KIND", help="parts of this kind only")
     parser.add_argument("--part", metavar="NAME", help="parts of this name only")
     return parser
-
-
-def _wrong(message: str) -> int:
-    print(f"diffkit check: {message}", file=sys.stderr)
-    return 2
 
 
 def _chosen(
@@ -47,81 +43,60 @@ def check_plugin(arguments: list[str]) -> int:
 
     **Returns:** the exit status: 0 if every law holds, 1 if one is broken or a plugin does not import,
     2 for wrong usage.
+
+    **Raises:** `SystemExit` for help and wrong usage, which argparse explains.
     """
-    try:
-        given = _parser().parse_args(arguments)
-    except SystemExit as stopped:  # help, or wrong usage, which argparse has explained
-        return stopped.code if isinstance(stopped.code, int) else 2
-    with warnings.catch_warnings():
-        # What does not import is said below, if it was asked for.
-        warnings.simplefilter("ignore", registry.PluginWarning)
-        known = {report.name: report for report in registry.plugins()}
+    given = _parser().parse_args(arguments)
+    known = reports()
     for name in given.plugin:
         if name not in known:
-            return _wrong(f"there is no plugin {name!r}. Installed: {', '.join(known)}.")
-    reports = [known[name] for name in dict.fromkeys(given.plugin)]
-    broken = [report for report in reports if report.error is not None]
+            return wrong("check", f"there is no plugin {name!r}. Installed: {', '.join(known)}.")
+    asked = [known[name] for name in dict.fromkeys(given.plugin)]
+    broken = [report for report in asked if report.error is not None]
     for report in broken:
         print(f"plugin {report.name!r} does not import:\n{report.error}", file=sys.stderr)
     if broken:
         return 1
-    chosen = _chosen(reports, given.kind, given.part)
-    commands = [name for report in reports for name in commands_of(report.distribution)]
-    if commands and not any(report.parts for report in reports) and not (given.kind or given.part):
-        print(
-            f"{', '.join(given.plugin)}: no parts, and so no laws; commands: {', '.join(commands)}."
-        )
+    chosen = _chosen(asked, given.kind, given.part)
+    commands = [name for report in asked for name in commands_of(report.distribution)]
+    if commands and not any(report.parts for report in asked) and not (given.kind or given.part):
+        print(f"{', '.join(given.plugin)}: no parts, and so no laws; commands: {', '.join(commands)}.")
         return 0
     if not chosen:
-        parts = ", ".join(f"{kind} {name}" for _, kind, name in _chosen(reports, None, None))
-        asked = " ".join(filter(None, (given.kind, given.part))) or "part"
-        return _wrong(f"no {asked} in {', '.join(given.plugin)}. Parts: {parts or 'none'}.")
-    try:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
+        parts = ", ".join(f"{kind} {name}" for _, kind, name in _chosen(asked, None, None))
+        what = " ".join(filter(None, (given.kind, given.part))) or "part"
+        return wrong("check", f"no {what} in {', '.join(given.plugin)}. Parts: {parts or 'none'}.")
+    from rich.markup import escape
+    from rich.table import Table
 
-        from diffkit.testing import check_part
-    except ModuleNotFoundError as error:
-        print(
-            f"diffkit: 'check' needs the package {error.name!r}: pip install 'diffkit[train]'.",
-            file=sys.stderr,
-        )
-        return 1
+    from diffkit.testing import check_part
 
-    # As wide as it takes where there is no terminal to fit: a file, a pipe, a log.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = wide_console()
     began, results = time.perf_counter(), []
     with console.status("") as status:
         for index, (report, kind, name) in enumerate(chosen):
             status.update(f"{report.name}: {kind} {name} ({index + 1} of {len(chosen)})")
-            for result in check_part(kind, registry.get(kind, name), name=name):
-                results.append((report, result))
+            results.append([*check_part(kind, registry.get(kind, name), name=name)])
     table = Table("part", "law", "outcome", "seconds", "reason")
-    before = None
-    for index, (report, result) in enumerate(results):
-        part = (report.name, result.kind, result.part)
-        last = index + 1 == len(results) or results[index + 1][1].part != result.part
-        colour = {"passed": "green", "failed": "bold red", "skipped": "yellow"}[result.outcome]
-        table.add_row(
-            f"{result.kind} {result.part}" if part != before else "",
-            result.law,
-            f"[{colour}]{result.outcome}[/]",
-            f"{result.seconds:.2f}",
-            escape(result.reason),
-            end_section=last,
-        )
-        before = part
+    colours = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
+    for of_part in results:
+        for result in of_part:
+            table.add_row(
+                f"{result.kind} {result.part}" if result is of_part[0] else "",
+                result.law,
+                f"[{colours[result.outcome]}]{result.outcome}[/]",
+                f"{result.seconds:.2f}",
+                escape(result.reason),
+                end_section=result is of_part[-1],
+            )
     console.print(table)
-    failures = [result for _, result in results if result.error is not None]
-    for result in failures:
-        print(f"\n{result.error}")
-        # An error inside the law or the part, and not a number that is off.
-        if result.error is not None and result.error.__cause__ is not None:
-            import traceback
-
-            traceback.print_exception(result.error.__cause__)
-    counts = collections.Counter(result.outcome for _, result in results)
+    every = list(itertools.chain.from_iterable(results))
+    failures = [result.error for result in every if result.error is not None]
+    for error in failures:
+        print(f"\n{error}")
+        if error.__cause__ is not None:  # inside the law or the part: not a wrong number
+            traceback.print_exception(error.__cause__)
+    counts = collections.Counter(result.outcome for result in every)
     print(
         f"\n{', '.join(given.plugin)}: {len(chosen)} parts, {counts['passed']} laws hold, "
         f"{counts['failed']} broken, {counts['skipped']} skipped, "

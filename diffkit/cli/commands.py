@@ -1,8 +1,7 @@
-"""What the commands do, given their composed configuration as plain containers."""
+"""The commands, given their composed configuration as plain containers."""
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from diffkit.cli.plugins import wide_console
+from diffkit.configs import EVALUATION_FILE, VARIANCE_FILE, is_finished, make, write_config
 from diffkit.data import (
     AbstractDataset,
     AbstractSource,
@@ -22,49 +22,38 @@ from diffkit.data import (
     conditions_in_turn,
 )
 from diffkit.equivalence import compare, save_comparison
+from diffkit.files import replace_text
 from diffkit.guidance import guide
 from diffkit.model import DiffusionModel
-from diffkit.presets import TRAINING_KINDS, part
+from diffkit.presets import key_of, part
 from diffkit.registry import name_of
-from diffkit.runs import (
-    CONFIG_FILE,
-    EVALUATION_FILE,
-    VARIANCE_FILE,
-    Run,
-    convert_run,
-    is_finished,
-    load_run,
-    make,
-    model_from_config,
-    transported,
-    write_config,
-)
+from diffkit.runs import assembled, convert_run, load_run, transported
 from diffkit.samplers import sample
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler
 from diffkit.training import (
-    EstimatorStatistics,
     TrainConfig,
     check_data,
     estimator_statistics,
     evaluate,
-    fit,
     save_curves,
     save_samples,
     save_schedule,
     save_statistics,
 )
 from diffkit.training.figures import has_picture
-from diffkit.training.loop import CHECKPOINTS
-from diffkit.training.metrics import as_json, replace_text
+from diffkit.training.loop import train
+from diffkit.training.metrics import as_json
 from diffkit.transport import range_losses
 from diffkit.typing import PRNGKey
 from diffkit.weightings import AbstractWeighting
 
 
-def _show(result: Mapping[str, Any], others: Mapping[str, float], *, title: str) -> None:
-    """Print an evaluation, as `Evaluation.as_dict` gives it."""
-    table = Table("", "bits/dim", "standard error", title=title)
+def _show(
+    result: Mapping[str, Any], others: Mapping[str, float], split: str, *, note="", digits: int
+) -> None:
+    """Print an evaluation, as `Evaluation.as_dict` gives it, and others. One example has no error."""
+    table = Table("", "bits/dim", "standard error", title=f"{split}, {result['examples']} examples{note}")
     for name in ("prior", "reconstruction", "diffusion", "total"):
         mean, error = result[f"{name}_bits_per_dim"], result[f"{name}_standard_error"]
         shown = "unknown" if error is None else f"{error:.4f}"
@@ -72,25 +61,19 @@ def _show(result: Mapping[str, Any], others: Mapping[str, float], *, title: str)
     for name, value in others.items():
         table.add_row(name, f"{value:.4f}", "")
     Console().print(table)
-
-
-def _show_trained(result: Mapping[str, Any], data: AbstractDataset) -> None:
-    others = baselines(data) if data.levels is not None else {}
-    _show(result, others, title=f"test, {result['examples']} examples")
-    _print_total("test", result, digits=2)
-
-
-def _print_total(split: str, result: Mapping[str, Any], *, digits: int) -> None:
-    """The last line. One example has no standard error, and none is shown."""
     mean, error = result["total_bits_per_dim"], result["total_standard_error"]
     known = "" if error is None else f" +- {error:.{digits}f}"
     print(f"{split} bits/dim: {mean:.{digits}f}{known}", flush=True)
 
 
+def _show_trained(result: Mapping[str, Any], data: AbstractDataset) -> None:
+    _show(result, baselines(data) if data.levels is not None else {}, "test", digits=2)
+
+
 def train_command(config: Mapping[str, Any]) -> None:
     """Train, evaluate on the test data, draw samples: `diffkit train`.
 
-    A run of the same configuration that is complete is not run again: what it found is shown.
+    For a complete run of the same configuration, only shows its results.
     """
     path = Path(config["run"])
     choices = {k: v for k, v in config.items() if k not in ("run", "root")}
@@ -100,73 +83,42 @@ def train_command(config: Mapping[str, Any]) -> None:
         print(f"run: {path}, which is finished; to train it anew remove the directory", flush=True)
         _show_trained(json.loads((path / EVALUATION_FILE).read_text()), data)
         return
-    model = model_from_config(config, data)
-    check_data(model, data)
-    parts = {kind: part(kind, make(config[kind]), model=model) for kind in TRAINING_KINDS}
+    parts = assembled(config, data)
+    check_data(parts.model, data)
     write_config(path, choices)
     print(f"run: {path}", flush=True)
-    fitted = fit(
-        model,
-        data,
-        settings,
-        weighting=parts["weighting"],
-        time_sampler=parts["time_sampler"],
-        directory=path,
-    )
+    fitted = train(parts, data, settings, directory=path)
     save_curves(fitted.metrics, path / "curves.png")
     save_schedule(fitted.model, path / "schedule.png")
-    key = jax.random.key(settings.seed)
+    key = key_of(settings.seed)
     if config["samples"] > 0:
-        drawn = sample(
-            fitted.model,
-            parts["sampler"],
+        drawn = fitted.sample(
             config["samples"],
             key=key,
-            steps=config["sample_steps"],
-            grid=parts["grid"],
             condition=conditions_in_turn(data, config["samples"]) if condition_size(data) else None,
         )
         _save_samples(drawn, path / "samples.png", data.levels)
     if config["variance"]:
         # Times of one that adapts, as it has become.
         times = fitted.state.time_sampler
-        _measure_variance(fitted.model, data.test, path, key, settings, parts["weighting"], times)
+        _measure_variance(fitted.model, data.test, path, key, settings, parts.weighting, times)
 
     def at(steps: int | None) -> dict[str, Any]:
-        return evaluate(
-            fitted.model, data.test, key=key, steps=steps, passes=config["passes"]
-        ).as_dict()
+        return fitted.evaluate(data.test, key=key, steps=steps, passes=config["passes"]).as_dict()
 
-    result = at(settings.timesteps)
+    result = at(settings.loss_steps)
     if config["evaluate_steps"]:
         result["at_steps"] = [at(steps) for steps in config["evaluate_steps"]]
     replace_text(path / EVALUATION_FILE, as_json(result, indent=1) + "\n")
     _show_trained(result, data)
 
 
-def _require_run(config: Mapping[str, Any], command: str) -> Run:
-    if config["run"] is None:
-        raise ValueError(f"RUN is missing: diffkit {command} RUN, a run directory.")
-    path = Path(config["run"])
-    if (path / CHECKPOINTS).is_dir() and not (path / CONFIG_FILE).exists():
-        raise ValueError(
-            f"run {path} was started in Python and has no {CONFIG_FILE}, so it is for Python only: "
-            f"dk.load_run({str(path)!r}, like=model), with a model of the same structure."
-        )
-    try:
-        return load_run(path)
-    except yaml.YAMLError as error:  # which does not say of which file
-        raise ValueError(f"{path / CONFIG_FILE} is damaged: {error}") from None
-
-
 def evaluate_command(config: Mapping[str, Any]) -> None:
     """The likelihood of a run's model on its data: `diffkit evaluate RUN`."""
-    run = _require_run(config, "evaluate")
+    run = load_run(config["run"])
     schedule, time_sampler = config.get("schedule"), config.get("time_sampler")
     if time_sampler is not None and not config["variance"]:
-        raise ValueError(
-            "time_sampler changes nothing but the variance: give variance=true as well."
-        )
+        raise ValueError("time_sampler changes nothing but the variance: give variance=true as well.")
     moved = {**run.config, "transport": {"schedule": schedule}} if schedule else {}
     model = transported(run.model, moved)
     ends = (ordered_endpoints(each.schedule) for each in (run.model, model))
@@ -183,18 +135,23 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
         batch_size=config["batch_size"],
     )
     time = "continuous time" if result.steps is None else f"T = {result.steps}"
-    _show(result.as_dict(), {}, title=f"{config['split']}, {result.examples} examples, {time}")
-    _print_total(config["split"], result.as_dict(), digits=4)
+    _show(result.as_dict(), {}, config["split"], note=f", {time}", digits=4)
+    trained = run.config["train"]
+    own = config["split"] == "test" and not schedule and config["steps"] == trained["loss_steps"]
+    record = run.path / EVALUATION_FILE
+    if own and run.step >= trained["steps"] and not record.exists():
+        # Of a run from Python, which is complete with it.
+        replace_text(record, as_json(result.as_dict(), indent=1) + "\n")
     if config["variance"]:
         chosen = time_sampler or run.config["time_sampler"]
-        before = model_from_config(run.config, data)
+        before = assembled(run.config, data)
         _measure_variance(
             model,
             source,
             run.path,
             jax.random.key(config["seed"]),
             make(run.config["train"]),
-            part("weighting", make(run.config["weighting"]), model=before),
+            before.weighting,
             part("time_sampler", make(chosen), model=model),
             # Those of the run itself keep their place.
             suffix="".join(
@@ -215,40 +172,37 @@ def _measure_variance(
     time_sampler: AbstractTimeSampler,
     suffix: str = "",
 ) -> None:
-    """How noisy the estimate of the loss is that training uses: shown, and written into the run."""
+    """Show how noisy training's estimate of the loss is, and write it into the run."""
     statistics = estimator_statistics(
         model,
         source,
         key=key,
         weighting=weighting,
         time_sampler=time_sampler,
-        steps=settings.timesteps,
+        steps=settings.loss_steps,
         batch_size=settings.batch_size,
     )
-    _show_statistics(statistics)
+    table = Table("", "nats^2", title="diffusion loss, in nats per example")
+    table.add_row("variance of one draw", f"{statistics.variance:.4g}")
+    table.add_row("the same under the best schedule", f"{statistics.best_variance:.4g}")
+    batch = f"variance of a batch of {statistics.batch_size}"
+    table.add_row(batch, f"{statistics.batch_variance:.4g}")
+    Console().print(table)
+    print(f"mean: {statistics.mean:.4f} +- {statistics.mean_error:.4f} nats")
     file = (path / VARIANCE_FILE).with_stem(f"{Path(VARIANCE_FILE).stem}{suffix}")
     record = statistics.as_dict() | {
         "schedule": name_of("schedule", model.schedule),
         "time_sampler": name_of("time_sampler", time_sampler),
         "weighting": name_of("weighting", weighting),
-        "steps": settings.timesteps,
+        "steps": settings.loss_steps,
     }
     replace_text(file, as_json(record, indent=1) + "\n")
     print(save_statistics(statistics, file.with_suffix(".png")), flush=True)
 
 
-def _show_statistics(result: EstimatorStatistics) -> None:
-    table = Table("", "nats^2", title="diffusion loss, in nats per example")
-    table.add_row("variance of one draw", f"{result.variance:.4g}")
-    table.add_row("the same under the best schedule", f"{result.best_variance:.4g}")
-    table.add_row(f"variance of a batch of {result.batch_size}", f"{result.batch_variance:.4g}")
-    Console().print(table)
-    print(f"mean: {result.mean:.4f} +- {result.mean_error:.4f} nats")
-
-
 def sample_command(config: Mapping[str, Any]) -> None:
     """Samples of a run's model: `diffkit sample RUN`."""
-    run = _require_run(config, "sample")
+    run = load_run(config["run"])
     # A constructor with its options: that of the run where the command names none.
     made = {kind: make(config.get(kind) or run.config[kind]) for kind in ("sampler", "grid")}
     chosen = {kind: part(kind, choice, model=run.model) for kind, choice in made.items()}
@@ -275,14 +229,8 @@ def sample_command(config: Mapping[str, Any]) -> None:
 
 def convert_command(config: Mapping[str, Any]) -> None:
     """A run's model under another process or schedule: `diffkit convert RUN OUT`."""
-    if config["run"] is None or config["out"] is None:
-        raise ValueError("convert needs two directories: diffkit convert RUN OUT process=NAME.")
-    run, losses = convert_run(
-        Path(config["run"]),
-        Path(config["out"]),
-        process=config.get("process"),
-        schedule=config.get("schedule"),
-    )
+    moved = {kind: config.get(kind) for kind in ("process", "schedule")}
+    run, losses = convert_run(Path(config["run"]), Path(config["out"]), **moved)
     for sentence in losses:
         print(sentence)
     print(f"run: {run.path}", flush=True)
@@ -290,26 +238,16 @@ def convert_command(config: Mapping[str, Any]) -> None:
 
 def equivalence_command(config: Mapping[str, Any]) -> None:
     """Two presets, configurations or runs side by side: `diffkit equivalence A B`."""
-    if config["a"] is None or config["b"] is None:
-        raise ValueError(
-            "equivalence compares two presets, run directories or configuration files: diffkit "
-            "equivalence vdm edm."
-        )
     comparison = compare(config["a"], config["b"], levels=config["levels"])
     names = (comparison.a.name, comparison.b.name)
     table = Table("", *names, "", "what a difference changes", show_lines=False)
-    for column, cells in (
-        (1, [row.a for row in comparison.rows]),
-        (2, [row.b for row in comparison.rows]),
-    ):
+    for column, side in zip(table.columns[1:3], ("a", "b"), strict=True):
         # Names and values are broken between words only.
-        words = (word for cell in cells for word in cell.split())
-        table.columns[column].min_width = max(map(len, words))
+        words = " ".join(getattr(row, side) for row in comparison.rows).split()
+        column.min_width = max(map(len, words))
     for row in comparison.rows:
         table.add_row(row.what, row.a, row.b, "same" if row.same else "differs", row.means)
-    # As wide as it takes where there is no terminal to fit: a file, a pipe, a log.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table, markup=False)
+    wide_console().print(table, markup=False)
     for reason in comparison.reasons:
         print(reason)
     print(f"generative model: {comparison.model}")
@@ -324,15 +262,13 @@ def report_command(config: Mapping[str, Any]) -> None:
     """A page about a set of runs: `diffkit report RUN ...`."""
     from diffkit.reports import report
 
-    if not config["runs"]:
-        raise ValueError("RUN is missing: diffkit report RUN ..., run directories.")
     made = report(config["runs"], out=config["out"], baseline=config["baseline"])
     made.show()
     print(made.path, flush=True)
 
 
 def _save_samples(drawn: jax.Array, path: Path, levels: int | None) -> Path:
-    """Write the samples as stored, and a picture where their shape allows one; return the best."""
+    """Write the samples as stored, and a picture if their shape allows one; return the best."""
     path.parent.mkdir(parents=True, exist_ok=True)
     width = np.float32 if levels is None else np.min_scalar_type(levels - 1)
     np.save(path.with_suffix(".npy"), np.asarray(jnp.asarray(drawn), dtype=width))

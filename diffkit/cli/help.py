@@ -1,24 +1,15 @@
-"""The help texts: settings of each command, and what can be chosen for each kind."""
+"""The help texts: settings of each command, and the choices for each kind."""
 
 import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 from diffkit import registry
-from diffkit.cli.settings import DEFAULT_DATA, DEFAULT_PRESET, RUN_CHOICES, SETTINGS
+from diffkit.cli.settings import DEFAULT_PRESET, LAUNCHERS, Command
+from diffkit.configs import KINDS
 from diffkit.presets import CONTEXT
-
-_USAGE = {
-    "train": "[--multirun] [KIND=NAME ...] [KIND.OPTION=VALUE ...] [train.SETTING=VALUE ...]",
-    "evaluate": "RUN [KIND=NAME ...] [SETTING=VALUE ...]",
-    "sample": "RUN [KIND=NAME ...] [SETTING=VALUE ...]",
-    "convert": "RUN OUT [process=NAME] [schedule=NAME] [KIND.OPTION=VALUE ...]",
-    "equivalence": "A B [SETTING=VALUE ...]",
-    "report": "RUN [RUN ...] [SETTING=VALUE ...]",
-}
 
 
 def choices() -> str:
@@ -33,9 +24,7 @@ def _options(kind: str, name: str) -> str:
     if not callable(part):
         return ""
     options = [
-        f"{option}={_as_typed(parameter.default)}"
-        if parameter.default is not parameter.empty
-        else option
+        f"{option}={_as_typed(parameter.default)}" if parameter.default is not parameter.empty else option
         for option, parameter in inspect.signature(part).parameters.items()
         if option not in CONTEXT
     ]
@@ -43,10 +32,11 @@ def _options(kind: str, name: str) -> str:
 
 
 def described(settings: type) -> dict[str, str]:
-    """What the docstring of a class of settings says of each: the first sentence of its line."""
+    """What the docstrings of a settings class say of each setting: the first sentence of its line."""
     found: dict[str, str] = {}
+    text = "\n\n".join(cls.__doc__ or "" for cls in reversed(settings.__mro__))
     for names, words in re.findall(
-        r"^ *- (`\w+`(?:, `\w+`)*): (.*?)(?=^ *- `|^\s*$|\Z)", settings.__doc__ or "", re.M | re.S
+        r"^ *- (`\w+`(?:, `\w+`)*): (.*?)(?=^ *- `|^\s*$|\Z)", text, re.M | re.S
     ):
         sentence = re.split(r"\.(?:\s|$)", re.sub(r"\s+\([^)]*\)", "", words))[0]
         line = " ".join(sentence.replace("`", "").split())
@@ -62,7 +52,7 @@ def _as_typed(value: Any) -> str:
 
 
 def _fields(settings: type, prefix: str = "") -> list[str]:
-    """The settings with their defaults, and what each is."""
+    """The settings with their defaults and descriptions."""
     values, words, lines = settings(), described(settings), []
     for field in dataclasses.fields(settings):
         setting = f"  {prefix}{field.name}={_as_typed(getattr(values, field.name))}"
@@ -75,36 +65,37 @@ def _fields(settings: type, prefix: str = "") -> list[str]:
     return lines
 
 
-def _default_parts() -> Mapping[str, str]:
-    """The name that `diffkit train` chooses for each kind, where the default preset is installed."""
-    chosen = {"preset": DEFAULT_PRESET, "data": DEFAULT_DATA}
-    if DEFAULT_PRESET in registry.available("preset"):
-        preset = registry.get("preset", DEFAULT_PRESET)
-        chosen |= {kind: preset.choice(kind)[0] for kind in registry.KINDS if kind not in chosen}
-    return chosen
-
-
-def command_help(command: str) -> str:
+def command_help(command: Command) -> str:
     """The help of one command."""
-    usage = f"usage: diffkit {command} {_USAGE[command]}"
-    lines = [usage, "", "settings:"]
-    kinds, defaults = RUN_CHOICES.get(command, ()), {}
-    if command == "train":
+    kinds, defaults = command.kinds, {**command.kinds}
+    lines = [f"usage: {command.usage}{' [KIND=NAME ...]' if kinds else ''} [SETTING=VALUE ...]"]
+    for paragraph in inspect.cleandoc(command.settings.__doc__ or "").split("\n\n"):
+        if not paragraph.startswith(("**Arguments:**", "- ")):
+            lines += ["", *textwrap.wrap(paragraph.replace("`", ""), width=100)]
+    lines += ["", "settings:", *_fields(command.settings)]
+    if command.name == "train":
         from diffkit.training.config import TrainConfig
 
-        kinds, defaults = registry.KINDS, _default_parts()
-        lines += [f"  preset={DEFAULT_PRESET}  data={DEFAULT_DATA}", *_fields(SETTINGS[command])]
+        if DEFAULT_PRESET in registry.available("preset"):
+            preset = registry.get("preset", DEFAULT_PRESET)
+            defaults |= {kind: preset.choice(kind)[0] for kind in KINDS}
         lines += [
             *_fields(TrainConfig, "train."),
             "",
             "A preset's parts and settings replace these: 'diffkit train preset=NAME --cfg job' shows",
             f"what a run uses. Parts marked * are those of preset={DEFAULT_PRESET}, the default.",
         ]
-    else:
-        lines += _fields(SETTINGS[command])
+    lines += [
+        "",
+        "flags:",
+        "  --cfg job          show the settings, and do nothing",
+        "  --multirun, -m     run a job for each combination of values, as in NAME=VALUE1,VALUE2",
+        f"  launcher=NAME      with --multirun: {', '.join(LAUNCHERS)};",
+        "                     settings as hydra.launcher.SETTING=VALUE, shown by --cfg hydra",
+    ]
     for kind in kinds:
         lines += ["", f"{kind}:"]
         for name in registry.available(kind):
-            mark = "*" if defaults.get(kind) == name else " "
+            mark = "*" if defaults[kind] == name else " "
             lines.append(f"{mark} {name}  {_options(kind, name)}".rstrip())
     return "\n".join(lines)

@@ -3,11 +3,9 @@
 import argparse
 import re
 import string
-import sys
-import warnings
 from pathlib import Path
 
-from diffkit import registry
+from diffkit.cli.plugins import reports, wrong
 
 _PYPROJECT = """\
 [build-system]
@@ -40,11 +38,7 @@ addopts = "--import-mode=importlib"
 _README = """\
 # $distribution
 
-A plugin of diffkit.
-
-| kind | name | what |
-|---|---|---|
-| schedule | `${name}_bent` | a line between two endpoints, bent |
+A plugin of diffkit, with the schedule `${name}_bent`.
 
 ```bash
 pip install -e '.[dev]'
@@ -79,17 +73,17 @@ from diffkit.typing import Scalar, ScalarLike, as_float
 
 @dk.register("schedule", "${name}_bent")
 class Bent(dk.AbstractSchedule):
-    """A straight line between two endpoints, bent.
+    """A bent line between two endpoints.
 
-    The position between the endpoints is s(t) = t + bend t (1 - t). With a positive bend more of the
-    time goes to the noisier half of the range, with a negative one to the cleaner half.
+    The position between the endpoints is s(t) = t + bend t (1 - t). A positive bend spends more time in
+    the noisier half of the range, a negative one in the cleaner half.
 
     **Arguments:**
 
-    - `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; the first by default the one for the
-      data's levels (`diffkit.schedules.check_range`).
+    - `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; by default the first fits the data's
+      levels (`diffkit.schedules.check_range`).
     - `bend`: between -1 and 1, both excluded; 0 is the straight line.
-    - `levels`: how many values a dimension of the data takes; diffkit fills it in.
+    - `levels`: the number of values of a dimension of the data; diffkit fills it in.
 
     **Raises:** `ValueError` if `bend` is out of range or the endpoints are not in order.
     """
@@ -174,7 +168,7 @@ def skeleton(name: str) -> dict[str, str]:
 
     **Returns:** the text of each file by its path.
 
-    **Raises:** `ValueError` for a name that cannot be one of a plugin.
+    **Raises:** `ValueError` for an invalid name.
     """
     if _NAME.fullmatch(name) is None:
         raise ValueError(f"NAME must be a lower-case identifier such as 'my_plugin', got {name!r}.")
@@ -193,6 +187,8 @@ def new_plugin(arguments: list[str]) -> int:
     """The command, given what follows its name.
 
     **Returns:** the exit status: 0, or 2 for wrong usage, in which case nothing is written.
+
+    **Raises:** `SystemExit` for help and wrong usage, which argparse explains.
     """
     parser = argparse.ArgumentParser(
         prog="diffkit new-plugin",
@@ -201,38 +197,26 @@ def new_plugin(arguments: list[str]) -> int:
     )
     parser.add_argument("name", metavar="NAME", help="of the plugin: a lower-case identifier")
     parser.add_argument("--path", metavar="DIR", help="the folder to make; by default ./NAME")
-    try:
-        given = parser.parse_args(arguments)
-    except SystemExit as stopped:  # help, or wrong usage, which argparse has explained
-        return stopped.code if isinstance(stopped.code, int) else 2
-
-    def wrong(message: str) -> int:
-        print(f"diffkit new-plugin: {message}", file=sys.stderr)
-        return 2
-
+    given = parser.parse_args(arguments)
+    folder = Path(given.path if given.path is not None else given.name)
     try:
         files = skeleton(given.name)
-    except ValueError as error:
-        return wrong(str(error))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", registry.PluginWarning)
-        taken = {report.name: report for report in registry.plugins()}
-    if given.name in taken:
-        return wrong(
-            f"there is a plugin {given.name!r} already, of the distribution "
-            f"{taken[given.name].distribution!r}. Choose another name."
-        )
-    folder = Path(given.path if given.path is not None else given.name)
-    if folder.exists():
-        return wrong(f"{folder} exists already. Name another folder with --path.")
-    for path, text in files.items():
-        file = folder / path
-        try:
+        if taken := reports().get(given.name):
+            raise ValueError(
+                f"there is a plugin {given.name!r} already, of the distribution "
+                f"{taken.distribution!r}. Choose another name."
+            )
+        if folder.exists():
+            raise ValueError(f"{folder} exists already. Name another folder with --path.")
+        for path, text in files.items():
+            file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
-        except OSError as error:
-            return wrong(f"{file} cannot be written: {error.strerror}.")
-        print(file)
+            print(file)
+    except ValueError as error:
+        return wrong("new-plugin", str(error))
+    except OSError as error:
+        return wrong("new-plugin", f"{error.filename or folder} cannot be written: {error.strerror}.")
     print(
         f"\nnext:\n  pip install -e {folder}\n  pytest {folder}\n  diffkit check {given.name}\n"
         f"  diffkit train data=digits schedule={given.name}_bent"

@@ -3,13 +3,16 @@
 import importlib.metadata
 import sys
 import warnings
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from diffkit import registry
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 COMMAND_GROUP: Final = "diffkit.commands"
-"""The entry-point group of commands: a name, and a function that is given the arguments after it."""
+"""The entry-point group of commands: a name, and a function of the arguments after it."""
 
 FIRST_PARTY: Final[Mapping[str, tuple[str, ...]]] = {
     "vdm": ("vdm", "vdm_cifar10"),
@@ -42,7 +45,7 @@ def extra_of(module: str | None) -> str | None:
 def plugin_commands() -> Mapping[str, importlib.metadata.EntryPoint]:
     """The commands that plugins bring, by name; nothing is imported.
 
-    Of two distributions with a command of one name the first in the alphabet has it, every time.
+    If two distributions have a command of one name, the first in the alphabet always gets it.
     """
     entries = importlib.metadata.entry_points(group=COMMAND_GROUP)
     return {entry.name: entry for entry in sorted(entries, key=_distribution, reverse=True)}
@@ -59,7 +62,7 @@ def _distribution(entry: importlib.metadata.EntryPoint) -> str:
 
 
 def run_plugin_command(command: str, arguments: list[str]) -> int | None:
-    """Run a command that a plugin brings.
+    """Run a command of a plugin.
 
     **Arguments:** `command`: its name; `arguments`: those after it.
 
@@ -80,30 +83,51 @@ def run_plugin_command(command: str, arguments: list[str]) -> int | None:
     return int(run(arguments) or 0)
 
 
-def show_plugins() -> int:
-    """Print a table of the plugins; return 1 if one of them could not be imported, else 0."""
+def reports() -> Mapping[str, registry.PluginReport]:
+    """The report on every plugin, by name; what does not import is said there, and not warned of."""
     with warnings.catch_warnings():
-        # The table itself says it.
         warnings.simplefilter("ignore", registry.PluginWarning)
-        reports = registry.plugins()
+        return {report.name: report for report in registry.plugins()}
+
+
+def wrong(command: str, message: str) -> int:
+    """Say what is wrong about the usage of a command; return its exit status."""
+    print(f"diffkit {command}: {message}", file=sys.stderr)
+    return 2
+
+
+def wide_console() -> "Console":
+    """A console as wide as a table takes where no terminal limits it: in a file, a pipe or a log."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def show_plugins(arguments: Sequence[str] = ()) -> int:
+    """Print a table of the plugins; return 1 if one could not be imported."""
+    if {"-h", "--help"} & {*arguments}:
+        print("usage: diffkit plugins\n\nList the plugins with their parts, and say which do not import.")
+        return 0
+    if arguments:
+        return wrong("plugins", f"it takes no arguments, got {arguments[0]!r}.")
+    found = reports().values()
+    failed = [report for report in found if report.error is not None]
     try:
         from rich.console import Console
         from rich.table import Table
-    except ModuleNotFoundError:
-        for report in reports:
-            health = "ok" if report.error is None else "failed"
-            print(report.name, report.version, dict(report.parts), health)
-        return int(any(report.error for report in reports))
+    except ModuleNotFoundError:  # of the extra `train`
+        for report in found:
+            print(report.name, report.version, report.parts, "failed" if report.error else "ok")
+        return 1 if failed else 0
+
     table = Table("plugin", "version", "parts", "health")
-    for report in reports:
+    for report in found:
         lines = [f"{kind}: {', '.join(names)}" for kind, names in report.parts.items()]
         if commands := commands_of(report.distribution):
             lines.append(f"commands: {', '.join(commands)}")
-        parts = "\n".join(lines)
         last = "ok" if report.error is None else report.error.strip().splitlines()[-1]
-        table.add_row(report.name, report.version, parts or "none", last)
+        table.add_row(report.name, report.version, "\n".join(lines) or "none", last)
     Console().print(table)
-    failed = [report for report in reports if report.error is not None]
     for report in failed:
         print(f"\nplugin {report.name!r} ({report.module}):\n{report.error}", file=sys.stderr)
     return 1 if failed else 0

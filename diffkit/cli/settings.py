@@ -1,15 +1,66 @@
-"""The settings of the commands, apart from parts, data and the training loop.
+"""The commands and their settings, apart from parts, data and the training loop.
 
-What the docstrings here say of each setting is also its line of `diffkit COMMAND --help`.
+These docstrings are also the text of `diffkit COMMAND --help`.
 """
 
 import math
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from diffkit.configs import KINDS, LOOKS
+from diffkit.presets import Preset
+
 DEFAULT_PRESET: Final = "vdm"
-DEFAULT_DATA: Final = "digits"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that takes settings and choices in Hydra's grammar: the object of an entry point.
+
+    **Arguments:**
+
+    - `name`: the word after `diffkit`.
+    - `task`: what it does, given the composed configuration as plain containers; may return an exit status.
+      Or its place, `module:function`, imported when it runs.
+    - `settings`: a dataclass with defaults, whose docstring describes the command and each setting.
+    - `positional`: settings that may be given without their names; one with dots takes all.
+    - `kinds`: the kinds to choose from, with the default; `None` for a choice that may be absent.
+    """
+
+    name: str
+    task: Callable[[Mapping[str, Any]], int | None] | str
+    settings: type
+    positional: tuple[str, ...] = ()
+    kinds: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def usage(self) -> str:
+        """The command with its positional settings, as a user types it."""
+        shown = [f"{p[:-4].upper()} ..." if p.endswith("...") else p.upper() for p in self.positional]
+        return " ".join(["diffkit", self.name, *shown])
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        """Run the command.
+
+        **Arguments:** `arguments`: the words after its name.
+
+        **Returns:** the exit status.
+        """
+        if "--help" in arguments or "-h" in arguments:
+            from diffkit.cli.help import command_help
+
+            print(command_help(self))
+            return 0
+        from diffkit.cli.launch import launch
+
+        return launch(self, arguments)
+
+    def run(self, config: Mapping[str, Any]) -> int | None:
+        """Do it, with a composed configuration."""
+        task = pkgutil.resolve_name(self.task) if isinstance(self.task, str) else self.task
+        return task(config)
 
 
 def _at_least(settings: object, **least: int) -> None:
@@ -19,31 +70,36 @@ def _at_least(settings: object, **least: int) -> None:
             raise ValueError(f"{name} must be at least {value}, got {given}.")
 
 
+def _check_png(out: str | None) -> None:
+    if out is not None and not out.endswith(".png"):
+        raise ValueError(f"out must end in .png, got {out!r}.")
+
+
 @dataclass(frozen=True)
 class TrainSettings:
-    """`diffkit train`.
+    """Train a model, evaluate it on the test data, and draw samples.
 
     **Arguments:**
 
-    - `run`: the run directory; by default one under `root` named after the overrides, so that the same
-      command goes on with the same run.
-    - `root`: where such directories are made.
+    - `run`: the run directory; by default one under `root` named after the overrides, so the same command
+      continues the same run.
+    - `root`: the parent of such directories.
     - `data_std`: the standard deviation of the encoded data that the model assumes.
     - `passes`: draws per test example in the evaluation at the end.
-    - `evaluate_steps`: numbers T of steps at which to evaluate then besides, as `[10,100,null]`; `null` is
+    - `evaluate_steps`: additional numbers of steps T to evaluate at the end, as `[10,100,null]`; `null` is
       continuous time.
     - `variance`: also measure how noisy the estimate of the loss is, as `diffkit evaluate` does.
     - `samples`: how many samples to draw at the end; 0 draws none.
-    - `sample_steps`: in how many steps to draw them.
+    - `sample_steps`: how many steps to draw them in.
     """
 
     run: str | None = None
     root: str = "runs"
     data_std: float = 1.0
-    passes: int = 16
-    evaluate_steps: list[int | None] = field(default_factory=list)
-    variance: bool = False
-    samples: int = 64
+    passes: int = LOOKS["passes"]
+    evaluate_steps: list[int | None] = field(default_factory=lambda: [*LOOKS["evaluate_steps"]])
+    variance: bool = LOOKS["variance"]
+    samples: int = LOOKS["samples"]
     sample_steps: int = 250
 
     def __post_init__(self):
@@ -58,7 +114,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """`diffkit evaluate RUN`.
+    """Evaluate the likelihood of a run's model on its data.
 
     **Arguments:**
 
@@ -71,8 +127,8 @@ class EvaluateSettings:
     - `variance`: also measure how noisy the estimate of the diffusion loss is, with the weighting, the T
       and the batch size of the run.
 
-    With schedule=NAME the model is carried over to another schedule first; time_sampler=NAME is for
-    `variance` alone (one that adapts starts anew).
+    With schedule=NAME the model is carried over to another schedule first; time_sampler=NAME is only for
+    `variance` (one that adapts starts anew).
     """
 
     run: str | None = None
@@ -91,17 +147,17 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """`diffkit sample RUN`.
+    """Draw samples from a run's model.
 
     **Arguments:**
 
     - `run`: the run directory.
     - `count`: how many samples.
     - `steps`: of the sampler.
-    - `condition`: for a model that was trained with conditions, a class, such as `3`, or a vector of
-      numbers, such as `[0.1,0.2]`; by default none.
-    - `guidance`: how closely the samples follow the condition: 1 as the model does, more for more.
-    - `guidance_interval`: the `logsnr` between which to guide, as `[min,max]`; by default everywhere.
+    - `condition`: for a model trained with conditions, a class, such as `3`, or a vector of numbers, such
+      as `[0.1,0.2]`; by default none.
+    - `guidance`: how closely the samples follow the condition: 1 as in the model, larger for closer.
+    - `guidance_interval`: the range of `logsnr` to guide in, as `[min,max]`; by default everywhere.
     - `seed`: of the draws.
     - `out`: the PNG to write, by default in the run directory; the samples as stored go beside it as .npy.
     """
@@ -117,8 +173,7 @@ class SampleSettings:
 
     def __post_init__(self):
         _at_least(self, count=1, steps=1, seed=0)
-        if self.out is not None and not self.out.endswith(".png"):
-            raise ValueError(f"out must end in .png, got {self.out!r}.")
+        _check_png(self.out)
         condition, interval = self.condition, self.guidance_interval
         if condition is not None and not (
             _is_number(condition, int)
@@ -137,14 +192,13 @@ class SampleSettings:
             )
         if condition is None and (self.guidance != 1 or interval is not None):
             raise ValueError(
-                f"guidance={self.guidance} needs a condition to follow: give one, such as "
-                "condition=3."
+                f"guidance={self.guidance} needs a condition to follow: give one, such as condition=3."
             )
 
 
 @dataclass(frozen=True)
 class ConvertSettings:
-    """`diffkit convert RUN OUT`.
+    """Write a run's model under another process or schedule as a new run, without training.
 
     **Arguments:**
 
@@ -160,12 +214,12 @@ class ConvertSettings:
 
 @dataclass(frozen=True)
 class EquivalenceSettings:
-    """`diffkit equivalence A B`.
+    """Compare two presets, runs or configurations: are they the same model, with the same objective?
 
     **Arguments:**
 
     - `a`, `b`: presets, run directories or configuration files.
-    - `levels`: of the data that presets are meant for; by default those of the other's run, or 256.
+    - `levels`: of the data for presets; by default those of the other's run, or 256.
     - `out`: the PNG to write; by default named after the two.
     """
 
@@ -176,11 +230,12 @@ class EquivalenceSettings:
 
     def __post_init__(self):
         _at_least(self, levels=2)
+        _check_png(self.out)
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """`diffkit report RUN ...`.
+    """Write a page about a set of runs.
 
     **Arguments:**
 
@@ -198,29 +253,38 @@ def _is_number(value: Any, *types: type) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
 
 
-SETTINGS: Final[Mapping[str, type]] = {
-    "train": TrainSettings,
-    "evaluate": EvaluateSettings,
-    "sample": SampleSettings,
-    "convert": ConvertSettings,
-    "equivalence": EquivalenceSettings,
-    "report": ReportSettings,
-}
-"""The settings of each command that Hydra composes."""
+def _command(name: str, settings: type, *positional: str, **kinds: str | None) -> Command:
+    return Command(name, f"diffkit.cli.commands:{name}_command", settings, positional, kinds)
 
-POSITIONAL: Final[Mapping[str, tuple[str, ...]]] = {
-    "train": (),
-    "evaluate": ("run",),
-    "sample": ("run",),
-    "convert": ("run", "out"),
-    "equivalence": ("a", "b"),
-    "report": ("runs...",),
-}
-"""The settings of each command that may come first, without their names; with dots one that takes all."""
 
-RUN_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "evaluate": ("schedule", "time_sampler"),
-    "sample": ("sampler", "grid"),
-    "convert": ("process", "schedule"),
+_PARTS: Final = {kind: getattr(Preset(), kind) for kind in KINDS}
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    command.name: command
+    for command in (
+        _command("train", TrainSettings, **_PARTS, data="digits", preset=DEFAULT_PRESET),
+        _command("evaluate", EvaluateSettings, "run", schedule=None, time_sampler=None),
+        _command("sample", SampleSettings, "run", sampler=None, grid=None),
+        _command("convert", ConvertSettings, "run", "out", process=None, schedule=None),
+        _command("equivalence", EquivalenceSettings, "a", "b"),
+        _command("report", ReportSettings, "runs..."),
+    )
 }
-"""The kinds that a command on a run may choose anew."""
+"""The commands of diffkit that take settings."""
+
+LAUNCHERS: Final[Mapping[str, Mapping[str, str]]] = {
+    "basic": {"hydra/launcher": "basic"},
+    "joblib": {"hydra/launcher": "joblib", "hydra.launcher.n_jobs": "2"},
+    "submitit_local": {"hydra/launcher": "submitit_local", "hydra.launcher.timeout_min": "600"},
+    # Only the user of a cluster knows its partition, hydra.launcher.partition=NAME. A job that runs out of
+    # time is queued again and resumes from its checkpoint.
+    "slurm": {
+        "hydra/launcher": "submitit_slurm",
+        "hydra.launcher.timeout_min": "1440",
+        "hydra.launcher.gpus_per_node": "1",
+        "hydra.launcher.cpus_per_task": "8",
+        "hydra.launcher.mem_gb": "32",
+        "hydra.launcher.max_num_timeout": "100",
+    },
+}
+"""How `launcher=NAME` runs several jobs: one after the other, some at once, or on a cluster."""

@@ -1,23 +1,21 @@
-"""Data in NumPy arrays: in memory, or in a `.npy` or `.npz` file."""
+"""Data in arrays: in memory, or in a `.npy` or `.npz` file."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Array, Int, Shaped
 
-from diffkit.data.base import AbstractDataset, AbstractSource, SubsetSource, _existing, _split
+from diffkit.data.base import AbstractDataset, AbstractSource, SubsetSource
 from diffkit.data.conditions import LabelledSource, VectorSource, finite
+from diffkit.data.reading import existing_path, split_indices
 from diffkit.registry import register
 
 
 class ArraySource(AbstractSource):
-    """The rows of one array.
-
-    The array may be memory-mapped (`np.load(..., mmap_mode="r")`) where it is larger than memory.
-    """
+    """The rows of one array, which may be memory-mapped (`np.load(..., mmap_mode="r")`)."""
 
     array: Shaped[np.ndarray, "n *shape"]
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -25,22 +23,19 @@ class ArraySource(AbstractSource):
     def __init__(self, array: Shaped[np.ndarray, "n *shape"]):
         """**Arguments:** `array`: the examples along the first axis; integers or float32.
 
-        **Raises:** `ValueError` if there are no examples, if an example is a lone number or empty,
-        or for another dtype.
+        **Raises:** `ValueError` if there are no examples, if one is a lone number or empty, or for another
+        dtype.
         """
         if array.ndim < 2 or array.size == 0:
             raise ValueError(
-                "ArraySource: array must have an axis of examples and at least one more, none of "
-                "them "
-                f"empty, got the shape {array.shape}."
+                "ArraySource: array must have an axis of examples and at least one more, none empty, got "
+                f"the shape {array.shape}."
             )
         if not np.issubdtype(array.dtype, np.integer) and array.dtype != np.float32:
             raise ValueError(
-                f"ArraySource: array must hold integers or float32, got {array.dtype}; "
-                "convert it with array.astype(...)."
+                f"ArraySource: array must hold integers or float32, got {array.dtype}; use array.astype."
             )
-        self.array = array
-        self.shape = tuple(array.shape[1:])
+        self.array, self.shape = array, tuple(array.shape[1:])
 
     def __len__(self) -> int:
         return self.array.shape[0]
@@ -49,146 +44,177 @@ class ArraySource(AbstractSource):
         return np.ascontiguousarray(self.array[indices])
 
 
+_Given = str | os.PathLike[str] | Shaped[np.ndarray | Array, "..."]
+_Arrays = list[tuple[str, Any]]  # each with what messages call it
+_RANKS = {"first": 2, "last": 3, "add": 1}  # the fewest axes
+
+
 @register("data", "array")
 class ArrayData(AbstractDataset):
-    """Examples of your own from a `.npy` or `.npz` file.
+    """Examples of your own, in memory or from a `.npy` or `.npz` file.
 
-    A `.npy` file holds one array, which is split at random into training and test examples; so
-    does a `.npz` file with one array, or with one named `x`. A `.npz` file with the arrays `train`
-    and `test` keeps its own split. Give `levels` for integers and leave it out for floats. Every
-    value is checked once, when the dataset is made; a `.npy` file is then mapped, not loaded, if
-    it holds uint8, int32 or float32.
+    One array is split at random into training and test examples, unless `test` is given. So is a `.npy`
+    file, and a `.npz` file with one array or with one named `x`; a `.npz` file with the arrays `train` and
+    `test` keeps its own split. Making the dataset checks every value once. Arrays of uint8 (int32 for more
+    than 256 levels) or float32 are not copied; a `.npy` file of these is mapped, not loaded. Each example
+    may have a condition (`diffkit.data.conditions`): its class, or a vector of numbers.
 
-    In a `.npz` file there may be a condition for each example (`diffkit.data.conditions`): its class
-    in an array `labels`, or a vector of numbers in an array `condition`; with an own split in
-    `train_labels` and `test_labels`, or `train_condition` and `test_condition`.
+    ```python
+    data = dk.data.ArrayData(images, levels=256, channels="last", labels=classes)
+    ```
     """
-
-    train: AbstractSource
-    test: AbstractSource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: _Given,
         levels: int | None = None,
         channels_last: bool = False,
         test_fraction: float = 0.1,
         seed: int = 0,
-        labels: bool = False,
-        condition: bool = False,
+        labels: bool | _Given = False,
+        condition: bool | _Given = False,
+        channels: str = "first",
+        test: _Given | None = None,
+        test_labels: _Given | None = None,
+        test_condition: _Given | None = None,
     ):
         """**Arguments:**
 
-        - `path`: the file; its name ends in `.npy` or `.npz`.
-        - `levels`: how many values an entry can take, `0 ... levels - 1`; `None` for continuous
-          data.
-        - `channels_last`: whether the file holds `(n, ..., channels)`, for which the last axis is
-          moved to the second place.
-        - `test_fraction`: the share of the examples to test on, between 0 and 1. Unused if the file
-          holds `train` and `test`.
-        - `seed`: which random split. Unused if the file holds `train` and `test`.
-        - `labels`: whether the examples come with the classes in the file. There are as many as the
-          largest label says, counted from 0.
-        - `condition`: whether the examples come with the vectors in the file. Not both.
+        - `path`: the file, whose name ends in `.npy` or `.npz`; or a NumPy or JAX array, examples along its
+          first axis.
+        - `levels`: the number of values of an entry, `0 ... levels - 1`, such as 256 for bytes; `None` for
+          continuous data, which are floats. It is never guessed.
+        - `channels_last`: the same as `channels="last"`.
+        - `test_fraction`, `seed`: the share of test examples, between 0 and 1, and the seed of the random
+          split. Unused if the split is given.
+        - `labels`: the class of each example, integers from 0, as an array or a file; or `True` for the
+          array `labels` (`train_labels` and `test_labels`) in the `.npz` file of the examples. The largest
+          label determines the number of classes.
+        - `condition`: a vector for each example, given in the same ways, under the name `condition`. Not
+          both.
+        - `channels`: the position of the channels: `"first"`; `"last"`, which moves them to the front; or
+          `"add"`, which adds an axis of one channel to examples without, such as grey images (n, height,
+          width).
+        - `test`, `test_labels`, `test_condition`: the same for the test examples of a split of your own.
 
-        **Raises:** `FileNotFoundError`; `ValueError` for a file that is not of the format, for
-        arrays of the wrong names, rank or dtype, and for values outside of `0 ... levels - 1`, or
-        not finite.
+        **Raises:** `FileNotFoundError`; `ValueError` for a file of another format, arrays of the wrong
+        names, rank or dtype, values outside `0 ... levels - 1` or not finite, and arguments that do not go
+        together.
         """
-        if labels and condition:
-            raise ValueError("ArrayData: labels and condition are both true; choose one of them.")
+        classes = labels is not False or test_labels is not None
+        if classes and (condition is not False or test_condition is not None):
+            raise ValueError("ArrayData: labels and condition are both given; choose one of them.")
         if levels is not None and not 2 <= levels <= 2**31:
             raise ValueError(
                 f"ArrayData: levels must be from 2 to 2^31, or None for float data, got {levels}."
             )
-        file = _existing(path, "ArrayData", "a .npy or .npz file")
-        beside = "labels" if labels else "condition" if condition else None
-        arrays, given = _read(file, beside)
-        for name, array in arrays.items():
-            owner = f"ArrayData: {name} in {str(path)!r}"
-            arrays[name] = _prepare(array, levels, channels_last, owner)
-        counts = [len(array) for array in arrays.values()]
-        tables = [
-            _prepare_conditions(array, count, labels, f"ArrayData: {name} in {str(path)!r}")
-            for (name, array), count in zip(given.items(), counts, strict=beside is not None)
+        if channels not in _RANKS or (channels_last and channels == "add"):
+            raise ValueError(
+                "ArrayData: channels must be 'first', 'last' or 'add', and not 'add' with "
+                f"channels_last=True, got {channels=}, {channels_last=}."
+            )
+        channels = "last" if channels_last else channels
+        kind, beside, test_beside = (
+            ("labels", labels, test_labels) if classes else ("condition", condition, test_condition)
+        )
+        arrays, tables = _read(path, "the array", kind if beside is True else None)
+        if test is not None:
+            if len(arrays) == 2:
+                raise ValueError(f"ArrayData: test is given, but {str(path)!r} has its own split.")
+            arrays += _one(test, "test")
+        if not isinstance(beside, bool):
+            tables = _one(beside, kind)
+        if test_beside is not None:
+            tables += _one(test_beside, f"test_{kind}")
+        if len(tables) != (beside is not False and len(arrays)):
+            raise ValueError(
+                f"ArrayData: give {kind} for data that are split here, {kind} and test_{kind} for a "
+                f"split that is given; got {len(tables)} for {len(arrays)}."
+            )
+        examples = [_prepare(array, levels, channels, owner) for owner, array in arrays]
+        given = [
+            _prepare_conditions(table, len(array), classes, owner)
+            for (owner, table), array in zip(tables, examples, strict=bool(tables))
         ]
-        if len(arrays) == 2:
-            self.train = ArraySource(arrays["train"])
-            self.test = ArraySource(arrays["test"])
-            if self.train.shape != self.test.shape:
-                raise ValueError(
-                    f"ArrayData: train and test in {str(path)!r} must hold examples of one shape, "
-                    f"got {self.train.shape} and {self.test.shape}."
-                )
+        if len(examples) == 2:
+            self.train, self.test = map(ArraySource, examples)
         else:
-            (array,) = arrays.values()
-            first, second = _split(len(array), test_fraction, seed, "ArrayData")
-            self.train = SubsetSource(ArraySource(array), first)
-            self.test = SubsetSource(ArraySource(array), second)
-            tables = [table[part] for table in tables for part in (first, second)]
-        if labels:
-            classes = 1 + int(max(table.max() for table in tables))
-            self.train = LabelledSource(self.train, tables[0], classes)
-            self.test = LabelledSource(self.test, tables[1], classes)
-        if condition:
-            self.train = VectorSource(self.train, tables[0])
-            self.test = VectorSource(self.test, tables[1])
-        self.levels = levels
-        self.shape = self.train.shape
+            whole = ArraySource(examples[0])
+            parts = split_indices(len(whole), test_fraction, seed, "ArrayData")
+            self.train, self.test = (SubsetSource(whole, part) for part in parts)
+            given = [table[part] for table in given for part in parts]
+        if given and classes:
+            count = 1 + int(max(table.max() for table in given))
+            self.train = LabelledSource(self.train, given[0], count)
+            self.test = LabelledSource(self.test, given[1], count)
+        elif given:
+            self.train = VectorSource(self.train, given[0])
+            self.test = VectorSource(self.test, given[1])
+        self.levels, self.shape = levels, self.train.shape
 
 
-_Arrays = dict[str, Any]
+def _one(given: _Given, name: str) -> _Arrays:
+    """The one array that is given, or that a file holds."""
+    arrays, _ = _read(given, name)
+    if len(arrays) != 1:
+        raise ValueError(f"ArrayData: {name} must be one array, but {str(given)!r} holds a split.")
+    return arrays
 
 
-def _read(file: Path, beside: str | None) -> tuple[_Arrays, _Arrays]:
-    """The arrays of the file, `train` and `test`, or one; and as many beside them, if asked for."""
+def _read(given: _Given, name: str, beside: str | None = None) -> tuple[_Arrays, _Arrays]:
+    """The arrays of a file, train and test, or one; and as many beside them, if asked for."""
+    if not isinstance(given, str | os.PathLike):
+        if beside is not None:
+            raise ValueError(
+                f"ArrayData: {beside}=True is for a .npz file; beside an array give {beside}=ARRAY."
+            )
+        return [(f"ArrayData: {name}", np.asarray(given))], []
+    file = existing_path(given, "ArrayData", "a .npy or .npz file")
     if file.suffix not in (".npy", ".npz") or not file.is_file():
         raise ValueError(f"ArrayData: path must name a .npy or .npz file, got {str(file)!r}.")
     if beside is not None and file.suffix == ".npy":
         raise ValueError(
-            f"ArrayData: {beside}=True needs a .npz file with the arrays 'x' and {beside!r}, got "
-            f"{str(file)!r}."
+            f"ArrayData: {beside}=True needs a .npz file with 'x' and {beside!r}, got {str(file)!r}."
         )
-    arrays, given = {}, {}
+    arrays, beside_them, where = {}, {}, repr(str(file))
     try:
         if file.suffix == ".npy":
-            return {"the array": np.load(file, mmap_mode="r", allow_pickle=False)}, {}
-        # Opened here, since NumPy leaves a file open that is no archive.
+            mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+            return [(f"ArrayData: the array in {where}", mapped)], []
+        # Opened here because NumPy leaves a file open that is not an archive.
         with file.open("rb") as raw, np.load(raw, allow_pickle=False) as archive:
             names = tuple(archive.files)
             if "train" in names and "test" in names:
-                wanted = ("train", "test")
-                asked = [f"{name}_{beside}" for name in wanted]
+                wanted, asked = ["train", "test"], [f"train_{beside}", f"test_{beside}"]
             else:
-                wanted = ("x",) if "x" in names else tuple(n for n in names if n != beside)
+                wanted = ["x"] if "x" in names else [name for name in names if name != beside]
                 asked = [str(beside)]
             if len(wanted) < 3:
                 arrays = {name: archive[name] for name in wanted}
                 if beside is not None:
-                    given = {name: archive[name] for name in asked if name in names}
+                    beside_them = {name: archive[name] for name in asked if name in names}
     except Exception as error:  # zip, zlib, header and memory errors, by the kind of damage
         raise ValueError(
-            f"ArrayData: path={str(file)!r} cannot be read as a {file.suffix} file of numbers: "
-            f"{error}"
+            f"ArrayData: path={where} cannot be read as a {file.suffix} file of numbers: {error}"
         ) from error
     if not arrays or (len(arrays) == 2 and set(arrays) != {"train", "test"}):
         raise ValueError(
             "ArrayData: a .npz file must hold the arrays 'train' and 'test', or one array named "
-            f"'x', or only one array; {str(file)!r} holds {', '.join(names) or 'none'}."
+            f"'x', or only one array; {where} holds {', '.join(names) or 'none'}."
         )
-    if beside is not None and len(given) < len(asked):
+    if beside is not None and len(beside_them) < len(asked):
         raise ValueError(
             f"ArrayData: with {beside}=True a .npz file must hold {' and '.join(map(repr, asked))} "
-            f"beside {' and '.join(map(repr, wanted))}; {str(file)!r} holds {', '.join(names)}."
+            f"beside {' and '.join(map(repr, wanted))}; {where} holds {', '.join(names)}."
         )
-    return arrays, given
+
+    def named(found: dict[str, Any]) -> _Arrays:
+        return [(f"ArrayData: {name} in {where}", array) for name, array in found.items()]
+
+    return named(arrays), named(beside_them)
 
 
-def _prepare_conditions(
-    array: Any, count: int, labels: bool, owner: str
-) -> Shaped[np.ndarray, "n ..."]:
+def _prepare_conditions(array: Any, count: int, labels: bool, owner: str) -> Shaped[np.ndarray, "n ..."]:
     """Labels as integers, or vectors as float32, checked."""
     discrete = np.issubdtype(array.dtype, np.integer)
     if labels and not (discrete and array.shape == (count,)):
@@ -198,7 +224,7 @@ def _prepare_conditions(
         )
     if labels and array.min() < 0:
         raise ValueError(f"{owner} must hold integers from 0, got {array.min()}.")
-    real = discrete or np.issubdtype(array.dtype, np.floating)
+    real = discrete or jnp.issubdtype(array.dtype, np.floating)
     if not labels and not (real and array.ndim == 2 and len(array) == count and array.size):
         raise ValueError(
             f"{owner} must hold a vector of numbers for each of the {count} examples, got "
@@ -207,49 +233,39 @@ def _prepare_conditions(
     return array if labels else finite(array, owner)
 
 
-def _prepare(
-    array: Any, levels: int | None, channels_last: bool, owner: str
-) -> Shaped[np.ndarray, "n *shape"]:
+def _prepare(array: Any, levels: int | None, channels: str, owner: str) -> Shaped[np.ndarray, "n *shape"]:
     """The array with its channels in front, checked, as uint8, int32 or float32."""
-    rank = 3 if channels_last else 2
+    rank = _RANKS[channels]
     if array.ndim < rank or array.size == 0:
         raise ValueError(
             f"{owner} must have {rank} axes or more, examples first, and none of them empty, "
-            f"got the shape {array.shape}."
+            f"got the shape {array.shape}" + (", or channels='add'." if array.ndim == 1 else ".")
         )
     discrete = array.dtype == bool or np.issubdtype(array.dtype, np.integer)
-    if not discrete and not np.issubdtype(array.dtype, np.floating):
+    if not discrete and not jnp.issubdtype(array.dtype, np.floating):
         raise ValueError(f"{owner} must hold integers or floats, got {array.dtype}.")
     if discrete and levels is None:
         raise ValueError(
-            f"{owner} holds integers ({array.dtype}), got levels=None; say how many values an "
-            "entry can take, such as levels=256, or store floats."
+            f"{owner} holds integers ({array.dtype}), got levels=None; say how many values an entry can "
+            "take, levels=256 for bytes. levels=None is for floats."
         )
     if not discrete and levels is not None:
         raise ValueError(
-            f"{owner} holds floats ({array.dtype}), got {levels=}; store integers 0 ... "
-            f"{levels - 1}, or leave levels out."
+            f"{owner} holds floats ({array.dtype}), got {levels=}; store integers or leave levels out."
         )
-    # In pieces: the array may be mapped from a file that is larger than memory.
+    # In pieces: the array may be mapped from a file larger than memory.
     limit = np.finfo(np.float32).max
+    least, most, wanted = -limit, limit, "be finite in float32"
+    if levels is not None:
+        least, most, wanted = 0, levels - 1, f"hold integers from 0 to levels - 1 = {levels - 1}"
     rows = max(1, 2**24 // max(1, array[:1].nbytes))
     for start in range(0, len(array), rows):
         piece = array[start : start + rows]
         low, high = piece.min(), piece.max()
-        if levels is None:
-            # False for NaN as well.
-            if not (-limit <= low and high <= limit):
-                raise ValueError(
-                    f"{owner} must be finite in float32, got values from {low} to {high}."
-                )
-        elif low < 0 or high >= levels:
-            raise ValueError(
-                f"{owner} must hold integers from 0 to levels - 1 = {levels - 1}, "
-                f"got values from {low} to {high}."
-            )
-    if levels is None:
-        target = np.float32
-    else:
-        target = np.uint8 if levels <= 256 else np.int32
-    array = array if array.dtype == target else array.astype(target)
-    return np.moveaxis(array, -1, 1) if channels_last else array
+        if not (least <= low and high <= most):  # true for NaN as well
+            raise ValueError(f"{owner} must {wanted}, got values from {low} to {high}.")
+    whole = np.uint8 if levels is not None and levels <= 256 else np.int32
+    array = array.astype(np.float32 if levels is None else whole, copy=False)
+    if channels == "add":
+        return array[:, None]
+    return np.moveaxis(array, -1, 1) if channels == "last" else array

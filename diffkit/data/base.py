@@ -1,17 +1,17 @@
-"""What data is: a source of examples, and a dataset made of two of them.
+"""Data: sources of examples, and datasets of two sources.
 
-A *source* is a sequence of examples of one shape that hands out many at a time. A *dataset* is a
-training source and a test source, with what a model has to know about them: the shape of an example
-and the number of levels.
+A *source* is a sequence of examples of one shape that returns many at a time. A *dataset* is a training
+source and a test source, with what a model must know about them: the shape of an example and the number of
+levels.
 
-Data is as stored. Discrete data are integers `0 ... levels - 1`, and the model's decoder maps them
-to the values that it works with; continuous data are float32 and have `levels = None`. Images are
-`(channels, height, width)`.
+Data is as stored: integers `0 ... levels - 1`, which the model's decoder encodes, or float32 with `levels =
+None`. Images are `(channels, height, width)`.
 """
 
 import abc
-import os
-from pathlib import Path
+import functools
+from collections.abc import Iterator
+from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -19,11 +19,9 @@ from jaxtyping import Float32, Int, Shaped
 
 
 class AbstractSource(eqx.Module):
-    """A sequence of examples of one shape.
+    """A sequence of examples of one shape, in memory or read on demand.
 
-    A source may hold its examples in memory or read them when they are asked for. `gather` is
-    called from several threads at once and must return the same values for the same indices every
-    time.
+    Several threads call `gather` at once; it must return the same values for the same indices every time.
 
     **Attributes:** `shape`: the shape of one example, without a batch axis.
     """
@@ -38,8 +36,7 @@ class AbstractSource(eqx.Module):
     def gather(self, indices: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n *shape"]:
         """The examples at these positions, in this order, as one new array.
 
-        **Arguments:** `indices`: positions from 0 to `len(source) - 1`; one may occur several
-        times.
+        **Arguments:** `indices`: from 0 to `len(source) - 1`; one may occur several times.
 
         **Returns:** integers if the data are discrete, else float32.
 
@@ -48,16 +45,13 @@ class AbstractSource(eqx.Module):
 
 
 class AbstractConditionalSource(AbstractSource):
-    """A source whose examples have conditions: vectors that say what each of them is.
+    """A source whose examples have conditions: vectors that describe them (`diffkit.data.conditions`).
 
-    `diffkit.data.conditions` says what a condition is. `batches` yields pairs of examples and
-    conditions for such a source, and a model is then trained and evaluated given them. As `gather`
-    does, `conditions` must return the same values for the same indices every time.
+    For such a source `batches` yields pairs of examples and conditions, and a model is trained and
+    evaluated given them. `conditions` must return the same values every time, as `gather`.
 
-    **Attributes:** those of `AbstractSource`, and
-
-    - `condition_size`: the length of a condition; 0 if there are none after all.
-    - `classes`: how many classes there are, if the conditions are one-hot vectors; else `None`.
+    **Attributes:** those of `AbstractSource`, and `condition_size`: the length of a condition, 0 for none;
+    `classes`: the number of classes if the conditions are one-hot vectors, else `None`.
     """
 
     condition_size: eqx.AbstractVar[int]
@@ -69,7 +63,7 @@ class AbstractConditionalSource(AbstractSource):
 
 
 class SubsetSource(AbstractConditionalSource):
-    """Some of the examples of another source, which is not copied, with their conditions."""
+    """Some examples of another source, without copying it, with their conditions."""
 
     source: AbstractSource
     indices: Int[np.ndarray, " n"]
@@ -78,23 +72,18 @@ class SubsetSource(AbstractConditionalSource):
     classes: int | None = eqx.field(static=True)
 
     def __init__(self, source: AbstractSource, indices: Int[np.ndarray, " n"]):
-        """**Arguments:**
+        """**Arguments:** `source`: the other source; `indices`: positions in it, in order.
 
-        - `source`: the other source.
-        - `indices`: positions in it, in the order in which they are to be counted.
-
-        **Raises:** `ValueError` if there are none, or for a position that `source` does not have.
+        **Raises:** `ValueError` if there are none, or for a position out of range.
         """
         if len(indices) == 0 or indices.min() < 0 or indices.max() >= len(source):
+            last = len(source) - 1
             raise ValueError(
-                f"SubsetSource: indices must be positions from 0 to {len(source) - 1}, one or "
-                f"more, got {indices}."
+                f"SubsetSource: indices must be positions from 0 to {last}, one or more, got {indices}."
             )
-        self.source = source
-        self.indices = indices
-        self.shape = source.shape
+        self.source, self.indices, self.shape = source, indices, source.shape
         self.condition_size = condition_size(source)
-        self.classes = source.classes if isinstance(source, AbstractConditionalSource) else None
+        self.classes = classes_of(source)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -111,104 +100,77 @@ class SubsetSource(AbstractConditionalSource):
 class AbstractDataset(eqx.Module):
     """A training source and a test source of the same kind.
 
-    To add one, subclass it with these four attributes as fields, and register the class under the
-    kind `"data"`; the arguments of its `__init__` are then its options on the command line.
+    To add one, subclass it, set these four attributes in `__init__`, and register the class under the
+    kind `"data"`: the arguments of its `__init__` become its options on the command line.
 
-    **Attributes:**
-
-    - `train`, `test`: the two sources, of examples of one shape.
-    - `levels`: how many values an entry can take, `0 ... levels - 1`; `None` for continuous data.
-    - `shape`: the shape of one example; `(channels, height, width)` for images.
+    **Attributes:** `train`, `test`: the two sources, of examples of one shape; `levels`: the number of
+    values of an entry, `0 ... levels - 1`, `None` for continuous data; `shape`: of one example, `(channels,
+    height, width)` for images.
     """
 
-    train: eqx.AbstractVar[AbstractSource]
-    test: eqx.AbstractVar[AbstractSource]
-    levels: eqx.AbstractVar[int | None]
-    shape: eqx.AbstractVar[tuple[int, ...]]
+    train: AbstractSource
+    test: AbstractSource
+    levels: int | None = eqx.field(static=True)
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        # Kept so that a run can record how its data were made.
+        made = super().__new__(cls)
+        object.__setattr__(made, "made_with", (args, kwargs))
+        return made
 
     def __check_init__(self):
         name = type(self).__name__
         for part, source in (("train", self.train), ("test", self.test)):
             if source.shape != self.shape:
                 raise ValueError(
-                    f"{name}: the examples of {part} must have the shape {self.shape}, "
-                    f"got {source.shape}."
+                    f"{name}: the examples of {part} must have the shape {self.shape}, got {source.shape}."
                 )
             if len(source) == 0:
                 raise ValueError(f"{name}: {part} must hold at least one example, got none.")
-        if condition_size(self.train) != condition_size(self.test):
+        sizes = condition_size(self.train), condition_size(self.test)
+        if sizes[0] != sizes[1]:
             raise ValueError(
-                f"{name}: train and test must have conditions of one length, got "
-                f"{condition_size(self.train)} and {condition_size(self.test)}."
+                f"{name}: train and test must have conditions of one length, got {sizes[0]} and {sizes[1]}."
             )
-        classes = {
-            source.classes if isinstance(source, AbstractConditionalSource) else None
-            for source in (self.train, self.test)
-        }
+        classes = {classes_of(self.train), classes_of(self.test)}
         if len(classes) > 1:
             raise ValueError(
                 f"{name}: train and test must both have labels of the same classes or both have vectors, "
                 f"got classes={sorted(map(str, classes))}."
             )
         if self.levels is not None and self.levels < 2:
-            raise ValueError(
-                f"{name}: levels must be at least 2, or None for continuous data, got "
-                f"{self.levels}."
-            )
+            raise ValueError(f"{name}: levels must be at least 2, or None, got {self.levels}.")
+
+    @functools.cached_property
+    def statistics(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of all training data, read once; `None` if discrete."""
+        if self.levels is not None:
+            return None
+        count, shift, first, second = 0, 0.0, 0.0, 0.0
+        for x in chunks(self.train, 256):
+            x = x.astype(np.float64)
+            if count == 0:
+                shift = float(x.mean())  # near the mean, so that the squares cancel little
+            count += x.size
+            first += float(np.sum(x - shift))
+            second += float(np.sum(np.square(x - shift)))
+        mean = first / count
+        return shift + mean, max(second / count - mean**2, 0.0) ** 0.5
+
+
+def chunks(source: AbstractSource, size: int = 4096) -> Iterator[Shaped[np.ndarray, "n *shape"]]:
+    """All examples of a source in order, `size` at a time."""
+    for first in range(0, len(source), size):
+        yield source.gather(np.arange(first, min(first + size, len(source))))
 
 
 def condition_size(data: AbstractDataset | AbstractSource) -> int:
-    """The length of a condition of these data, 0 if they have none.
-
-    **Arguments:** `data`: a dataset, or a source.
-    """
+    """The length of a condition of a dataset or a source, 0 if they have none."""
     source = data.train if isinstance(data, AbstractDataset) else data
     return source.condition_size if isinstance(source, AbstractConditionalSource) else 0
 
 
-def _existing(path: str | os.PathLike[str], owner: str, expected: str) -> Path:
-    """The path with `~` expanded; a `FileNotFoundError` that says what should be there."""
-    found = Path(path).expanduser()
-    if not found.exists():
-        raise FileNotFoundError(
-            f"{owner}: there is nothing at path={str(path)!r}; expected {expected}."
-        )
-    return found
-
-
-def _folder(path: str | os.PathLike[str], owner: str, expected: str) -> Path:
-    """An existing folder, or an error that says what should be there."""
-    found = _existing(path, owner, expected)
-    if not found.is_dir():
-        raise ValueError(f"{owner}: path={str(path)!r} is a file; expected {expected}.")
-    return found
-
-
-def _permutation(n: int, seed: int, stream: int) -> Int[np.ndarray, " n"]:
-    """A random order of `n` things that depends on nothing but the arguments.
-
-    The order sorts the raw 64-bit output of the counter-based generator Philox, keyed with `seed`
-    and `stream`. NumPy promises that output for all its versions, which it does not for
-    `Generator.permutation`.
-    """
-    bits = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
-    return np.argsort(bits.random_raw(n))
-
-
-def _check_seed(seed: int, owner: str, below: int = 2**64) -> None:
-    if not 0 <= seed < below:
-        raise ValueError(f"{owner}: seed must be from 0 to {below - 1}, got {seed}.")
-
-
-def _split(
-    n: int, test_fraction: float, seed: int, owner: str
-) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " test"]]:
-    """Indices of a random but fixed split, each part in stored order and neither empty."""
-    _check_seed(seed, owner)
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"{owner}: test_fraction must lie between 0 and 1, got {test_fraction}.")
-    if n < 2:
-        raise ValueError(f"{owner}: a split needs at least 2 examples, got {n}.")
-    size = min(max(1, round(n * test_fraction)), n - 1)
-    order = _permutation(n, seed, 2**64 - 1)  # a stream that no epoch reaches
-    return np.sort(order[size:]), np.sort(order[:size])
+def classes_of(source: AbstractSource) -> int | None:
+    """The number of classes of a source with labels, else `None`."""
+    return source.classes if isinstance(source, AbstractConditionalSource) else None

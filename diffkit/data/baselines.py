@@ -1,4 +1,4 @@
-"""Simple codes to set a model's bits per dimension beside."""
+"""Simple codes to compare a model's bits per dimension with."""
 
 import lzma
 import math
@@ -6,33 +6,24 @@ import math
 import numpy as np
 from jaxtyping import Int
 
-from diffkit.data.base import AbstractDataset, AbstractSource
-
-_CHUNK = 4096
-
-
-def _chunks(source: AbstractSource):
-    for first in range(0, len(source), _CHUNK):
-        yield source.gather(np.arange(first, min(first + _CHUNK, len(source))))
+from diffkit.data.base import AbstractDataset, AbstractSource, chunks
 
 
 def _counts(source: AbstractSource, levels: int) -> Int[np.ndarray, "dims levels"]:
-    """How often each dimension has each level."""
+    """How often each dimension has each value."""
     dims = math.prod(source.shape)
     counts = np.zeros(dims * levels, dtype=np.int64)
-    for x in _chunks(source):
-        # One code for the pair of dimension and level, so that one bincount does.
+    for x in chunks(source):
+        # One code for the pair of dimension and value, for a single bincount.
         codes = x.reshape(len(x), dims).astype(np.int64) + levels * np.arange(dims)
         counts += np.bincount(codes.ravel(), minlength=dims * levels)
     return counts.reshape(dims, levels)
 
 
 def baselines(dataset: AbstractDataset) -> dict[str, float]:
-    """What simple codes need for the test data, in bits per dimension.
+    """The bits per dimension that simple codes need for the test data of a discrete dataset.
 
-    **Arguments:** `dataset`: discrete data.
-
-    **Returns:** `"uniform"`: every level equally likely; `"independent"`: each dimension by itself,
+    **Returns:** `"uniform"`: every value equally likely; `"independent"`: each dimension by itself,
     with the frequencies of the training data, one half added to each count; `"lzma"`: LZMA over the
     bytes of all test data.
 
@@ -45,7 +36,7 @@ def baselines(dataset: AbstractDataset) -> dict[str, float]:
     test = _counts(dataset.test, dataset.levels)
     size = len(dataset.test) * math.prod(dataset.shape)
     width = np.min_scalar_type(dataset.levels - 1)
-    stored = b"".join(x.astype(width).tobytes() for x in _chunks(dataset.test))
+    stored = b"".join(x.astype(width).tobytes() for x in chunks(dataset.test))
     return {
         "uniform": math.log2(dataset.levels),
         "independent": float(-(test * log_p).sum() / size),

@@ -1,10 +1,9 @@
-"""CIFAR-10 in the two forms in which it is published (Krizhevsky, 2009).
+"""CIFAR-10 in its two published forms (Krizhevsky, 2009).
 
-The *binary version* is six files of records of 3,073 bytes: a label, and an image as three planes
-of 32 x 32 bytes. The *python version* is six pickles, each a dictionary with the images of one
-file as an array `(n, 3072)` under `data`. A pickle can run any program when it is loaded in the
-usual way. Here it cannot: the few names that a pickled NumPy array refers to are kept as inert
-records, every other name is refused, and the array is made from the record's bytes.
+The *binary version* is six files of records of 3,073 bytes: a label, and an image as three planes of 32 x
+32 bytes. The *python version* is six pickles, each a dictionary with the images of one file as an array
+`(n, 3072)` under `data`. A pickle can run any program; here it cannot: the few names in a pickled NumPy
+array become inert records, every other name is refused, and the array is made from the record's bytes.
 """
 
 import functools
@@ -15,13 +14,13 @@ import pickletools
 from pathlib import Path
 from typing import Any, Final
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import UInt8
 
 from diffkit.data.arrays import ArraySource
-from diffkit.data.base import AbstractDataset, AbstractSource, _folder
+from diffkit.data.base import AbstractDataset
 from diffkit.data.conditions import LabelledSource
+from diffkit.data.reading import existing_folder
 from diffkit.registry import register
 
 _PIXELS: Final = 3 * 32 * 32
@@ -37,44 +36,30 @@ _MODULES: Final = frozenset(
 
 @register("data", "cifar10")
 class Cifar10(AbstractDataset):
-    """CIFAR-10 from its original files: 50,000 images to train on, 10,000 to test on.
-
-    The shape is `(3, 32, 32)`, and there are 256 levels.
-    """
-
-    train: AbstractSource
-    test: AbstractSource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
+    """CIFAR-10: 50,000 images `(3, 32, 32)` of 256 levels to train on, 10,000 to test on."""
 
     def __init__(self, path: str | os.PathLike[str], labels: bool = False):
-        """**Arguments:**
-
-        - `path`: the folder `cifar-10-batches-bin` or `cifar-10-batches-py`, or the folder that it
-          is in.
-        - `labels`: whether an image comes with its class, one of 10.
+        """**Arguments:** `path`: the folder `cifar-10-batches-bin` or `cifar-10-batches-py`, or its parent;
+        `labels`: whether an image comes with its class, one of 10.
 
         **Raises:** `FileNotFoundError` if the folder or one of the six files is missing;
-        `ValueError` for a file that is damaged, or is not of the format.
+        `ValueError` for a damaged file or another format.
         """
-        top = _folder(path, "Cifar10", "the folder cifar-10-batches-bin or cifar-10-batches-py")
+        top = existing_folder(path, "Cifar10", "the folder cifar-10-batches-bin or cifar-10-batches-py")
         folder, ending = _find(top)
         names = [name + ending for name in _TRAIN + _TEST]
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"Cifar10: {str(folder)!r} must hold the six files {', '.join(names)}; "
-                f"missing: {', '.join(missing)}."
+                f"Cifar10: {str(folder)!r} must hold {', '.join(names)}; missing: {', '.join(missing)}."
             )
         read = _read_binary if ending else _read_pickle
         images, classes = zip(*(read(folder / name, labels) for name in names), strict=True)
-        self.train = ArraySource(np.concatenate(images[:-1]))
-        self.test = ArraySource(images[-1])
+        self.train, self.test = ArraySource(np.concatenate(images[:-1])), ArraySource(images[-1])
         if labels:
             self.train = LabelledSource(self.train, np.concatenate(classes[:-1]), _CLASSES)
             self.test = LabelledSource(self.test, classes[-1], _CLASSES)
-        self.levels = 256
-        self.shape = (3, 32, 32)
+        self.levels, self.shape = 256, (3, 32, 32)
 
 
 def _find(top: Path) -> tuple[Path, str]:
@@ -84,9 +69,8 @@ def _find(top: Path) -> tuple[Path, str]:
             if any((folder / (name + ending)).is_file() for name in _TRAIN + _TEST):
                 return folder, ending
     raise FileNotFoundError(
-        f"Cifar10: path={str(top)!r} must hold data_batch_1.bin ... test_batch.bin (the binary "
-        "version) "
-        "or data_batch_1 ... test_batch (the python version), got neither."
+        f"Cifar10: path={str(top)!r} must hold data_batch_1.bin ... test_batch.bin (the binary version) or "
+        "data_batch_1 ... test_batch (the python version), got neither."
     )
 
 
@@ -112,14 +96,12 @@ def _read_binary(file: Path, labels: bool) -> _Labelled:
 
 
 class _Record:
-    """What a pickle asks to call, with what, and the state that it sets; nothing is called."""
+    """A call requested by a pickle, its arguments, and the state that it sets; nothing is called."""
 
     __slots__ = ("args", "name", "state")
 
     def __init__(self, name: str, *args: Any):
-        self.name = name
-        self.args = args
-        self.state: Any = None
+        self.name, self.args, self.state = name, args, None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -147,22 +129,20 @@ class _Unpickler(pickle.Unpickler):
 def _read_pickle(file: Path, labels: bool) -> _Labelled:
     content = file.read_bytes()
     try:
-        # The unpickler reserves what the lengths in the pickle say; see first that they are true.
+        # The unpickler allocates by the lengths in the pickle; first check that they are true.
         for count, (code, argument, _) in enumerate(pickletools.genops(content)):
             if code.name == "LONG_BINPUT" and argument is not None and argument > count:
                 raise pickle.UnpicklingError(f"it numbers its {count}th value {argument}")
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(
-            f"Cifar10: {str(file)!r} cannot be read as a batch of CIFAR-10's python version: "
-            f"{error}"
+            f"Cifar10: {str(file)!r} cannot be read as a batch of CIFAR-10's python version: {error}"
         ) from error
     data = batch.get(b"data", batch.get("data")) if isinstance(batch, dict) else None
     images = _array(data)
     if images is None:
         raise ValueError(
-            f"Cifar10: {str(file)!r} must be a dictionary with a uint8 array (n, {_PIXELS}) under "
-            f"'data', and is not."
+            f"Cifar10: {str(file)!r} must be a dictionary with a uint8 array (n, {_PIXELS}) as 'data'."
         )
     given = batch.get(b"labels", batch.get("labels")) if labels else [0] * len(images)
     if (
@@ -192,9 +172,8 @@ def _array(data: Any) -> UInt8[np.ndarray, "n 3 32 32"] | None:
         return None
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != _PIXELS:
         return None
-    if not isinstance(content, bytes | bytearray) or len(content) == 0:
-        return None
-    if len(content) != shape[0] * _PIXELS:
+    held = isinstance(content, bytes | bytearray) and len(content)
+    if not held or held != shape[0] * _PIXELS:
         return None
     flat = np.frombuffer(bytearray(content), np.uint8)
     return flat.reshape(shape, order="F" if fortran else "C").reshape(-1, 3, 32, 32)

@@ -1,14 +1,13 @@
-"""Conditions: what an example is, beside the example itself, as a vector that a network is given.
+"""Conditions: vectors that describe examples to a network.
 
-A condition is a vector of `condition_size` float32 numbers. Zeros stand for no condition, as `None`
-does, and no real condition is zeros:
+A condition is a vector of `condition_size` float32 numbers. Zeros stand for no condition, like `None`, and
+no real condition is all zeros:
 
 * a class is a one-hot vector, `one_hot(label, classes)`; `condition_size` is the number of classes;
-* a vector of numbers has a one appended, `with_flag(vector)`; `condition_size` is one more than its
-  length.
+* a vector of numbers has a one appended, `with_flag(vector)`; `condition_size` is one more than its length.
 
-So a model that is trained with some conditions left out (`TrainConfig.condition_dropout`) learns the
-distribution of all examples beside that of each condition, which guidance needs (`diffkit.Guided`).
+A model trained with some conditions left out (`TrainConfig.condition_dropout`) learns the distribution of
+all examples as well as that of each condition, as guidance needs (`diffkit.Guided`).
 """
 
 from collections.abc import Sequence
@@ -28,12 +27,10 @@ from diffkit.data.base import (
 def one_hot(
     labels: int | Sequence[int] | Integer[Array | np.ndarray, "..."], classes: int
 ) -> Float32[np.ndarray, "... {classes}"]:
-    """Class labels as conditions: all zeros but for a one at the place of the label.
+    """Class labels as conditions: for each a vector of zeros, with a one at the index of the label.
 
-    **Arguments:** `labels`: integers from 0 to `classes - 1`, one or an array of them; `classes`: how
-    many there are.
-
-    **Returns:** one vector of length `classes` for each label.
+    **Arguments:** `labels`: integers from 0 to `classes - 1`, one or an array of them; `classes`: the
+    number of classes.
 
     **Raises:** `ValueError` for a label out of range.
 
@@ -49,100 +46,84 @@ def one_hot(
 def with_flag(
     vectors: Sequence[float] | Real[Array | np.ndarray, "... n"],
 ) -> Float32[np.ndarray, "... size"]:
-    """Vectors of numbers as conditions: with a one appended, which says that there is a condition.
+    """Vectors of numbers as conditions: with a one appended to mark that there is a condition.
 
-    Networks see the numbers as they are, so bring them to the size of about one first.
+    Networks see the numbers as they are, so scale them to about one first.
 
     **Arguments:** `vectors`: one vector, or an array of them along its last axis.
 
-    **Returns:** the vectors, longer by one.
-
-    **Raises:** `ValueError` for numbers that are not finite in float32, or for none.
+    **Raises:** `ValueError` for numbers that are not finite in float32, or empty vectors.
     """
     vectors = finite(np.asarray(vectors), "with_flag: vectors")
     if vectors.ndim == 0 or vectors.shape[-1] == 0:
-        raise ValueError(
-            f"with_flag: vectors must have one or more numbers each, got the shape {vectors.shape}."
-        )
+        raise ValueError(f"with_flag: vectors must not be empty, got the shape {vectors.shape}.")
     return np.concatenate([vectors, np.ones_like(vectors[..., :1])], axis=-1)
 
 
-class LabelledSource(AbstractConditionalSource):
-    """A source whose examples have classes; the conditions are one-hot vectors."""
+class _AbstractDescribed(AbstractConditionalSource):
+    """Another source, with a condition for each of its examples."""
 
     source: AbstractSource
-    labels: Integer[np.ndarray, " n"]
+    shape: tuple[int, ...] = eqx.field(static=True)
     classes: int | None = eqx.field(static=True)
     condition_size: int = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-
-    def __init__(self, source: AbstractSource, labels: Integer[np.ndarray, " n"], classes: int):
-        """**Arguments:** `source`: the examples; `labels`: the class of each, from 0 to
-        `classes - 1`; `classes`: how many there are.
-
-        **Raises:** `ValueError` if there is not one label for each example, or for a label out of
-        range.
-        """
-        _check_count(source, len(labels), "LabelledSource: labels")
-        _check_labels(labels, classes, "LabelledSource: labels")
-        self.source = source
-        self.labels = labels
-        self.classes = self.condition_size = classes
-        self.shape = source.shape
 
     def __len__(self) -> int:
         return len(self.source)
 
     def gather(self, indices: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n *shape"]:
         return self.source.gather(indices)
+
+
+class LabelledSource(_AbstractDescribed):
+    """A source whose examples have classes; the conditions are one-hot vectors."""
+
+    labels: Integer[np.ndarray, " n"]
+
+    def __init__(self, source: AbstractSource, labels: Integer[np.ndarray, " n"], classes: int):
+        """**Arguments:** `source`: the examples; `labels`: of each, from 0 to `classes - 1`; `classes`: how
+        many.
+
+        **Raises:** `ValueError` if there is not one label for each example, or for a label out of range.
+        """
+        _check_count(source, len(labels), "LabelledSource: labels")
+        _check_labels(labels, classes, "LabelledSource: labels")
+        self.source, self.labels, self.shape = source, labels, source.shape
+        self.classes = self.condition_size = classes
 
     def conditions(self, indices: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n size"]:
         return one_hot(self.labels[indices], self.condition_size)
 
 
-class VectorSource(AbstractConditionalSource):
-    """A source whose examples have vectors of numbers; the conditions are these `with_flag`."""
+class VectorSource(_AbstractDescribed):
+    """A source whose examples have vectors of numbers; the conditions are the vectors `with_flag`."""
 
-    source: AbstractSource
     vectors: Float32[np.ndarray, "n size"]
-    classes: int | None = eqx.field(static=True)
-    condition_size: int = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, source: AbstractSource, vectors: Float[np.ndarray, "n k"]):
         """**Arguments:** `source`: the examples; `vectors`: one for each, without the flag.
 
-        **Raises:** `ValueError` if there is not one vector for each example, if they are empty, or
-        for numbers that are not finite.
+        **Raises:** `ValueError` if there is not one for each example, or if vectors are empty or not
+        finite.
         """
         _check_count(source, len(vectors), "VectorSource: vectors")
         if vectors.shape[1] == 0:
             raise ValueError(f"VectorSource: vectors must not be empty, got {vectors.shape}.")
-        self.source = source
+        self.source, self.shape, self.classes = source, source.shape, None
         self.vectors = with_flag(vectors)
-        self.classes = None
         self.condition_size = self.vectors.shape[1]
-        self.shape = source.shape
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def gather(self, indices: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n *shape"]:
-        return self.source.gather(indices)
 
     def conditions(self, indices: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n size"]:
         return self.vectors[indices]
 
 
-def encode_condition(
-    data: AbstractDataset, value: int | Sequence[float]
-) -> Float32[np.ndarray, " size"]:
-    """The condition that a person means: a class, or a vector of numbers without its flag.
+def encode_condition(data: AbstractDataset, value: int | Sequence[float]) -> Float32[np.ndarray, " size"]:
+    """The condition of a class, or of a vector of numbers without its flag.
 
-    **Arguments:** `data`: the dataset that the model was trained on, which says what its conditions
-    are; `value`: an integer for a class, a sequence of numbers for a vector.
+    **Arguments:** `data`: the dataset that the model was trained on; `value`: an integer for a class, a
+    sequence of numbers for a vector.
 
-    **Raises:** `ValueError` if the data have no conditions, or others.
+    **Raises:** `ValueError` if the data have no such conditions.
     """
     size = condition_size(data)
     source = data.train
@@ -153,9 +134,7 @@ def encode_condition(
         )
     if source.classes is not None:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
-            raise ValueError(
-                f"condition must be a class, an integer from 0 to {size - 1}, got {value}."
-            )
+            raise ValueError(f"condition must be a class, an integer from 0 to {size - 1}, got {value}.")
         return one_hot(value, size)
     if isinstance(value, int) or len(value) != size - 1:
         raise ValueError(
@@ -166,12 +145,7 @@ def encode_condition(
 
 
 def conditions_in_turn(data: AbstractDataset, count: int) -> Float32[np.ndarray, "count size"]:
-    """Conditions to show samples for: the classes in turn, or those of the test examples in turn.
-
-    **Arguments:** `data`; `count`: how many.
-
-    **Returns:** `count` conditions; of length 0 if the data have none.
-    """
+    """`count` conditions to show: classes in turn, or those of the test examples; of length 0 if none."""
     source = data.test
     if not isinstance(source, AbstractConditionalSource):
         return np.zeros((count, 0), np.float32)
@@ -181,7 +155,7 @@ def conditions_in_turn(data: AbstractDataset, count: int) -> Float32[np.ndarray,
 
 
 def finite(array: Real[np.ndarray, "..."], owner: str) -> Float32[np.ndarray, "..."]:
-    """Numbers in float32, or an error in the name of `owner` if one is not finite there."""
+    """Numbers in float32, or an error in the name of `owner` if one is not finite."""
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
@@ -191,9 +165,7 @@ def finite(array: Real[np.ndarray, "..."], owner: str) -> Float32[np.ndarray, ".
 
 def _check_count(source: AbstractSource, count: int, owner: str) -> None:
     if count != len(source):
-        raise ValueError(
-            f"{owner} must be one for each of the {len(source)} examples, got {count}."
-        )
+        raise ValueError(f"{owner} must be one for each of the {len(source)} examples, got {count}.")
 
 
 def _check_labels(labels: Integer[np.ndarray, "..."], classes: int, owner: str) -> None:

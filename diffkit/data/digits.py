@@ -1,18 +1,15 @@
-"""The handwritten digits of scikit-learn, which need no file.
+"""The handwritten digits of scikit-learn, without a file.
 
-1,797 images of 8 x 8 pixels with 17 grey levels (Alpaydin and Kaynak, "Optical Recognition of
-Handwritten Digits", UCI Machine Learning Repository, 1998). Small enough to train on in minutes
-without an accelerator.
+1,797 images of 8 x 8 pixels with 17 grey levels (Alpaydin and Kaynak, "Optical Recognition of Handwritten
+Digits", UCI Machine Learning Repository, 1998). Small enough to train on in minutes without an accelerator.
 """
 
-from typing import Any
-
-import equinox as eqx
 import numpy as np
 
 from diffkit.data.arrays import ArraySource
-from diffkit.data.base import AbstractDataset, AbstractSource
+from diffkit.data.base import AbstractDataset
 from diffkit.data.conditions import LabelledSource
+from diffkit.lazy import needed
 from diffkit.registry import register
 
 
@@ -23,30 +20,16 @@ class Digits(AbstractDataset):
     The images keep the stored order. The shape is `(1, 8, 8)`, and there are 17 levels.
     """
 
-    train: AbstractSource
-    test: AbstractSource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-
     def __init__(self, labels: bool = False):
         """**Arguments:** `labels`: whether an image comes with its digit, as one of 10 classes.
 
-        **Raises:** `ImportError` where scikit-learn is not installed.
+        **Raises:** `ImportError` without scikit-learn.
         """
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as error:
-            raise ImportError(
-                "data 'digits' needs scikit-learn: pip install 'diffkit[train]'"
-            ) from error
-
-        digits: Any = load_digits()
+        digits = needed("sklearn.datasets", "data 'digits' needs scikit-learn").load_digits()
         images = digits.images.astype(np.uint8)[:, None]
-        self.train = ArraySource(images[:1500])
-        self.test = ArraySource(images[1500:])
+        self.train, self.test = ArraySource(images[:1500]), ArraySource(images[1500:])
         if labels:
             target = digits.target.astype(np.uint8)
             self.train = LabelledSource(self.train, target[:1500], 10)
             self.test = LabelledSource(self.test, target[1500:], 10)
-        self.levels = 17
-        self.shape = (1, 8, 8)
+        self.levels, self.shape = 17, (1, 8, 8)

@@ -1,8 +1,8 @@
 """The IDX format of MNIST and its relatives (Fashion-MNIST, KMNIST, EMNIST ...).
 
-An IDX file is a header and an array in row-major order. The header's four first bytes are 0, 0, a
-code for the dtype and the rank; the length of each axis follows as a big-endian 32-bit integer.
-Numbers of more than one byte are big-endian. Files are often compressed with gzip.
+An IDX file, often compressed with gzip, is a header and an array in row-major order. The header's first
+four bytes are 0, 0, a code for the dtype and the rank; the length of each axis follows as a big-endian
+32-bit integer. Numbers of more than one byte are big-endian.
 """
 
 import gzip
@@ -14,13 +14,13 @@ import zlib
 from pathlib import Path
 from typing import Final
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from diffkit.data.arrays import ArraySource
-from diffkit.data.base import AbstractDataset, AbstractSource, _existing, _folder
+from diffkit.data.base import AbstractDataset
 from diffkit.data.conditions import LabelledSource
+from diffkit.data.reading import existing_folder, existing_path
 from diffkit.registry import register
 
 _DTYPES: Final = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -28,19 +28,16 @@ _PIECE: Final = 2**20
 
 
 def read_idx(path: str | os.PathLike[str]) -> Shaped[np.ndarray, "*shape"]:
-    """The array in an IDX file.
+    """The array in an IDX file, in the machine's byte order: all dtypes of the format and any rank.
 
-    All dtypes of the format and any rank are read. Whether the file is compressed is seen from its
-    content. Memory grows with what the file holds, not with what its header says.
+    Memory grows with the content of the file, not with what its header claims.
 
-    **Arguments:** `path`: the file, plain or gzip.
+    **Arguments:** `path`: the file, plain or gzip, as its content shows.
 
-    **Returns:** the array, in the machine's byte order.
-
-    **Raises:** `FileNotFoundError`; `ValueError` for another format, or for more or fewer bytes
-    than the header says.
+    **Raises:** `FileNotFoundError`; `ValueError` for another format, or a number of bytes that does
+    not match the header.
     """
-    file = _existing(path, "read_idx", "an IDX file, plain or gzip")
+    file = existing_path(path, "read_idx", "an IDX file, plain or gzip")
     if not file.is_file():
         raise ValueError(f"read_idx: path={str(path)!r} is not a file; expected an IDX file.")
     with file.open("rb") as raw:
@@ -61,16 +58,13 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES:
         raise ValueError(
-            f"read_idx: {str(file)!r} is not an IDX file: it must begin with two zero bytes, a "
-            "code "
-            f"for the dtype ({', '.join(f'{code:02x}' for code in _DTYPES)}) and the rank, "
-            f"got the bytes {magic.hex(' ') or 'of an empty file'}."
+            f"read_idx: {str(file)!r} is not an IDX file: it must begin with two zero bytes, a code for "
+            f"the dtype ({', '.join(f'{code:02x}' for code in _DTYPES)}) and the rank, got the bytes "
+            f"{magic.hex(' ') or 'of an empty file'}."
         )
     dtype, rank = np.dtype(_DTYPES[magic[2]]), magic[3]
     if rank > 32:
-        raise ValueError(
-            f"read_idx: {str(file)!r} says that it has {rank} axes; expected 32 at most."
-        )
+        raise ValueError(f"read_idx: {str(file)!r} says that it has {rank} axes, over 32.")
     header = stream.read(4 * rank)
     if len(header) < 4 * rank:
         raise ValueError(f"read_idx: {str(file)!r} ends within the header, which has {rank} axes.")
@@ -81,8 +75,7 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
         content += piece
         if len(content) > expected:
             raise ValueError(
-                f"read_idx: {str(file)!r} holds more than the {expected} bytes of data that its "
-                "header "
+                f"read_idx: {str(file)!r} holds more than the {expected} bytes of data that its header "
                 f"says (shape {shape}, {dtype.name})."
             )
     if len(content) < expected:
@@ -96,81 +89,53 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
 
 @register("data", "idx")
 class Idx(AbstractDataset):
-    """MNIST, or a data set published in its format: grey images with 256 levels.
-
-    The split is the files' own. The shape is `(1, height, width)`: `(1, 28, 28)` for MNIST.
-    """
-
-    train: AbstractSource
-    test: AbstractSource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
+    """MNIST, or data in its format with their split: grey images `(1, height, width)`, 256 levels."""
 
     def __init__(self, path: str | os.PathLike[str], labels: bool = False):
-        """**Arguments:**
-
-        - `path`: the folder with the files under their original names, `train-images-idx3-ubyte`
-          and `t10k-images-idx3-ubyte`, plain or with `.gz`.
-        - `labels`: whether an image comes with its class, from `train-labels-idx1-ubyte` and
-          `t10k-labels-idx1-ubyte` in the same folder. There are as many classes as the largest
-          label says, counted from 0.
+        """**Arguments:** `path`: the folder with the files under their original names,
+        `train-images-idx3-ubyte` and `t10k-images-idx3-ubyte`, plain or with `.gz`; `labels`: whether an
+        image comes with its class, from `train-labels-idx1-ubyte` and `t10k-labels-idx1-ubyte`. The largest
+        label determines the number of classes.
 
         **Raises:** `FileNotFoundError` if the folder or one of the files is missing; `ValueError`
-        for a file that is damaged, or holds no images of 8 bits, or no label for each of them.
+        for a damaged file, or one without 8-bit images or a label for each of them.
         """
-        folder = _folder(path, "Idx", "a folder with the files of MNIST")
-        train, test = _images(folder, "train"), _images(folder, "t10k")
+        folder = existing_folder(path, "Idx", "a folder with the files of MNIST")
+        train, test = (_read(folder, part)[:, None] for part in ("train", "t10k"))
         if train.shape[1:] != test.shape[1:]:
             raise ValueError(
                 f"Idx: the images to train on and to test on in {str(path)!r} must have one shape, "
                 f"got {train.shape[1:]} and {test.shape[1:]}."
             )
-        self.train = ArraySource(train)
-        self.test = ArraySource(test)
+        self.train, self.test = ArraySource(train), ArraySource(test)
         if labels:
-            first, second = _labels(folder, "train", len(train)), _labels(folder, "t10k", len(test))
+            first, second = _read(folder, "train", len(train)), _read(folder, "t10k", len(test))
             classes = 1 + int(max(first.max(), second.max()))
             self.train = LabelledSource(self.train, first, classes)
             self.test = LabelledSource(self.test, second, classes)
-        self.levels = 256
-        self.shape = self.train.shape
+        self.levels, self.shape = 256, self.train.shape
 
 
-def _file(folder: Path, part: str, what: str, rank: int) -> Path:
+def _read(folder: Path, part: str, count: int | None = None) -> UInt8[np.ndarray, "n ..."]:
+    """The images of a part, or its labels, if there must be `count` of them."""
+    what, rank, wanted = "images", 3, "uint8 images (n, height, width)"
+    if count is not None:
+        what, rank, wanted = "labels", 1, f"a uint8 label for each of the {count} images"
     names = [f"{part}-{what}{dot}idx{rank}-ubyte{end}" for dot in "-." for end in ("", ".gz")]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(
-            f"Idx: path={str(folder)!r} must hold the file {names[0]} or {names[1]}, "
-            f"got {_listing(folder)}."
+            f"Idx: {str(folder)!r} must hold the file {names[0]} or {names[1]}, got {_listing(folder)}."
         )
-    return file
-
-
-def _images(folder: Path, part: str) -> UInt8[np.ndarray, "n 1 height width"]:
-    file = _file(folder, part, "images", 3)
-    images = read_idx(file)
-    if images.ndim != 3 or images.dtype != np.uint8 or images.size == 0:
+    array = read_idx(file)
+    right = array.ndim == rank and array.dtype == np.uint8 and array.size > 0
+    if not right or count not in (None, len(array)):
         raise ValueError(
-            f"Idx: {str(file)!r} must hold uint8 images (n, height, width), "
-            f"got {images.dtype} with the shape {images.shape}."
+            f"Idx: {str(file)!r} must hold {wanted}, got {array.dtype} with the shape {array.shape}."
         )
-    return images[:, None]
-
-
-def _labels(folder: Path, part: str, count: int) -> UInt8[np.ndarray, " n"]:
-    file = _file(folder, part, "labels", 1)
-    labels = read_idx(file)
-    if labels.shape != (count,) or labels.dtype != np.uint8:
-        raise ValueError(
-            f"Idx: {str(file)!r} must hold a uint8 label for each of the {count} images, "
-            f"got {labels.dtype} with the shape {labels.shape}."
-        )
-    return labels
+    return array
 
 
 def _listing(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir())
-    if not names:
-        return "an empty folder"
+    names = sorted(entry.name for entry in folder.iterdir()) or ["an empty folder"]
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

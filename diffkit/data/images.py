@@ -1,4 +1,4 @@
-"""A folder of image files, decoded when they are asked for."""
+"""A folder of image files, decoded on demand."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,9 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from diffkit.data.base import AbstractDataset, AbstractSource, SubsetSource, _folder, _split
+from diffkit.data.base import AbstractDataset, AbstractSource, SubsetSource
+from diffkit.data.reading import existing_folder, split_indices
+from diffkit.lazy import needed
 from diffkit.registry import register
 
 _ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -18,29 +20,21 @@ _ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 class ImageFolderSource(AbstractSource):
     """Image files as `(channels, height, width)` arrays of uint8.
 
-    Only the headers are read at first. A file is decoded each time that it is gathered: converted
-    to grey or RGB (transparency is dropped, and so is the orientation that a camera notes), and,
-    if a size is given, cropped to the largest centred square and resized with an antialiased
-    bicubic filter. Of an animation the first frame counts.
+    Only the headers are read at first. Gathering decodes a file each time: converts it to grey or RGB
+    (without transparency and the camera's orientation) and, with a size, crops it to the largest centred
+    square and resizes it with an antialiased bicubic filter. An animation counts as its first frame.
     """
 
     files: tuple[str, ...] = eqx.field(static=True)
     size: int | None = eqx.field(static=True)
     shape: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(
-        self, files: Sequence[str | os.PathLike[str]], size: int | None = None, channels: int = 3
-    ):
-        """**Arguments:**
+    def __init__(self, files: Sequence[str | os.PathLike[str]], size: int | None = None, channels: int = 3):
+        """**Arguments:** `files`: the paths of the images; `size`: the height and width to resize them to,
+        in pixels, `None` for images that all have one size; `channels`: 3 for RGB, 1 for grey.
 
-        - `files`: the paths of the images.
-        - `size`: the height and width to bring them to, in pixels; `None` to leave images that all
-          have one size as they are.
-        - `channels`: 3 for RGB, 1 for grey.
-
-        **Raises:** `ValueError` if there are no files, for a file that is no image of 8 bits per
-        channel or, without `size`, for the first file whose size differs; `ImportError` without
-        Pillow.
+        **Raises:** `ValueError` if there are no files, for a file that is not an image of 8 bits per
+        channel or, without `size`, for the first file of another size; `ImportError` without Pillow.
         """
         if channels not in (1, 3):
             raise ValueError(f"channels must be 3 (RGB) or 1 (grey), got {channels}.")
@@ -78,15 +72,9 @@ class ImageFolderSource(AbstractSource):
 class ImageFolder(AbstractDataset):
     """The images in a folder and in the folders below it, with 256 levels.
 
-    Files that end in `.png`, `.jpg`, `.jpeg`, `.webp`, `.bmp` or `.gif` count, in the order of
-    their paths; hidden ones do not. If there are subfolders `train` and `test`, they are the
-    split; else it is random but fixed.
+    Takes files that end in `.png`, `.jpg`, `.jpeg`, `.webp`, `.bmp` or `.gif`, in the order of their paths,
+    but no hidden ones. Subfolders `train` and `test` are the split; without them it is random but fixed.
     """
-
-    train: AbstractSource
-    test: AbstractSource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -96,44 +84,29 @@ class ImageFolder(AbstractDataset):
         test_fraction: float = 0.1,
         seed: int = 0,
     ):
-        """**Arguments:**
-
-        - `path`: the folder.
-        - `size`: the height and width to bring the images to, in pixels, by a centred square crop
-          and resizing; `None` for images that all have one size.
-        - `channels`: 3 for RGB, 1 for grey.
-        - `test_fraction`: the share of the images to test on, between 0 and 1. Unused with
-          subfolders.
-        - `seed`: which random split. Unused with subfolders.
+        """**Arguments:** `path`: the folder; `size`, `channels`: as for `ImageFolderSource`;
+        `test_fraction`: the share of test images, between 0 and 1; `seed`: of the random split. The last
+        two are unused with subfolders.
 
         **Raises:** `FileNotFoundError` if the folder is missing; `ValueError` if it has no images,
-        or images of different sizes and no `size`, or a file that is no image, and for `train`
-        without `test` or the other way round; `ImportError` without Pillow.
+        images of different sizes without `size`, a file that is not an image, or only one of `train`
+        and `test`; `ImportError` without Pillow.
         """
-        folder = _folder(path, "ImageFolder", "a folder of images")
+        folder = existing_folder(path, "ImageFolder", "a folder of images")
         own = [name for name in ("train", "test") if (folder / name).is_dir()]
         if len(own) == 1:
             raise ValueError(
                 f"ImageFolder: path={str(path)!r} must have both subfolders 'train' and 'test', or "
                 f"neither, got only {own[0]!r}."
             )
+        parts = [_files(folder / name) for name in own] or [_files(folder)]
+        images = ImageFolderSource([file for part in parts for file in part], size, channels)
         if own:
-            train = ImageFolderSource(_files(folder / "train"), size, channels)
-            test = ImageFolderSource(_files(folder / "test"), size, channels)
-            if train.shape != test.shape:
-                raise ValueError(
-                    f"with size=None all images must have one size: {train.files[0]!r} has "
-                    f"{train.shape[1]} x {train.shape[2]} pixels (height x width), "
-                    f"{test.files[0]!r} has {test.shape[1]} x {test.shape[2]}; give size=... to "
-                    "crop and resize them."
-                )
-            self.train, self.test = train, test
+            split = np.split(np.arange(len(images)), [len(parts[0])])
         else:
-            images = ImageFolderSource(_files(folder), size, channels)
-            first, second = _split(len(images), test_fraction, seed, "ImageFolder")
-            self.train, self.test = SubsetSource(images, first), SubsetSource(images, second)
-        self.levels = 256
-        self.shape = self.train.shape
+            split = split_indices(len(images), test_fraction, seed, "ImageFolder")
+        self.train, self.test = (SubsetSource(images, part) for part in split)
+        self.levels, self.shape = 256, images.shape
 
 
 def _files(folder: Path) -> list[str]:
@@ -145,18 +118,13 @@ def _files(folder: Path) -> list[str]:
             found.append((inside.as_posix(), str(file)))
     if not found:
         raise ValueError(
-            f"ImageFolder: path={str(folder)!r} must hold image files ({', '.join(_ENDINGS)}), got "
-            "none."
+            f"ImageFolder: path={str(folder)!r} must hold image files ({', '.join(_ENDINGS)}), got none."
         )
     return [file for _, file in sorted(found)]
 
 
 def _open(file: str) -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("images need Pillow: pip install 'diffkit[train]'") from error
-    return Image.open(file)
+    return needed("PIL.Image", "images need Pillow").open(file)
 
 
 def _header(file: str) -> tuple[int, int]:
@@ -169,9 +137,7 @@ def _header(file: str) -> tuple[int, int]:
     except Exception as error:  # Pillow raises several kinds, by format and damage
         raise ValueError(f"{file!r} is not an image that can be read: {error}") from error
     if mode.startswith("I") or mode == "F":
-        raise ValueError(
-            f"{file!r} must have 8 bits per channel, got an image with more (mode {mode!r})."
-        )
+        raise ValueError(f"{file!r} must have 8 bits per channel, got more (mode {mode!r}).")
     return size
 
 
@@ -192,12 +158,10 @@ def _decode(
             pixels = np.asarray(image)
     except Exception as error:
         raise ValueError(f"{file!r} cannot be decoded: {error}") from error
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape != (*shape[1:], shape[0]):
         raise ValueError(
-            f"{file!r} has changed since the dataset was made: expected {shape[1]} x {shape[2]} "
-            "pixels, "
+            f"{file!r} has changed since the dataset was made: expected {shape[1]} x {shape[2]} pixels, "
             f"got {pixels.shape[0]} x {pixels.shape[1]}."
         )
     return pixels.transpose(2, 0, 1)

@@ -1,10 +1,9 @@
-r"""Batches: which examples come when, and an iterator that reads ahead.
+"""Batches: the order of examples, and an iterator that reads ahead.
 
-The examples of all epochs form one endless stream: a permutation of the source, then another, and
-so on. Batch $i$ of size $B$ is the part $[iB, (i + 1)B)$ of the stream, so it may reach over the
-border of two epochs, and no example is left out. The permutation of an epoch is a function of the
-seed and the epoch's number, hence a batch is a function of the seed and its own number: to go on
-where a run has stopped, it is enough to know how many batches it has had.
+The examples of all epochs form one endless stream: a permutation of the source, then another, and so on.
+Batch $i$ of size $B$ is the part $[iB, (i + 1)B)$ of the stream: it may span two epochs, and no example is
+left out. It is a function of the seed and its number: a run that goes on needs only the number of batches
+taken.
 """
 
 import functools
@@ -15,12 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int, Shaped
 
-from diffkit.data.base import (
-    AbstractConditionalSource,
-    AbstractSource,
-    _check_seed,
-    _permutation,
-)
+from diffkit.data.base import AbstractConditionalSource, AbstractSource
+from diffkit.data.reading import check_seed, permutation
+from diffkit.lazy import needed
+from diffkit.typing import check_at_least
 
 Batch = (
     Shaped[np.ndarray, "*items"]
@@ -31,9 +28,9 @@ Batch = (
 
 @runtime_checkable
 class BatchIterator(Protocol):
-    """What `batches` returns, a grain `DatasetIterator`, as far as diffkit relies on it.
+    """The part of the grain `DatasetIterator` from `batches` on which diffkit relies.
 
-    Being one, it can be saved and restored by orbax through `grain.checkpoint`.
+    Orbax can save and restore it through `grain.checkpoint`.
     """
 
     def __iter__(self) -> Iterator[Batch]:
@@ -45,14 +42,11 @@ class BatchIterator(Protocol):
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """The position, as a dictionary that can be written as JSON.
-
-        It counts the items that were taken, not those read ahead.
-        """
+        """The position, as a dictionary for JSON: it counts the items taken, not those read ahead."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go to a position that `get_state` gave, in this iterator or one made alike."""
+        """Go to a position from `get_state` of this iterator or one made alike."""
         ...
 
     def close(self) -> None:
@@ -73,38 +67,31 @@ def batches(
     threads: int = 2,
     prefetch: int = 4,
 ) -> BatchIterator:
-    """Batches of a source, in an order that depends on the seed alone, read ahead by threads.
+    """Batches of a source, in an order that depends only on the seed, read ahead by threads.
 
     The defaults are for training. To see every example once and in order, as in an evaluation, pass
     `shuffle=False, repeat=False, drop_remainder=False`.
 
     **Arguments:**
 
-    - `source`: the examples, such as `dataset.train`.
-    - `batch_size`: examples per batch.
-    - `seed`: of the order, from 0 to 2^64 - 1.
-    - `shuffle`: a new permutation for every epoch; otherwise the stored order.
-    - `repeat`: go on without end. A batch may then hold examples of two epochs, or of more if the
-      source is smaller than a batch.
-    - `start`: the number of the first batch. With `start=i` the iterator begins where one that was
-      made without it stands after `i` batches, whatever its `chunk`.
-    - `drop_remainder`: whether to leave out a last batch that would be smaller than the others.
-      Without meaning if `repeat`.
-    - `chunk`: give this many batches at a time, stacked along a new first axis, for a training
-      loop that takes several steps per call. If not `repeat`, batches that do not fill a last
-      chunk are left out.
-    - `threads`: how many threads gather. 0 gathers when asked, in the thread that asks.
-    - `prefetch`: how many items (batches, or chunks of them) to keep ready. 0 is as `threads=0`.
+    - `source`: the examples, such as `dataset.train`; `batch_size`: examples per batch.
+    - `seed`: of the order, from 0 to 2^64 - 1; `shuffle`: a new permutation for every epoch, else the
+      stored order.
+    - `repeat`: never end. A batch may then hold examples of two epochs, or of more if the source is small.
+    - `start`: the number of the first batch: the iterator begins where one without it is after `start`
+      batches, for every `chunk`.
+    - `drop_remainder`: whether to leave out a smaller last batch. No effect with `repeat`.
+    - `chunk`: return this many batches at a time, stacked along a new first axis, for a training loop with
+      several steps per call. Without `repeat`, batches that do not fill a last chunk are left out.
+    - `threads`: how many gather; `prefetch`: how many items (batches, or chunks of them) to keep ready. 0
+      of either gathers on demand, in the calling thread. They do not change the batches.
 
-    **Returns:** an iterator over arrays `(batch_size, *shape)`, or `(chunk, batch_size, *shape)`; for
-    a source with conditions (`AbstractConditionalSource`) over pairs of such an array and the
-    conditions, `(batch_size, condition_size)` or `(chunk, batch_size, condition_size)`. What it gives
-    does not depend on `threads` and `prefetch`. Its state (`get_state`, `set_state`) counts items from
-    `start`: restore it into an iterator that was made with the same arguments.
+    **Returns:** an iterator over arrays `(batch_size, *shape)`, or `(chunk, batch_size, *shape)`; for a
+    source with conditions over pairs of such an array and the conditions, with `condition_size` in place of
+    `*shape`. Its state counts items from `start`: restore it into an iterator made with the same arguments.
 
-    **Raises:** `ValueError` for a number out of range, for `chunk` together with
-    `drop_remainder=False, repeat=False`, or if there are too few examples for one item;
-    `ImportError` where grain is not installed.
+    **Raises:** `ValueError` for a number out of range, for `chunk` together with `drop_remainder=False,
+    repeat=False`, or if there are too few examples for one item; `ImportError` without grain.
 
     ```python
     data = dk.data.Digits()
@@ -119,20 +106,13 @@ def batches(
         ("threads", threads, 0),
         ("prefetch", prefetch, 0),
     ):
-        if value < least:
-            raise ValueError(f"batches: {name} must be at least {least}, got {value}.")
-    _check_seed(seed, "batches")
+        check_at_least(f"batches: {name}", value, least)
+    check_seed(seed, "batches")
     length = len(source)
     if length == 0:
         raise ValueError("batches: source must hold at least one example, got none.")
-    if repeat:
-        items = sys.maxsize
-    else:
-        items = _items(length, batch_size, start, drop_remainder, chunk)
-    try:
-        import grain
-    except ImportError as error:
-        raise ImportError("batches need grain: pip install 'diffkit[train]'") from error
+    items = sys.maxsize if repeat else _items(length, batch_size, start, drop_remainder, chunk)
+    grain: Any = needed("grain", "batches need grain")
 
     stream = _Stream(length, seed, shuffle, None if repeat else length)
     size = batch_size * (chunk or 1)
@@ -150,12 +130,10 @@ def batches(
 
     threads, prefetch = (threads, prefetch) if threads and prefetch else (0, 0)
     options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
-    return iter(grain.MapDataset.range(items).map(item).to_iter_dataset(options))
+    return grain.MapDataset.range(items).map(item).to_iter_dataset(options).__iter__()
 
 
-def _items(
-    length: int, batch_size: int, start: int, drop_remainder: bool, chunk: int | None
-) -> int:
+def _items(length: int, batch_size: int, start: int, drop_remainder: bool, chunk: int | None) -> int:
     """How many items a single pass over `length` examples has, from batch `start` on."""
     if chunk is not None and not drop_remainder:
         raise ValueError(
@@ -170,9 +148,7 @@ def _items(
             "drop_remainder=False."
         )
     if start > count:
-        raise ValueError(
-            f"batches: start must be at most {count}, the end of the pass, got {start}."
-        )
+        raise ValueError(f"batches: start must be at most {count}, the end of the pass, got {start}.")
     return (count - start) // (chunk or 1)
 
 
@@ -180,16 +156,13 @@ class _Stream:
     """The order of the examples of all epochs. Any number of threads may ask."""
 
     def __init__(self, length: int, seed: int, shuffle: bool, end: int | None):
-        self._length = length
-        self._seed = seed
-        self._shuffle = shuffle
-        self._end = end
-        # Threads at work at one time need two neighbouring epochs, in most cases.
+        self._length, self._seed, self._shuffle, self._end = length, seed, shuffle, end
+        # Concurrent threads usually need two neighbouring epochs.
         self._order = functools.lru_cache(maxsize=4)(self._compute_order)
 
     def _compute_order(self, epoch: int) -> Int[np.ndarray, " n"]:
         if self._shuffle:
-            return _permutation(self._length, self._seed, epoch)
+            return permutation(self._length, self._seed, epoch)
         return np.arange(self._length)
 
     def indices(self, first: int, stop: int) -> Int[np.ndarray, " n"]:

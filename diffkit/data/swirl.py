@@ -1,22 +1,23 @@
 r"""The swirl: two-dimensional 8-bit points along a spiral.
 
-The toy data of the notebook that accompanies Variational Diffusion Models (Kingma, Salimans, Poole,
-Ho 2021, arXiv 2107.00630). With $u$ uniform on $[0, 1]$ and $n$ standard normal in the plane,
+The toy data of the notebook that accompanies Variational Diffusion Models (arXiv 2107.00630). With $u$
+uniform on $[0, 1]$ and $n$ standard normal in the plane,
 
 $$\theta = 3\pi\sqrt{u}, \qquad r = 2\theta + \pi, \qquad
   x = \big\lfloor 4\,\big(r\,(\cos\theta, \sin\theta) + n/4 + 30\big) \big\rfloor .$$
 
-A model can do no better on the training points themselves than their empirical entropy, which is
-4.7353 bits per dimension for the default 1,024 points.
+On the training points themselves, no model can do better than their empirical entropy: 4.7353 bits per
+dimension for the default 1,024 points.
 """
 
-import equinox as eqx
 import numpy as np
 from jaxtyping import UInt8
 
 from diffkit.data.arrays import ArraySource
-from diffkit.data.base import AbstractDataset, _check_seed
+from diffkit.data.base import AbstractDataset
+from diffkit.data.reading import check_seed
 from diffkit.registry import register
+from diffkit.typing import check_at_least
 
 
 @register("data", "swirl")
@@ -24,33 +25,24 @@ class Swirl(AbstractDataset):
     """Points of a spiral with 256 levels in each of two dimensions; the shape is `(2,)`.
 
     The training points are those of the reference notebook, number for number. The test points are
-    another draw of as many, with `seed + 1`.
+    another draw of the same size, with `seed + 1`.
     """
 
-    train: ArraySource
-    test: ArraySource
-    levels: int | None = eqx.field(static=True)
-    shape: tuple[int, ...] = eqx.field(static=True)
-
     def __init__(self, points: int = 1024, seed: int = 0):
-        """**Arguments:**
-
-        - `points`: how many points to train on, and how many to test on.
-        - `seed`: of the training points, from 0 to 2^32 - 2.
+        """**Arguments:** `points`: how many to train on, and to test on; `seed`: of the training points,
+        from 0 to 2^32 - 2.
 
         **Raises:** `ValueError` for fewer than one point, or a seed out of range.
         """
-        if points < 1:
-            raise ValueError(f"Swirl: points must be at least 1, got {points}.")
-        _check_seed(seed, "Swirl", below=2**32 - 1)
+        check_at_least("Swirl: points", points, 1)
+        check_seed(seed, "Swirl", below=2**32 - 1)
         self.train = ArraySource(_draw(points, seed))
         self.test = ArraySource(_draw(points, seed + 1))
-        self.levels = 256
-        self.shape = (2,)
+        self.levels, self.shape = 256, (2,)
 
 
 def _draw(points: int, seed: int) -> UInt8[np.ndarray, "{points} 2"]:
-    # The legacy generator, in the notebook's order of calls: the points depend on both.
+    # The legacy generator, in the notebook's order of calls.
     state = np.random.RandomState(seed=seed)
     theta = np.sqrt(state.rand(points)) * 3 * np.pi
     radius = 2 * theta + np.pi

@@ -1,9 +1,9 @@
 """Equivalences between diffusion models, as code.
 
-Seen through log SNR the published models are one model. `transport` carries a trained model from one
-description to another, `implied_weighting` says what a published loss weighs and whether that is a bound,
-`canonical_time_sampling` which times make it a plain average, and `compare` puts two compositions side by
-side.
+In terms of log SNR the published models are one model. `transport` carries a trained model from one
+description to another, `implied_weighting` finds the weighting of a published loss and whether it is a
+bound, `canonical_time_sampling` the times that make it a plain average, and `compare` puts two
+compositions side by side.
 """
 
 from diffkit.equivalence.canonical import CanonicalTimes as CanonicalTimes

@@ -14,11 +14,11 @@ from diffkit.weightings import TABLE_POINTS, AbstractWeighting, tabulate
 
 
 class CanonicalTimes(AbstractTimeSampler):
-    r"""Times of which $\lambda$ has a given density; see `canonical_time_sampling`.
+    r"""Times at which $\lambda$ has a given density; see `canonical_time_sampling`.
 
-    The density of $\lambda$ is linear between the points of a table, and draws follow just that. Times of
-    a batch cover the distribution evenly, as those of `diffkit.LowDiscrepancy` do; with one key the
-    `logsnr` that is drawn is the same under every schedule with the same endpoints.
+    The density of $\lambda$ is linear between the points of a table, and draws follow it exactly. The times
+    of a batch cover the distribution evenly, like those of `diffkit.LowDiscrepancy`; the same key draws the
+    same `logsnr` under every schedule with the same endpoints.
 
     **Attributes:** `schedule`: from time to `logsnr`; `logsnr`, increasing, and `values`: the table;
     `scale`: C, with the weighted loss = C times the plain average, in nats.
@@ -44,7 +44,7 @@ class CanonicalTimes(AbstractTimeSampler):
         root = jnp.sqrt(jnp.maximum(p**2 + 2 * rest * (second[index] - p) / width, 0.0))
         step = jnp.clip(2 * rest / jnp.maximum(p + root, jnp.finfo(p.dtype).tiny), 0.0, width)
         logsnr = self.logsnr[index] + step
-        # Rounding can give 1, which no time is.
+        # Rounding can give 1, which is not a time.
         t = jnp.clip(jax.vmap(self.schedule.inverse)(logsnr), 0.0, 1 - jnp.finfo(p.dtype).epsneg)
         return t, 1 / jax.vmap(self.density)(t)
 
@@ -67,13 +67,12 @@ def canonical_time_sampling(
       = C\; \mathbb E_{t \sim p}\left[\lVert \text{target} - \widehat{\text{target}} \rVert^2\right],
       \qquad p(\lambda) \propto \frac{w(\lambda)}{\text{error\_factor}(\lambda)}$$
 
-    (Kingma and Gao 2023, arXiv 2303.00848, section 3.3): every weighting is a distribution of noise
-    levels, and the other way round. For the weighting of a published loss and its target these are the
-    times of the paper, whatever schedule they are expressed in. For `diffkit.ELBO` and the target eps they
-    are uniform in `logsnr`.
+    (Kingma and Gao 2023, arXiv 2303.00848, section 3.3): every weighting is a distribution of noise levels,
+    and vice versa. For the weighting of a published loss and its target these are the paper's times, under
+    any schedule. For `diffkit.ELBO` and the target eps they are uniform in `logsnr`.
 
-    **Arguments:** `weighting`: w; `schedule`: between whose endpoints; `parameterization`, `process`:
-    the target whose error is averaged.
+    **Arguments:** `weighting`: w; `schedule`: has the endpoints; `parameterization`, `process`: the target
+    of the averaged error.
 
     **Returns:** a time sampler, `CanonicalTimes`.
 
@@ -86,8 +85,8 @@ def canonical_time_sampling(
     assert jnp.abs(jax.vmap(schedule)(t).mean()) < 0.1  # evenly from 10 to -10
     ```
     """
-    maximum, minimum = ordered_endpoints(schedule)
-    logsnr, log_values = tabulate(weighting, (maximum, minimum), TABLE_POINTS)
+    ends = ordered_endpoints(schedule)
+    logsnr, log_values = tabulate(weighting, ends, TABLE_POINTS)
     with jax.enable_x64(True):
         levels = jax.vmap(process.at)(jnp.asarray(logsnr))
         factors = np.asarray(jax.vmap(parameterization.error_factor)(levels), dtype=np.float64)
@@ -96,14 +95,10 @@ def canonical_time_sampling(
     if not np.isfinite(largest):
         raise ValueError(
             "weighting must be positive somewhere between the endpoints of the schedule, "
-            f"logsnr {maximum:.4g} and {minimum:.4g}."
+            "logsnr {:.4g} and {:.4g}.".format(*ends)
         )
     values = np.exp(log_values - largest)
     mass = np.trapezoid(values, logsnr)
-    dtype = jnp.result_type(float)
-    return CanonicalTimes(
-        schedule,
-        jnp.asarray(logsnr, dtype),
-        jnp.asarray(values / mass, dtype),
-        float(0.5 * mass * np.exp(largest)),
-    )
+    dtype, scale = jnp.result_type(float), float(0.5 * mass * np.exp(largest))
+    table = jnp.asarray(logsnr, dtype), jnp.asarray(values / mass, dtype)
+    return CanonicalTimes(schedule, *table, scale)

@@ -1,4 +1,4 @@
-"""Two compositions side by side: is it one generative model, is it one objective, and what differs."""
+"""Two compositions side by side: whether model and objective are the same, and what differs."""
 
 import dataclasses
 import functools
@@ -20,19 +20,12 @@ from diffkit.denoiser import underlying
 from diffkit.grids import AbstractGrid
 from diffkit.model import DiffusionModel
 from diffkit.networks import MLP
-from diffkit.parameterizations import AbstractParameterization, AbstractRangeParameterization
-from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, Preset, build_model, part, resolve
+from diffkit.parameterizations import AbstractParameterization
+from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, DataSpec, Preset, assemble, resolve
 from diffkit.samplers import AbstractSampler
 from diffkit.schedules import AbstractSchedule
 from diffkit.time_samplers import AbstractTimeSampler
-from diffkit.weightings import (
-    TOLERANCE,
-    AbstractWeighting,
-    Implied,
-    Verdict,
-    classify,
-    tabulate,
-)
+from diffkit.weightings import TOLERANCE, AbstractWeighting, Implied, Verdict, classify, tabulate
 
 _POINTS = 1001
 
@@ -43,16 +36,12 @@ Agreement = Literal["same", "same within the common range", "different"]
 class Composition:
     """A choice of every part, made and ready to compare.
 
-    **Attributes:**
-
-    - `name`: of the preset, or the path of the run.
-    - `model`: schedule, process and decoder. Its network is the run's, or for a preset a stand-in.
-    - `parameterization`, `weighting`, `time_sampler`, `sampler`, `grid`: the parts.
-    - `data`: the shape of an example and the length of a condition, 0 for none; `None` for a preset, which
-      takes any.
-    - `data_std`: the standard deviation of the data that the network's input scaling assumes.
-    - `timesteps`: T of the loss, `None` for continuous time.
-    - `labels`: by kind, the registered name with the options that are not defaults.
+    **Attributes:** `name`: of the preset, or the path of the run; `model`: schedule, process and decoder,
+    with the run's network, or a stand-in for a preset; `parameterization`, `weighting`, `time_sampler`,
+    `sampler`, `grid`, `optimiser`: the parts; `data`: the shape of an example and the length of a
+    condition, 0 for none, or `None` for a preset, which fits any; `data_std`: the standard deviation of the
+    data, for scaling the network's input; `steps`: T of the loss, `None` for continuous time; `labels`: by
+    kind, the registered name with the options that are not defaults.
     """
 
     name: str
@@ -62,9 +51,10 @@ class Composition:
     time_sampler: AbstractTimeSampler
     sampler: AbstractSampler
     grid: AbstractGrid
+    optimiser: Any
     data: tuple[tuple[int, ...], int] | None
     data_std: float
-    timesteps: int | None
+    steps: int | None
     labels: Mapping[str, str]
 
     @property
@@ -75,7 +65,7 @@ class Composition:
 
     @property
     def verdict(self) -> Verdict:
-        """What its loss is a bound on, over the range that it was trained on."""
+        """What its loss bounds, over the range of its training."""
         if isinstance(self.weighting, Implied):
             return self.weighting.verdict
         return classify(self.weighting, self.range)
@@ -86,15 +76,16 @@ if TYPE_CHECKING:
 
     Composable = str | Path | Preset | Mapping[str, Any] | Run | Composition
 else:
-    # Runs need the packages of training, and are looked at only where one is given.
+    # Runs need the packages of training, so import them only for one.
     Composable = object
 
 
 def _label(kind: str, chosen: Any) -> str:
     """The registered name of a constructor or an instance, with the options that are not defaults."""
-    part = chosen.func if isinstance(chosen, functools.partial) else chosen
+    part, options = chosen, {}
+    if isinstance(chosen, functools.partial):
+        part, options = chosen.func, chosen.keywords
     name = registry.name_of(kind, part) or getattr(part, "__name__", type(part).__name__)
-    options = chosen.keywords if isinstance(chosen, functools.partial) else {}
     known = inspect.signature(part).parameters if options else {}
     shown = [
         f"{option}={value:.4g}" if isinstance(value, float) else f"{option}={value}"
@@ -104,144 +95,99 @@ def _label(kind: str, chosen: Any) -> str:
     return f"{name}({', '.join(shown)})" if shown else name
 
 
-def _composed(
-    name: str,
-    chosen: Mapping[str, Any],
-    *,
-    data: tuple[tuple[int, ...], int] | None,
-    levels: int | None,
-    data_std: float,
-    timesteps: int | None,
-) -> Composition:
-    # A network is no part of what is compared, and a large one takes long to make.
-    network = functools.partial(MLP, width=4, depth=1)
-    parts = {kind: chosen[kind] for kind in MODEL_KINDS} | {"network": network}
-    shape, condition_size = data or ((2,), 0)
-    model = build_model(
-        parts,
-        shape=shape,
-        levels=levels,
-        key=jax.random.key(0),
-        data_std=data_std,
-        condition_size=condition_size,
-    )
-    trained: Any = model.denoiser
+def _composed(name: str, preset: Preset, data: DataSpec | None, levels: int | None) -> Composition:
+    # Networks are not compared, and a large one takes long to make.
+    small = preset.replace(network=functools.partial(MLP, width=4, depth=1))
+    made = assemble(small, data or DataSpec((2,), levels), key=jax.random.key(0))
+    denoiser: Any = made.model.denoiser
     kinds = [kind for kind in (*MODEL_KINDS, *TRAINING_KINDS) if kind != "network"]
     return Composition(
         name,
-        model,
-        trained.parameterization,
-        **{kind: part(kind, chosen[kind], model=model) for kind in TRAINING_KINDS},
-        data=data,
-        data_std=data_std,
-        timesteps=timesteps,
-        labels={kind: _label(kind, chosen[kind]) for kind in kinds},
+        made.model,
+        denoiser.parameterization,
+        made.weighting,
+        made.time_sampler,
+        made.sampler,
+        made.grid,
+        made.optimiser,
+        data=(data.shape, data.condition_size) if data else None,
+        data_std=preset.data_std,
+        steps=preset.train.get("loss_steps"),
+        labels={kind: _label(kind, resolve(kind, getattr(preset, kind))) for kind in kinds},
     )
 
 
 def composition(what: Composable, *, levels: int = 256) -> Composition:
-    """A preset, a configuration or a run as something that can be compared.
+    """A preset, a configuration or a run, ready to compare.
 
     **Arguments:** `what`: the name of a preset, a `diffkit.Preset`, the directory of a run, a
-    `diffkit.Run`, or a configuration, as a mapping or as a YAML file; `levels`: of the data that a preset
-    is meant for, if its decoder is discrete.
+    `diffkit.Run`, or a configuration, as a mapping or as a YAML file; `levels`: of the data for a preset
+    with a discrete decoder.
 
     **Returns:** a `Composition`.
 
     **Raises:** `diffkit.registry.UnknownPartError` for a name that is neither a preset nor a path;
-    `ValueError` for a run that was started in Python, whose loss is not known, or for a configuration
-    without its entries; `TypeError` for anything else.
+    `ValueError` for a run without a configuration, whose loss is not known, or for an incomplete
+    configuration; `TypeError` for anything else.
     """
     if isinstance(what, Composition):
         return what
-    if isinstance(what, Preset):
-        return _from_preset(_preset_name(what), what, levels)
     if isinstance(what, Mapping):
         return _from_config("configuration", what)
-    if isinstance(what, str) and what in registry.available("preset"):
-        return _from_preset(what, registry.get("preset", what), levels)
+    known, name = registry.available("preset"), "preset"
+    if isinstance(what, str) and what in known:
+        name, what = what, registry.get("preset", what)
+    elif isinstance(what, Preset):
+        name = next((n for n in known if registry.get("preset", n) is what), name)
+    if isinstance(what, Preset):
+        decoder = registry.complete(resolve("decoder", what.decoder), {"levels": levels})
+        return _composed(name, what, None, decoder.levels)
+    if isinstance(what, str | Path) and not Path(what).exists():
+        registry.get("preset", str(what))  # says what there is
+    from diffkit.runs import Run, load_run
+
     if isinstance(what, str | Path):
         path = Path(what)
         if path.is_file():
             import yaml
 
             return _from_config(str(path), yaml.safe_load(path.read_text()))
-        if not path.is_dir():
-            registry.get("preset", str(what))  # says what there is
-        from diffkit.runs import load_run
-
-        return _from_run(load_run(path))
-    from diffkit.runs import Run
-
+        what = load_run(path)
     if not isinstance(what, Run):
         raise TypeError(
             "what is compared must be the name of a preset, a diffkit.Preset, a run or its directory, or "
             f"a configuration, got {type(what).__name__}."
         )
-    return _from_run(what)
-
-
-def _preset_name(preset: Preset) -> str:
-    known = [n for n in registry.available("preset") if registry.get("preset", n) is preset]
-    return known[0] if known else "preset"
-
-
-def _from_preset(name: str, preset: Preset, levels: int) -> Composition:
-    kinds = (*MODEL_KINDS, *TRAINING_KINDS)
-    chosen = {kind: resolve(kind, getattr(preset, kind)) for kind in kinds}
-    decoder = registry.complete(chosen["decoder"], {"levels": levels})
-    return _composed(
-        name,
-        chosen,
-        data=None,
-        levels=decoder.levels,
-        data_std=preset.data_std,
-        timesteps=preset.train.get("timesteps"),
-    )
-
-
-def _from_config(name: str, config: Any) -> Composition:
-    from diffkit.data import condition_size
-    from diffkit.runs import make, transported
-
-    needed = (*MODEL_KINDS, *TRAINING_KINDS, "data", "train")
-    given = config if isinstance(config, Mapping) else {}
-    if missing := [entry for entry in needed if entry not in given]:
+    if not what.config:
         raise ValueError(
-            f"{name} must be the configuration of a run, as in its config.yaml; it has no "
-            f"{', '.join(missing)}."
-        )
-    data = make(config["data"])
-    made = _composed(
-        name,
-        {kind: make(config[kind]) for kind in (*MODEL_KINDS, *TRAINING_KINDS)},
-        data=(data.shape, condition_size(data)),
-        levels=data.levels,
-        data_std=config.get("data_std", 1.0),
-        timesteps=config["train"]["timesteps"],
-    )
-    moved = {kind: node for kind, node in (config.get("transport") or {}).items() if node}
-    labels = {kind: _label(kind, make(node)) for kind, node in moved.items()}
-    model = transported(made.model, config)
-    return dataclasses.replace(made, model=model, labels={**made.labels, **labels})
-
-
-def _from_run(run: "Run") -> Composition:
-    if not run.config:
-        raise ValueError(
-            f"run {run.path} was started in Python, so its loss is not known: compare presets or "
+            f"run {what.path} has no config.yaml, so its loss is not known: compare presets or "
             "configurations."
         )
     # With the endpoints that it learned.
-    return dataclasses.replace(_from_config(str(run.path), run.config), model=run.model)
+    return dataclasses.replace(_from_config(str(what.path), what.config), model=what.model)
+
+
+def _from_config(name: str, config: Any) -> Composition:
+    from diffkit.configs import make, preset_of, spec_of, upgraded
+    from diffkit.runs import transported
+
+    try:
+        config = upgraded(config)
+        preset, data = preset_of(config), spec_of(config)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{name} must be the configuration of a run, got {error}.") from None
+    made = _composed(name, preset, data, data.levels)
+    moved = (config.get("transport") or {}).items()
+    labels = {**made.labels} | {kind: _label(kind, make(node)) for kind, node in moved if node}
+    return dataclasses.replace(made, model=transported(made.model, config), labels=labels)
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of a comparison.
 
-    **Attributes:** `what` is compared; `a` and `b`, what the two have there; `same`, whether it is one
-    and the same; `means`, what a difference there changes.
+    **Attributes:** `what` is compared; `a` and `b`, the values of the two; `same`, whether they agree;
+    `means`, what a difference changes.
     """
 
     what: str
@@ -255,15 +201,10 @@ class Row:
 class Comparison:
     """Two compositions side by side; see `compare`.
 
-    **Attributes:**
-
-    - `a`, `b`: the two.
-    - `rows`: what they have, kind by kind.
-    - `model`, `objective`: `"same"`, `"different"`, or `"same within the common range"` of `logsnr`.
-    - `logsnr`: values over the common range, increasing, at which neither w is zero; empty if there are
-      none.
-    - `log_ratio`: log of w of a over w of b there, less its mean: weightings are compared up to a factor.
-    - `reasons`: why model and objective are what they are, in sentences.
+    **Attributes:** `a`, `b`: the two; `rows`: their parts, kind by kind; `model`, `objective`: `"same"`,
+    `"different"`, or `"same within the common range"` of `logsnr`; `logsnr`: increasing values over the
+    common range where neither w is zero, may be empty; `log_ratio`: log of w of a over w of b there, less
+    its mean, as weightings are compared up to a factor; `reasons`: for the two verdicts, in sentences.
     """
 
     a: Composition
@@ -287,7 +228,7 @@ class Comparison:
 
     @property
     def ratio(self) -> tuple[float, float]:
-        """The least and the largest ratio of the two weightings over the common range, about 1."""
+        """The least and largest ratio of the two weightings over the common range, about 1."""
         if not self.log_ratio.size:
             return math.nan, math.nan
         return math.exp(self.log_ratio.min()), math.exp(self.log_ratio.max())
@@ -298,43 +239,39 @@ class Comparison:
             f"* generative model: {self.model}",
             f"* objective: {self.objective}",
             *(f"* {reason}" for reason in self.reasons),
-            "",
-            f"| | `{self.a.name}` | `{self.b.name}` | | what a difference changes |",
+            f"\n| | `{self.a.name}` | `{self.b.name}` | | what a difference changes |",
             "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {row.what} | {row.a} | {row.b} | {'same' if row.same else 'differs'} | {row.means} |"
-            for row in self.rows
+            *(
+                f"| {row.what} | {row.a} | {row.b} | {'same' if row.same else 'differs'} | {row.means} |"
+                for row in self.rows
+            ),
         ]
         return "\n".join(lines) + "\n"
 
 
 def common_range(*schedules: AbstractSchedule) -> tuple[float, float]:
-    """The range of `logsnr` that all of these schedules have, (max, min).
+    """The common range of `logsnr` of these schedules, (max, min).
 
     **Raises:** `ValueError` if there is none.
     """
     ends = [tuple(map(float, schedule.endpoints)) for schedule in schedules]
     maximum, minimum = min(end[0] for end in ends), max(end[1] for end in ends)
     if not maximum > minimum:
-        raise ValueError(
-            f"schedules must have a range of logsnr in common, their endpoints are {ends}."
-        )
+        raise ValueError(f"schedules must have a range of logsnr in common, their endpoints are {ends}.")
     return maximum, minimum
 
 
 def compare(a: Composable, b: Composable, *, levels: int | None = None) -> Comparison:
     """Whether two compositions are one generative model and one objective, and what differs.
 
-    A generative model, in continuous time, is a range of `logsnr` and a decoder: the process rescales
-    latents, the schedule changes time, and the target scales the errors of the network, all three without
-    a change of the bound or of the samples of the network's function (VDM section 5.1). An objective
-    is a weighting over that range, up to a constant factor (Kingma and Gao 2023, arXiv 2303.00848). It is
-    descriptions that are compared, not the networks or their parameters.
+    In continuous time, a generative model is a range of `logsnr` and a decoder: the process rescales
+    latents, the schedule changes time, and the target scales the errors of the network; none of them
+    changes the bound or the samples of the network's function (VDM section 5.1). An objective is a
+    weighting over that range, up to a constant factor (Kingma and Gao 2023, arXiv 2303.00848). This
+    compares descriptions, not networks or their parameters.
 
     **Arguments:** `a`, `b`: names of presets, `diffkit.Preset`s, runs or their directories, or
-    configurations; `levels`: of the data that presets are meant for, by default those of the other's
-    run, or 256.
+    configurations; `levels`: of the data for presets, by default those of the other's run, or 256.
 
     **Returns:** a `Comparison`.
 
@@ -349,10 +286,9 @@ def compare(a: Composable, b: Composable, *, levels: int | None = None) -> Compa
     one, other = _pair(a, b, levels)
     same_range = _close(one.range, other.range)
     common, logsnr, log_ratio, same_weighting = _weighed(one, other, same_range)
-    same_data = one.data is None or other.data is None or one.data == other.data
-    same_decoder = _same(one.model.decoder, other.model.decoder)
-    same_variances = _same(_variances(one), _variances(other))
-    same_time = _same_time(one, other)
+    # Process and target are functions of logsnr over any range.
+    rows = _rows(one, other, same_range, same_weighting, jnp.linspace(*(common or one.range), 101))
+    same = {row.what: row.same for row in rows}
 
     reasons = []
     if common is None:
@@ -361,11 +297,11 @@ def compare(a: Composable, b: Composable, *, levels: int | None = None) -> Compa
         reasons.append(
             "The ranges of logsnr differ: what follows holds from {:.4g} to {:.4g}.".format(*common)
         )
-    if not same_data:
+    if not same["data"]:
         reasons.append("They are models of data of other shapes or conditions.")
-    if not same_decoder:
+    if not same["decoder"]:
         reasons.append("The decoders read the last latent differently.")
-    if not same_variances:
+    if not same["variances"]:
         reasons.append(
             "One predicts the variances of its reverse steps: in discrete time another model, with a "
             "term of its own in the loss."
@@ -378,42 +314,35 @@ def compare(a: Composable, b: Composable, *, levels: int | None = None) -> Compa
             f"The ratio of the weightings runs from {low:.2g} to {high:.2g} over the common range (about "
             f"its geometric mean): {one.name} is {one.verdict}, {other.name} {other.verdict}."
         )
-    if not same_time:
+    if not same["steps of the loss"]:
         reasons.append("The losses have other steps in time.")
 
-    model = same_data and same_decoder and same_variances and common is not None
-    objective = same_data and same_weighting and same_variances and same_time
-    return Comparison(
-        one,
-        other,
-        # Process and target are functions of logsnr, whatever the range.
-        _rows(one, other, same_range, same_weighting, jnp.linspace(*(common or one.range), 101)),
-        _agreement(model, same_range),
-        _agreement(objective, same_range),
-        logsnr,
-        log_ratio,
-        tuple(reasons),
-    )
+    def agreement(*within: bool) -> Agreement:
+        if not all(within):
+            return "different"
+        return "same" if same_range else "same within the common range"
+
+    both = same["data"] and same["variances"]
+    model = agreement(both, same["decoder"], common is not None)
+    objective = agreement(both, same_weighting, same["steps of the loss"])
+    return Comparison(one, other, rows, model, objective, logsnr, log_ratio, tuple(reasons))
 
 
 def _pair(a: Composable, b: Composable, levels: int | None) -> tuple[Composition, Composition]:
-    """Both, a preset with the number of levels that the other one's data have."""
-    if levels is not None:
-        return composition(a, levels=levels), composition(b, levels=levels)
-    one, other = composition(a), composition(b)
-    if one.data is None and other.data is not None:
+    """Both, a preset with the number of levels of the other's data."""
+    given = {} if levels is None else {"levels": levels}
+    one, other = composition(a, **given), composition(b, **given)
+    if levels is None and one.data is None and other.data is not None:
         one = composition(a, levels=other.model.decoder.levels or 256)
-    elif other.data is None and one.data is not None:
+    elif levels is None and other.data is None and one.data is not None:
         other = composition(b, levels=one.model.decoder.levels or 256)
     return one, other
 
 
 def _weighed(
     one: Composition, other: Composition, same_range: bool
-) -> tuple[
-    tuple[float, float] | None, Float[np.ndarray, " points"], Float[np.ndarray, " points"], bool
-]:
-    """The common range, logsnr and log ratio of the weightings over it, and whether that is constant."""
+) -> tuple[tuple[float, float] | None, Float[np.ndarray, " points"], Float[np.ndarray, " points"], bool]:
+    """The common range, logsnr and log ratio of the weightings over it, and whether it is constant."""
     try:
         common = one.range if same_range else common_range(one.model.schedule, other.model.schedule)
     except ValueError:
@@ -437,30 +366,26 @@ def _rows(
     same_weighting: bool,
     logsnr: Float[Array, " points"],
 ) -> tuple[Row, ...]:
+    same_curve = _same_curve(one, other)
+    any_data = one.data is None or other.data is None
+    # In discrete time the noise levels are part of the loss.
+    same_time = one.steps == other.steps and (one.steps is None or same_curve)
+
+    def equal(get: Callable[[Composition], Any]) -> bool:
+        return _same(get(one), get(other))
+
     def row(what: str, show: Callable[[Composition], str], same: bool, means: str) -> Row:
         return Row(what, show(one), show(other), same, means)
 
     def chosen(kind: str, same: bool, means: str) -> Row:
         return row(kind, lambda made: f"`{made.labels[kind]}`", same, means)
 
-    def equal(get: Callable[[Composition], Any]) -> bool:
-        return _same(get(one), get(other))
-
     return (
-        row(
-            "data",
-            _show_data,
-            one.data is None or other.data is None or one.data == other.data,
-            "the model",
-        ),
+        row("data", _show_data, any_data or one.data == other.data, "the model"),
         row("logsnr", lambda made: "{:.4g} to {:.4g}".format(*made.range), same_range, "the model"),
         row("decoder", _show_decoder, equal(lambda made: made.model.decoder), "the model"),
         row("variances", _show_variances, equal(_variances), "the model in discrete time"),
-        chosen(
-            "schedule",
-            same_range and _same_curve(one, other),
-            "time alone, and so the variance of the estimate",
-        ),
+        chosen("schedule", same_range and same_curve, "time alone, and so the variance of the estimate"),
         chosen("process", _same_process(one, other, logsnr), "the scale of the latent alone"),
         chosen(
             "parameterization",
@@ -475,21 +400,20 @@ def _rows(
         ),
         chosen("weighting", same_weighting, "the objective"),
         row("its loss is", lambda made: str(made.verdict), same_weighting, "the objective"),
-        row("steps of the loss", _show_time, _same_time(one, other), "the objective"),
+        row("steps of the loss", _show_time, same_time, "the objective"),
         chosen(
             "time_sampler",
             equal(lambda made: made.time_sampler),
             "the variance of the estimate alone",
         ),
+        chosen("optimiser", equal(lambda made: made.optimiser), "how training finds the weights alone"),
         chosen("sampler", equal(lambda made: made.sampler), "the path of samples, not the model"),
         chosen("grid", equal(lambda made: made.grid), "where the sampler places its steps"),
     )
 
 
 def _show_data(made: Composition) -> str:
-    if made.data is None:
-        return "any"
-    shape, condition_size = made.data
+    shape, condition_size = made.data or ("any", 0)
     return f"{shape}, conditions of {condition_size}" if condition_size else f"{shape}"
 
 
@@ -503,13 +427,7 @@ def _show_variances(made: Composition) -> str:
 
 
 def _show_time(made: Composition) -> str:
-    return "continuous" if made.timesteps is None else f"T = {made.timesteps}"
-
-
-def _agreement(within: bool, same_range: bool) -> Agreement:
-    if not within:
-        return "different"
-    return "same" if same_range else "same within the common range"
+    return "continuous" if made.steps is None else f"T = {made.steps}"
 
 
 def _close(a: Any, b: Any) -> bool:
@@ -520,21 +438,14 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(eqx.tree_equal(a, b))
 
 
-def _variances(made: Composition) -> AbstractRangeParameterization | None:
+def _variances(made: Composition) -> AbstractParameterization | None:
     part = made.parameterization
-    return part if isinstance(part, AbstractRangeParameterization) else None
+    return part if part.outputs > 1 else None
 
 
 def _same_curve(a: Composition, b: Composition) -> bool:
     t = jnp.linspace(0.0, 1.0, 101)
     return _close(jax.vmap(a.model.schedule)(t), jax.vmap(b.model.schedule)(t))
-
-
-def _same_time(a: Composition, b: Composition) -> bool:
-    """Whether the losses are over the same times; in discrete time their noise levels are part of them."""
-    if a.timesteps is None or b.timesteps is None:
-        return a.timesteps is b.timesteps
-    return a.timesteps == b.timesteps and _same_curve(a, b)
 
 
 def _same_process(a: Composition, b: Composition, logsnr: Float[Array, " points"]) -> bool:
@@ -543,10 +454,10 @@ def _same_process(a: Composition, b: Composition, logsnr: Float[Array, " points"
 
 
 def _same_target(a: Composition, b: Composition, logsnr: Float[Array, " points"]) -> bool:
-    """Whether the rows are proportional: a constant factor, or a sign, is nothing to a network."""
+    """Whether the rows are proportional: a constant factor or a sign does not matter to a network."""
 
     def rows(made: Composition) -> Float[Array, "row points"]:
-        # A target is meant under the process that the network was trained under.
+        # A target belongs to the process under which the network was trained.
         levels = jax.vmap(underlying(made.model.denoiser).process.at)(logsnr)
         return jnp.stack(jax.vmap(made.parameterization.coefficients)(levels))
 

@@ -1,4 +1,4 @@
-"""Two compositions as curves: path, noise level, weighting, and the paths of samples."""
+"""Two compositions as curves: path, noise level, weighting and paths of samples."""
 
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,23 @@ _PATHS = 12
 _STEPS = 400
 
 
-def save_comparison(comparison: Comparison, path: Path) -> None:
+def save_comparison(comparison: Comparison, path: str | Path) -> None:
     r"""Write a comparison as a figure.
 
     Four plots: $\alpha$ and $\sigma$ over t; `logsnr` over t; w over `logsnr`, each divided by its
-    geometric mean; and the latents of twelve samples over t, from the exact denoiser of data that are -1 or
-    1 with a little noise, by the probability-flow ODE under each schedule and process.
+    geometric mean; and the latents of twelve samples over t, by the probability-flow ODE under each
+    schedule and process, with the exact denoiser of data at -1 and 1 with a little noise.
 
-    **Arguments:** `comparison`; `path`: of the PNG.
+    **Arguments:** `comparison`; `path`: where to write the PNG.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from diffkit.training.figures import new_figure
 
-    figure = Figure(figsize=(11, 7.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 7.5)
     (factors, noise), (weights, paths) = figure.subplots(2, 2)
     for made, colour in ((comparison.a, "tab:blue"), (comparison.b, "tab:orange")):
         t = jnp.linspace(0.0, 1.0, 501)
         levels = jax.vmap(made.model.level)(t)
-        # An exploding sigma would flatten every other curve.
+        # An exploding sigma would flatten the other curves.
         factors.plot(t, levels.alpha, color=colour, label=f"alpha, {made.name}")
         factors.plot(t, levels.sigma, "--", color=colour, label=f"sigma, {made.name}")
         noise.plot(t, levels.logsnr, color=colour, label=made.name)
@@ -49,27 +47,24 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
     for axes in (factors, noise, weights, paths):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def _plot_weighting(axes: Any, made: Composition, colour: str) -> None:
-    maximum, minimum = made.range
-    logsnr = jnp.linspace(minimum, maximum, 501)
+    logsnr = jnp.linspace(made.range[1], made.range[0], 501)
     w = np.asarray(jax.vmap(made.weighting)(logsnr), dtype=np.float64)
     positive = np.where(w > 0, w, np.nan)
-    axes.plot(
-        logsnr, positive / np.exp(np.nanmean(np.log(positive))), color=colour, label=made.name
-    )
+    scaled = positive / np.exp(np.nanmean(np.log(positive)))
+    axes.plot(logsnr, scaled, color=colour, label=made.name)
 
 
 def _plot_paths(axes: Any, made: Composition, colour: str) -> None:
     means, covs = np.array([[-1.0], [1.0]]), np.full((2, 1, 1), 0.01)
     denoiser = mixture([1.0, 1.0], means, covs, process=made.model.process)
     model = DiffusionModel(denoiser, made.model.schedule, GaussianDecoder(), (1,))
-    trajectory = sample_trajectory(
-        model, DDIM(), _PATHS, key=jax.random.key(0), steps=_STEPS, grid=UniformT()
-    )
+    key, grid = jax.random.key(0), UniformT()
+    path = sample_trajectory(model, DDIM(), _PATHS, key=key, steps=_STEPS, grid=grid)
     t = np.linspace(1.0, 0.0, _STEPS + 1)
-    lines = axes.plot(t, np.asarray(trajectory.z[..., 0]), color=colour, linewidth=0.8, alpha=0.8)
+    lines = axes.plot(t, np.asarray(path.z[..., 0]), color=colour, linewidth=0.8, alpha=0.8)
     lines[0].set_label(made.name)

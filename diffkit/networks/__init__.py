@@ -1,9 +1,7 @@
-"""Networks: what computes the prediction.
+"""Networks, which compute the prediction: `network(z, logsnr, condition=None, key=None)` on one example.
 
-A network is called on one example, `network(z, logsnr, condition=None, key=None)`, and returns an
-array of the shape of `z`. `MLP` is for points, `UNet` for images; plugins bring more. The layers
-that they are made of are in `diffkit.networks.layers` and `diffkit.networks.embeddings`, for
-networks of your own.
+`MLP` is for points, `UNet` for images; plugins bring more. Their layers are in `diffkit.networks.layers`
+and `diffkit.networks.embeddings`, for networks of your own.
 """
 
 from diffkit.networks.base import AbstractNetwork as AbstractNetwork

@@ -1,18 +1,19 @@
-"""What a network is to the rest of diffkit, and the checks that all networks share.
+"""The interface of networks, and the checks that they share.
 
-A network maps a latent `z`, its `logsnr` and an optional condition to an array of the shape of `z`.
-What that array means (noise, data, velocity, ...) is the parameterization's business; how the
-latent was scaled is the process's. A network sees one example; `jax.vmap` makes a batch.
+A network maps a latent `z`, its `logsnr` and an optional condition to an array of the shape of `z`, or to
+several, stacked along the first axis. The parameterization decides what they mean (noise, data, velocity,
+...), the process how the latent is scaled. A network sees one example; `jax.vmap` makes a batch.
 """
 
 import abc
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffkit.typing import PRNGKey, Scalar
+from diffkit.registry import available, get, name_of
+from diffkit.typing import Condition, Example, MaybeKey, Scalar
 
 DTYPES: Final = ("float32", "bfloat16")
 
@@ -20,59 +21,48 @@ DTYPES: Final = ("float32", "bfloat16")
 class AbstractNetwork(eqx.Module):
     """The interface of all networks.
 
-    By convention the constructor is `Network(shape, *, ..., condition_size=0,
-    logsnr_range=(13.3, -5.0), dtype="float32", key)`, with every option a number, a string or a
-    tuple, so that a network can be written in a config. It keeps `condition_size` as an attribute,
-    so that data with other conditions are refused before training begins.
+    By convention the constructor is `Network(shape, *, ..., outputs=1, condition_size=0,
+    logsnr_range=(13.3, -5.0), dtype="float32", key)`. Every option is a number, a string or a tuple, so a
+    config can hold it.
+
+    **Attributes:** checked by diffkit before work begins; a network sets those that differ from the
+    defaults. `shape`: of its latents, `None` for any; `condition_size`: the length of its condition, 0 for
+    none; `outputs`: how many maps of the latent's shape it returns (`AbstractParameterization.outputs`).
+    Arguments `levels` and `logsnr_range` of its constructor that it keeps must be the model's, too.
     """
+
+    rank: ClassVar[int | None] = None
+    """How many axes the examples must have: 3 for a network only for images, `None` for any number."""
+
+    shape: tuple[int, ...] | None = eqx.field(default=None, static=True, kw_only=True)
+    condition_size: int = eqx.field(default=0, static=True, kw_only=True)
+    outputs: int = eqx.field(default=1, static=True, kw_only=True)
 
     @abc.abstractmethod
     def __call__(
-        self,
-        z: Float[Array, "*shape"],
-        logsnr: Scalar,
-        condition: Float[Array, " condition_size"] | None = None,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]:
+        self, z: Example, logsnr: Scalar, condition: Condition = None, *, key: MaybeKey = None
+    ) -> Float[Array, "..."]:
         """Evaluate the network on one example.
 
-        **Arguments:**
+        **Arguments:** `z`: the latent, an image as (channels, height, width); `logsnr`: its log
+        signal-to-noise ratio; `condition`: a vector that describes the example (`diffkit.data.conditions`),
+        `None` for zeros, which are no condition; `key`: for dropout, in training; without a key the network
+        is deterministic.
 
-        - `z`: the latent; an image is (channels, height, width).
-        - `logsnr`: the log signal-to-noise ratio of `z`.
-        - `condition`: a vector that describes the example (`diffkit.data.conditions` says how).
-          `None` stands for zeros, which are no condition.
-        - `key`: with a key the network is in training and drops units out; without, it is
-          deterministic.
-
-        **Returns:** an array with the shape of `z`, in float32 whatever the network computes in.
+        **Returns:** a float32 array with the shape of `z`, its first axis `outputs` times as long.
         """
 
 
 def normalise_logsnr(logsnr: Scalar, logsnr_range: tuple[float, float]) -> Scalar:
-    """Place `logsnr` on the unit interval: 0 at the data end, 1 at the noise end.
-
-    **Arguments:**
-
-    - `logsnr`: any real number; values beyond the range fall beyond the unit interval.
-    - `logsnr_range`: (value at the data end, value at the noise end), the first the larger.
-
-    **Returns:** (max - logsnr) / (max - min).
-    """
+    """Place `logsnr` on the unit interval: 0 at the largest (data) of the range, 1 at the smallest."""
     high, low = logsnr_range
     return (high - logsnr) / (high - low)
 
 
-def condition_or_zeros(
-    condition: Float[Array, " condition_size"] | None, size: int
-) -> Float[Array, " size"]:
-    """The condition as a vector of `size` numbers: zeros where there is none.
-
-    **Raises:** `ValueError` if the condition has another size.
-    """
+def condition_or_zeros(condition: Condition, size: int) -> Float[Array, " size"]:
+    """The condition, or zeros if there is none; a `ValueError` if its size is not `size`."""
     if condition is None:
-        return jnp.zeros((size,), jnp.float32)
+        return jnp.zeros(size, jnp.float32)
     if condition.shape != (size,):
         raise ValueError(
             f"condition has shape {condition.shape}, but this network was built with "
@@ -81,53 +71,37 @@ def condition_or_zeros(
     return condition.astype(jnp.float32)
 
 
-def network_condition_size(network: AbstractNetwork | None) -> int | None:
-    """The length of the condition that a network was built for; `None` if it does not say."""
-    size = getattr(network, "condition_size", None)
-    return size if isinstance(size, int) else None
+def add_latent(z: Float[Array, "*shape"], output: Float[Array, "..."]) -> Float[Array, "..."]:
+    """An output in float32, with `z` added to the first of its maps."""
+    output = output.astype(jnp.float32)
+    return jnp.concatenate([z + output[: len(z)], output[len(z) :]])
 
 
-def check_common(
-    shape: tuple[int, ...],
-    *,
-    condition_size: int,
-    logsnr_range: tuple[float, float],
-    dtype: str,
-    dropout: float,
-) -> None:
-    """Check the options that every network has.
-
-    **Raises:** `ValueError` that names the argument, the value and what is expected.
-    """
-    if len(shape) == 0 or any(size < 1 for size in shape):
-        raise ValueError(
-            f"shape must be one or more positive sizes, such as (3, 32, 32); got {shape}."
-        )
-    check_at_least("condition_size", condition_size, 0)
-    if not logsnr_range[0] > logsnr_range[1]:
-        raise ValueError(
-            "logsnr_range must be (largest, smallest), data end first, such as (13.3, -5.0); "
-            f"got {logsnr_range}."
-        )
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
+def check_common(network: Any, dropout: float) -> None:
+    """Check the options of a network with `embed`; a `ValueError` names the argument and its value."""
+    if not network.shape or min(network.shape) < 1:
+        got = network.shape
+        raise ValueError(f"shape must be one or more positive sizes, as (3, 32, 32); got {got}.")
+    for name, least in (("outputs", 1), ("condition_size", 0), ("width", 4), ("depth", 1)):
+        if (value := getattr(network, name)) < least:
+            raise ValueError(f"{name} must be an integer of at least {least}; got {value}.")
+    if not network.logsnr_range[0] > network.logsnr_range[1]:
+        got = network.logsnr_range
+        raise ValueError(f"logsnr_range must be (largest, smallest), such as (13.3, -5.0); got {got}.")
+    if network.dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {network.dtype!r}.")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must be a probability in [0, 1); got {dropout}.")
 
 
-def check_image(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Check that the shape is an image's.
-
-    **Returns:** the shape as (channels, height, width).
-
-    **Raises:** `ValueError` otherwise.
-    """
+def check_image(shape: tuple[int, ...], network: AbstractNetwork) -> tuple[int, int, int]:
+    """The shape as (channels, height, width), or a `ValueError` that names the networks for the shape."""
     if len(shape) != 3:
-        raise ValueError(f"shape must be (channels, height, width); got {shape}.")
+        ranks = {name: getattr(get("network", name), "rank", None) for name in available("network")}
+        others = [f"network={name}" for name, rank in ranks.items() if rank in (None, len(shape))]
+        raise ValueError(
+            f"network {name_of('network', network) or type(network).__name__} takes images (channels, "
+            f"height, width), but the examples have the shape {shape}: choose {' or '.join(others)}"
+            + (", or give images an axis of channels." if len(shape) == 2 else ".")
+        )
     return shape[0], shape[1], shape[2]
-
-
-def check_at_least(name: str, value: int, smallest: int) -> None:
-    """Raise `ValueError` if an integer option is too small."""
-    if value < smallest:
-        raise ValueError(f"{name} must be an integer of at least {smallest}; got {value}.")

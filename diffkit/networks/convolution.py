@@ -1,14 +1,14 @@
-r"""A 3x3 convolution that is fast on every platform, inside `jax.lax.scan` too.
+r"""A 3x3 convolution, fast on every platform and inside `jax.lax.scan`.
 
-One 3x3 convolution per example, with `jax.vmap` outside, becomes one convolution
-over the batch. On GPU and TPU that is the compiler's own. On CPU it is a matrix product over
-shifted copies of a few examples at a time, small enough to stay in the cache. That is about 1.5
-times as fast there; and within `jax.lax.scan`, where XLA for CPU does not bring a convolution's
-weight gradient into a form it has a fast kernel for, it is tens of times as fast. A convolution is
-linear in the image and linear in the weights, so it is two JAX primitives, each the other's
-derivative: forward and reverse mode, any order, `vmap`, `jit`, `scan` and `jax.checkpoint` work.
+Under `jax.vmap`, a 3x3 convolution per example becomes one over the batch. On GPU and TPU that is the
+compiler's own. On CPU it is a matrix product over shifted copies of a few examples at a time, small enough
+to stay in the cache: about 1.5 times as fast, and tens of times within `jax.lax.scan`, where XLA for CPU
+misses its fast kernel for the weight gradient. A convolution is linear in the image and in the weights, so
+it is two JAX primitives, each the other's derivative: forward and reverse mode, any order, `vmap`, `jit`,
+`scan` and `jax.checkpoint` work.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,20 +18,20 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-# On CPU, how many pixels are unfolded at a time. Smaller pieces cost more calls, larger ones fall
-# out of the cache; between 1000 and 4000 the time varies by 15 %.
+# Pixels to unfold at a time on CPU: fewer cost more calls, more fall out of the cache. From 1000 to 4000
+# the time varies by 15 %.
 _PIXELS_AT_A_TIME = 2048
 
 Images = Float[Array, "batch height width channels_in"]
 Outputs = Float[Array, "batch height width channels_out"]
 Weights = Float[Array, "3 3 channels_in channels_out"]
+_Rows = Float[Array, "three channels_in three_outputs"]
+_dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
 
 
 def _native(x: Images, w: Weights) -> Outputs:
     """The compiler's convolution."""
-    return jax.lax.conv_general_dilated(
-        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def _native_weights(x: Images, g: Outputs) -> Weights:
@@ -62,10 +62,7 @@ def _matmul(x: Images, w: Weights) -> Outputs:
 
     def piece(x: Images) -> Outputs:
         columns = _columns(x)
-        rows = [
-            jnp.dot(columns[:, i : i + height], kernel[i], preferred_element_type=jnp.float32)
-            for i in range(3)
-        ]
+        rows = [_dot(columns[:, i : i + height], kernel[i]) for i in range(3)]
         return (rows[0] + rows[1] + rows[2]).astype(x.dtype)
 
     return jax.lax.map(piece, _pieces(x)).reshape(batch, height, width, w.shape[-1])
@@ -75,21 +72,10 @@ def _matmul_weights(x: Images, g: Outputs) -> Weights:
     """`_native_weights` as matrix products between the image and shifted copies of `g`."""
     height, channels, outputs = x.shape[1], x.shape[-1], g.shape[-1]
 
-    def piece(
-        total: Float[Array, "three channels_in three_outputs"], pair: tuple[Images, Outputs]
-    ) -> tuple[Float[Array, "three channels_in three_outputs"], None]:
-        x, g = pair
-        pixels = x.reshape(-1, channels).T
-        columns = _columns(g)
-        rows = [
-            jnp.dot(
-                pixels,
-                columns[:, i : i + height].reshape(-1, 3 * outputs),
-                preferred_element_type=jnp.float32,
-            )
-            for i in range(3)
-        ]
-        return total + jnp.stack(rows), None
+    def piece(total: _Rows, pair: tuple[Images, Outputs]) -> tuple[_Rows, None]:
+        pixels, columns = pair[0].reshape(-1, channels).T, _columns(pair[1])
+        rows = [columns[:, i : i + height].reshape(-1, 3 * outputs) for i in range(3)]
+        return total + jnp.stack([_dot(pixels, row) for row in rows]), None
 
     zeros = jnp.zeros((3, channels, 3 * outputs), jnp.float32)
     total, _ = jax.lax.scan(piece, zeros, (_pieces(x), _pieces(g)))
@@ -99,7 +85,7 @@ def _matmul_weights(x: Images, g: Outputs) -> Weights:
 
 
 def _turned(w: Weights) -> Float[Array, "3 3 channels_out channels_in"]:
-    """The weights with which the output's gradient is convolved to give the input's."""
+    """The weights that convolve the output's gradient into the input's."""
     return jnp.flip(w, (0, 1)).swapaxes(2, 3)
 
 
@@ -119,10 +105,9 @@ def _(x: Any, g: Any) -> Any:
 
 def _define(primitive: Primitive, native: Callable[..., Any], matmul: Callable[..., Any]) -> None:
     """Give a primitive its code for each platform."""
-    mlir.register_lowering(primitive, mlir.lower_fun(native, multiple_results=False))
-    mlir.register_lowering(
-        primitive, mlir.lower_fun(matmul, multiple_results=False), platform="cpu"
-    )
+    for function, platform in ((native, None), (matmul, "cpu")):
+        lowering = mlir.lower_fun(function, multiple_results=False)
+        mlir.register_lowering(primitive, lowering, platform=platform)
     primitive.def_impl(jax.jit(lambda *args: primitive.bind(*args)))
 
 
@@ -131,9 +116,7 @@ _define(_conv_weights_p, _native_weights, _matmul_weights)
 
 # y = conv(x, w) and w = weights(x, g): the transposes of either are made of both.
 ad.defbilinear(
-    _conv_p,
-    lambda g, x, w: _conv_p.bind(g, _turned(w)),
-    lambda g, x, w: _conv_weights_p.bind(x, g),
+    _conv_p, lambda g, x, w: _conv_p.bind(g, _turned(w)), lambda g, x, w: _conv_weights_p.bind(x, g)
 )
 ad.defbilinear(
     _conv_weights_p,
@@ -162,11 +145,5 @@ batching.primitive_batchers[_conv_weights_p] = _batch_conv_weights
 def conv2d(
     x: Float[Array, "height width channels_in"], weight: Weights
 ) -> Float[Array, "height width channels_out"]:
-    """A 3x3 convolution of one image with zeros around it; the size is kept.
-
-    **Arguments:**
-
-    - `x`: the image.
-    - `weight`: the kernel; cast to the dtype of `x`.
-    """
+    """A 3x3 convolution of one image `x`, padded with zeros to keep its size, in the dtype of `x`."""
     return _conv_p.bind(x[None], weight.astype(x.dtype))[0]

@@ -1,7 +1,7 @@
-"""How numbers are shown to a network: sinusoidal embeddings and Fourier features.
+"""Embeddings of numbers for a network: sines and cosines of a number's multiples.
 
-A network reads a smooth function of its inputs easily and a rapid one badly. Both maps here replace
-a number by sines and cosines of multiples of it, so that rapid dependence becomes a linear one.
+A network learns smooth functions of its inputs easily and rapid ones badly; the waves turn rapid dependence
+into a linear one.
 """
 
 import math
@@ -13,20 +13,14 @@ from diffkit.typing import Scalar
 
 
 def sinusoidal_embedding(position: Scalar, size: int) -> Float[Array, " size"]:
-    r"""Sines and cosines of a number at geometrically spaced frequencies.
+    r"""Sines and cosines of a number \(p\), `position`, at geometrically spaced frequencies.
 
     With \(h = \lfloor size / 2 \rfloor\) and \(f_i = 10000^{-i / (h - 1)}\), i = 0 ... h - 1:
 
     $$ (\sin(1000 f_0 p), \dots, \sin(1000 f_{h-1} p), \cos(1000 f_0 p), \dots) $$
 
-    and one zero more if `size` is odd. The factor 1000 makes positions in [0, 1] the 1000 steps
-    that the embedding was made for; it is the convention of VDM's reference implementation, which
-    is given the noise level on the unit interval.
-
-    **Arguments:**
-
-    - `position`: the number \(p\), usually on the unit interval.
-    - `size`: how many numbers to return, 4 or more.
+    and one more zero if `size`, 4 or more, is odd. The factor 1000 maps positions in [0, 1] to the 1000
+    steps for which the embedding was made, as in VDM's reference implementation.
 
     **Raises:** `ValueError` if `size` is below 4.
     """
@@ -43,20 +37,13 @@ def fourier_features(
 ) -> Float[Array, "*rest features"]:
     r"""Sines and cosines of \(2^n 2 \pi z\), for each channel (last axis) and each exponent n.
 
-    VDM (section 5.2) feeds them to the network beside `z` so that it resolves the finest grey
-    levels: with 8-bit data on [-1, 1] neighbouring levels differ by \(2^{-7}\), the period of
-    n = 7, and a likelihood depends on which of them `z` is close to. For data with another number
-    of levels the frequencies are scaled by levels / 256, so that an exponent means the same: n = 7
-    always has the distance of two levels as its period.
+    VDM (section 5.2) passes them to the network with `z` to resolve the finest grey levels: with 8-bit data
+    on [-1, 1] neighbouring levels differ by \(2^{-7}\), the period of n = 7. For another number of levels
+    the frequencies are scaled by levels / 256, so this stays so. First come all sines, then all cosines;
+    within each, channels are outermost and exponents innermost.
 
-    The order is: all sines, then all cosines; within each the channels are outermost and the
-    exponents innermost.
-
-    **Arguments:**
-
-    - `z`: the latent, channels last.
-    - `exponents`: the n; VDM takes (6, 7). Empty gives no features.
-    - `levels`: how many values a dimension of the data takes.
+    **Arguments:** `z`: the latent, channels last; `exponents`: the n, such as VDM's (6, 7), empty for no
+    features; `levels`: the number of values of a dimension of the data.
     """
     scale = 2.0 * math.pi * levels / 256
     frequencies = jnp.asarray([2.0**n * scale for n in exponents], jnp.float32)

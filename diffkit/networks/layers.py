@@ -1,13 +1,9 @@
-r"""The pieces that networks are built from, made to train and to compile fast.
+"""The pieces of networks, made to train and compile fast.
 
-Images are channels last inside a network: (height, width, channels). Parameters are float32; a
-piece computes in the dtype of its input, but normalises, takes softmax and sums in float32.
-
-**Depth.** Blocks of one kind keep their parameters stacked along a new first axis (`stack`) and run
-under `jax.lax.scan` (`scan_blocks`), so one block is compiled, however many there are.
-
-**Memory.** A residual block keeps its input, the output of its first convolution and the dropout
-mask for the backward pass, and computes the cheap elementwise steps again (`jax.checkpoint`).
+Inside a network images are channels last: (height, width, channels). Parameters are float32; a piece
+computes in the dtype of its input, but normalises, takes softmax and sums in float32. Blocks of one kind
+keep their parameters stacked along a new first axis (`stack`) and run under `jax.lax.scan` (`scan_blocks`),
+so only one block is compiled.
 """
 
 import math
@@ -20,14 +16,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from diffkit.networks.base import condition_or_zeros, normalise_logsnr
 from diffkit.networks.convolution import conv2d
-from diffkit.typing import PRNGKey
+from diffkit.networks.embeddings import sinusoidal_embedding
+from diffkit.typing import Condition, Example, MaybeKey, PRNGKey, Scalar
 
 Block = TypeVar("Block", bound=eqx.Module)
 Carry = TypeVar("Carry")
 
-# How many queries attend at a time.
 _QUERIES_AT_A_TIME = 128
+
+Image = Float[Array, "height width channels"]
+Skip = Float[Array, "height width channels_skipped"] | None
+Embedding = Float[Array, " embedding_size"]
 
 
 def normalisation_groups(channels: int, groups: int) -> int:
@@ -44,17 +45,12 @@ def group_norm(
 ) -> Float[Array, "*space channels"]:
     """Group normalisation: mean 0 and variance 1 over space and the channels of a group.
 
-    Mean and variance are taken in float32 in one pass, from the sums of the values and of their
-    squares: the relative error of the variance is about 1e-7 (1 + mean^2 / variance). Channels are
-    summed over space first and groups formed from the sums, which is ten times as fast on CPU as
-    reducing over a view with an axis for the groups.
+    Mean and variance come in float32 from the sums of the values and of their squares: the relative error
+    of the variance is about 1e-7 (1 + mean^2 / variance). Channels are summed over space first and groups
+    formed from the sums, ten times as fast on CPU as an axis for the groups.
 
-    **Arguments:**
-
-    - `x`: an image or a vector, channels last.
-    - `scale`, `bias`: applied after normalisation, per channel.
-    - `groups`: must divide the number of channels.
-    - `epsilon`: added to the variance.
+    **Arguments:** `x`: an image or a vector, channels last; `scale`, `bias`: applied afterwards, per
+    channel; `groups`: must divide the number of channels; `epsilon`: added to the variance.
     """
     channels = x.shape[-1]
     space = tuple(range(x.ndim - 1))
@@ -70,10 +66,9 @@ def group_norm(
 
 
 def dropout_mask(shape: tuple[int, ...], rate: float, *, key: PRNGKey) -> Bool[Array, "..."]:
-    """Which units are kept, each with probability 1 - `rate` rounded to a multiple of 1/65536.
+    """Which units to keep, each with probability 1 - `rate` rounded to a multiple of 1/65536.
 
-    Two units share one random word, which makes this several times cheaper than
-    `jax.random.bernoulli`.
+    Two units share one random word: several times cheaper than `jax.random.bernoulli`.
     """
     size = math.prod(shape)
     words = jax.random.bits(key, (size // 2 + size % 2,), jnp.uint32)
@@ -81,17 +76,13 @@ def dropout_mask(shape: tuple[int, ...], rate: float, *, key: PRNGKey) -> Bool[A
     return (halves < jnp.uint32(round((1.0 - rate) * 65536))).reshape(shape)
 
 
-def apply_dropout(
-    x: Float[Array, "*shape"], keep: Bool[Array, "*shape"], rate: float
-) -> Float[Array, "*shape"]:
-    """Zero the units that are not kept and scale the others so that the mean stays the same."""
+def apply_dropout(x: Example, keep: Bool[Array, "*shape"], rate: float) -> Example:
+    """Zero the units that are not kept, and scale the others to preserve the mean."""
     kept = round((1.0 - rate) * 65536) / 65536
     return jnp.where(keep, x * jnp.asarray(1.0 / kept, x.dtype), jnp.zeros((), x.dtype))
 
 
-def dropout(
-    x: Float[Array, "*shape"], rate: float, *, key: PRNGKey | None
-) -> Float[Array, "*shape"]:
+def dropout(x: Example, rate: float, *, key: MaybeKey) -> Example:
     """Drop units at random; with no key or a rate of 0, return `x`."""
     if key is None or rate == 0.0:
         return x
@@ -99,13 +90,7 @@ def dropout(
 
 
 def stack(make: Callable[[PRNGKey], Block], count: int, *, key: PRNGKey) -> Block:
-    """Make `count` modules at once, as one module whose arrays have a new first axis.
-
-    **Arguments:**
-
-    - `make`: builds one module from a key.
-    - `count`: how many.
-    """
+    """Make `count` modules at once, each from a key, as one module whose arrays have a new first axis."""
     return eqx.filter_vmap(make)(jax.random.split(key, count))
 
 
@@ -119,13 +104,10 @@ def scan_blocks(
 ) -> tuple[Carry, Any]:
     """Run stacked blocks one after the other.
 
-    **Arguments:**
-
-    - `step`: called as `step(block, carry, input)`; returns the next carry and an output.
-    - `blocks`: as made by `stack`.
-    - `carry`: what the first block is given.
-    - `inputs`: a pytree of arrays (or `None`), with one entry along the first axis for each block.
-    - `remat`: compute each block again in the backward pass instead of keeping what it needs.
+    **Arguments:** `step`: called as `step(block, carry, input)`, returns the next carry and an output;
+    `blocks`: as made by `stack`; `carry`: for the first block; `inputs`: a pytree of arrays (or `None`),
+    with one entry along the first axis for each block; `remat`: recompute each block in the backward pass
+    to save memory.
 
     **Returns:** the last carry, and the outputs stacked.
     """
@@ -136,7 +118,7 @@ def scan_blocks(
         return step(eqx.combine(arrays, static), carry, inputs)
 
     if remat:
-        # Within a scan nothing can be merged with the forward pass, so no barrier is needed.
+        # A scan needs no barrier against merging with the forward pass.
         body = jax.checkpoint(body, prevent_cse=False)
     return jax.lax.scan(body, carry, (arrays, inputs))
 
@@ -144,17 +126,11 @@ def scan_blocks(
 def _lecun_normal(key: PRNGKey, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Normal weights cut at two deviations, of variance 1 / inputs; the last axis is the outputs.
 
-    The numbers are drawn as a vector: drawn with four axes they take several times as long to
-    compile, which would be most of the time to build a network.
+    Drawn as a vector: four axes take several times as long to compile, most of the time to build a network.
     """
     deviation = 0.87962566103423978  # of the standard normal distribution cut at -2 and 2
     draws = jax.random.truncated_normal(key, -2.0, 2.0, (math.prod(shape),))
     return (draws * (math.prod(shape[:-1]) ** -0.5 / deviation)).reshape(shape)
-
-
-# ---------------------------------------------------------------------------------------------
-# Modules
-# ---------------------------------------------------------------------------------------------
 
 
 class Dense(eqx.Module):
@@ -163,9 +139,7 @@ class Dense(eqx.Module):
     weight: Float[Array, "inputs outputs"]
     bias: Float[Array, " outputs"] | None
 
-    def __init__(
-        self, inputs: int, outputs: int, *, zero: bool = False, bias: bool = True, key: PRNGKey
-    ):
+    def __init__(self, inputs: int, outputs: int, *, zero: bool = False, bias: bool = True, key: PRNGKey):
         """**Arguments:** sizes; `zero`: start with weights of zero; `bias`: add a bias."""
         shape = (inputs, outputs)
         self.weight = jnp.zeros(shape, jnp.float32) if zero else _lecun_normal(key, shape)
@@ -217,10 +191,7 @@ class GroupNorm(eqx.Module):
 
 
 class SelfAttention(eqx.Module):
-    """Residual self-attention between the pixels of an image, with one head.
-
-    The last projection starts at zero, so the block starts as the identity.
-    """
+    """Residual self-attention between the pixels of an image, with one head; it starts as the identity."""
 
     norm: GroupNorm
     query: Dense
@@ -237,22 +208,18 @@ class SelfAttention(eqx.Module):
         self.value = Dense(channels, channels, key=keys[2])
         self.out = Dense(channels, channels, zero=True, key=keys[3])
 
-    def __call__(
-        self, x: Float[Array, "height width channels"]
-    ) -> Float[Array, "height width channels"]:
+    def __call__(self, x: Image) -> Image:
         """Add to each pixel what it reads from the others."""
         pixels = x.shape[0] * x.shape[1]
         some = next(n for n in range(min(pixels, _QUERIES_AT_A_TIME), 0, -1) if pixels % n == 0)
         h = self.norm(x).reshape(pixels, -1)
         query, key, value = self.query(h), self.key(h), self.value(h)
 
-        # All attention weights of a batch together are larger than anything else in a network. So
-        # they are made for some queries at a time, and again for the backward pass.
+        # All attention weights together are larger than anything else: compute them for some queries at a
+        # time, and again for the backward pass.
         @partial(jax.checkpoint, prevent_cse=False)
         def attend(query: Float[Array, "some channels"]) -> Float[Array, "some channels"]:
-            scores = jnp.dot(
-                query * query.shape[-1] ** -0.5, key.T, preferred_element_type=jnp.float32
-            )
+            scores = jnp.dot(query * query.shape[-1] ** -0.5, key.T, preferred_element_type=jnp.float32)
             return jnp.dot(jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
 
         h = jax.lax.map(attend, query.reshape(pixels // some, some, -1))
@@ -262,9 +229,9 @@ class SelfAttention(eqx.Module):
 class ResidualBlock(eqx.Module):
     """Two 3x3 convolutions, each after GroupNorm and swish, around a shortcut.
 
-    The embedding (of the noise level and the condition) is projected and added after the first
-    convolution. The projection and the second convolution start at zero: at the start the block is
-    its shortcut, the identity or, where the number of channels changes, a linear map of each pixel.
+    The embedding (of the noise level and the condition) is projected and added after the first. It starts
+    as its shortcut: the identity or, if the number of channels changes, a linear map of each pixel. For the
+    backward pass it keeps its input, the output of the first convolution and the dropout mask.
     """
 
     norm1: GroupNorm
@@ -285,12 +252,8 @@ class ResidualBlock(eqx.Module):
         groups: int = 32,
         key: PRNGKey,
     ):
-        """**Arguments:**
-
-        - `inputs`, `outputs`: numbers of channels.
-        - `embedding_size`: length of the embedding vector.
-        - `dropout`: the rate, before the second convolution.
-        - `groups`: of the normalisations.
+        """**Arguments:** `inputs`, `outputs`: numbers of channels; `embedding_size`: of the embedding;
+        `dropout`: the rate, before the second convolution; `groups`: of the normalisations.
         """
         keys = jax.random.split(key, 4)
         self.norm1 = GroupNorm(inputs, groups=groups)
@@ -302,30 +265,19 @@ class ResidualBlock(eqx.Module):
         self.dropout = dropout
 
     def __call__(
-        self,
-        x: Float[Array, "height width channels"],
-        embedding: Float[Array, " embedding_size"],
-        *,
-        skip: Float[Array, "height width channels_skipped"] | None = None,
-        key: PRNGKey | None = None,
+        self, x: Image, embedding: Embedding, *, skip: Skip = None, key: MaybeKey = None
     ) -> Float[Array, "height width outputs"]:
         """Apply the block to one image.
 
-        **Arguments:**
-
-        - `x`: the image.
-        - `embedding`: of the noise level and the condition.
-        - `skip`: channels to append to the image, if any.
-        - `key`: drop units only if there is one.
+        **Arguments:** `x`: the image; `embedding`: of the noise level and the condition; `skip`: channels
+        to append to the image, if any; `key`: for dropout, `None` for none.
         """
-        rate = self.dropout
-        if key is None or rate == 0.0:
-            keep = None
-        else:
+        keep, rate = None, self.dropout
+        if key is not None and rate > 0:
             keep = dropout_mask((*x.shape[:2], self.conv2.bias.shape[0]), rate, key=key)
 
-        # The backward pass of each half needs its input only: the normalised image is computed
-        # again, the convolution is not, since its derivative does not need its output.
+        # The backward pass of each half recomputes the normalised image, but not the convolution, whose
+        # derivative does not need its output.
         def first(block: ResidualBlock, x: Any, skip: Any, embedding: Any) -> tuple[Any, Any]:
             x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
             h = block.conv1(jax.nn.silu(block.norm1(x)))
@@ -338,3 +290,25 @@ class ResidualBlock(eqx.Module):
 
         h, x = jax.checkpoint(first, prevent_cse=False)(self, x, skip, embedding)
         return x + jax.checkpoint(second, prevent_cse=False)(self, h, keep)
+
+
+class Stage(eqx.Module):
+    """A residual block, with attention after it if there is any."""
+
+    block: ResidualBlock
+    attention: SelfAttention | None
+
+    def __call__(
+        self, x: Image, embedding: Embedding, *, skip: Skip = None, key: MaybeKey = None
+    ) -> Float[Array, "height width outputs"]:
+        h = self.block(x, embedding, skip=skip, key=key)
+        return h if self.attention is None else self.attention(h)
+
+
+def embed(network: Any, logsnr: Scalar, condition: Condition) -> Embedding:
+    """Noise level and condition as one vector, by a network's layers `embed1` and `embed2`."""
+    position = normalise_logsnr(logsnr, network.logsnr_range)
+    condition = condition_or_zeros(condition, network.condition_size)
+    features = jnp.concatenate([sinusoidal_embedding(position, network.width), condition])
+    features = jax.nn.silu(network.embed2(jax.nn.silu(network.embed1(features))))
+    return features.astype(network.dtype)

@@ -8,17 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffkit.networks.base import (
-    AbstractNetwork,
-    check_at_least,
-    check_common,
-    condition_or_zeros,
-    normalise_logsnr,
-)
-from diffkit.networks.embeddings import fourier_features, sinusoidal_embedding
-from diffkit.networks.layers import Dense, dropout, group_norm, scan_blocks, stack
+from diffkit.networks.base import AbstractNetwork, add_latent, check_common
+from diffkit.networks.embeddings import fourier_features
+from diffkit.networks.layers import Dense, Embedding, dropout, embed, group_norm, scan_blocks, stack
 from diffkit.registry import register
-from diffkit.typing import PRNGKey, Scalar
+from diffkit.typing import Condition, Example, MaybeKey, PRNGKey, Scalar
 
 
 class _Block(eqx.Module):
@@ -30,11 +24,7 @@ class _Block(eqx.Module):
     dropout: float = eqx.field(static=True)
 
     def __call__(
-        self,
-        h: Float[Array, " width"],
-        embedding: Float[Array, " embedding_size"],
-        *,
-        key: PRNGKey | None,
+        self, h: Float[Array, " width"], embedding: Embedding, *, key: MaybeKey
     ) -> Float[Array, " width"]:
         scale, shift = jnp.split(self.modulate(embedding), 2)
         ones = jnp.ones_like(h, jnp.float32)
@@ -45,10 +35,10 @@ class _Block(eqx.Module):
 
 @register("network", "mlp")
 class MLP(AbstractNetwork):
-    """A residual multilayer perceptron; an example of any shape is flattened.
+    """A residual multilayer perceptron, which flattens examples of any shape.
 
-    Each block is told the noise level and the condition by a scale and a shift of its normalised
-    input. The output is added to `z`, and is zero at the start: the network starts as the identity.
+    The noise level and the condition scale and shift the normalised input of each block. The output is
+    added to `z` and starts at zero: the network starts as the identity.
     """
 
     embed1: Dense
@@ -62,7 +52,6 @@ class MLP(AbstractNetwork):
     depth: int = eqx.field(static=True)
     fourier: tuple[int, ...] = eqx.field(static=True)
     levels: int = eqx.field(static=True)
-    condition_size: int = eqx.field(static=True)
     logsnr_range: tuple[float, float] = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
 
@@ -75,6 +64,7 @@ class MLP(AbstractNetwork):
         fourier: tuple[int, ...] = (),
         dropout: float = 0.0,
         levels: int = 256,
+        outputs: int = 1,
         condition_size: int = 0,
         logsnr_range: tuple[float, float] = (13.3, -5.0),
         dtype: str = "float32",
@@ -82,33 +72,24 @@ class MLP(AbstractNetwork):
     ):
         """**Arguments:**
 
-        - `shape`: of one example, whatever the number of axes.
+        - `shape`: of one example, with any number of axes.
         - `width`: hidden units, 4 or more.
         - `depth`: residual blocks, of two layers each.
-        - `fourier`: exponents n of the input's `fourier_features`; empty for none.
-          For data with fine structure, such as grey levels, small exponents up to the data's
-          resolution help.
+        - `fourier`: exponents n of the input's `fourier_features`; empty for none. Small exponents up to
+          the data's resolution help with fine structure, such as grey levels.
         - `dropout`: rate within the blocks.
-        - `levels`: how many values a dimension of the data takes; scales the features' frequencies.
+        - `levels`: the number of values of a dimension of the data; scales the features' frequencies.
+        - `outputs`: how many maps of the shape of `z` it returns; `z` is added to the first.
         - `condition_size`: length of the condition; 0 for none.
         - `logsnr_range`: (largest, smallest) logsnr, data end first.
-        - `dtype`: what the blocks compute in, "float32" or "bfloat16". Parameters, embeddings and
-          output are float32.
+        - `dtype`: of the blocks' computations, "float32" or "bfloat16"; all else is float32.
 
         **Raises:** `ValueError` for an argument out of range.
         """
-        check_common(
-            shape,
-            condition_size=condition_size,
-            logsnr_range=logsnr_range,
-            dtype=dtype,
-            dropout=dropout,
-        )
-        check_at_least("width", width, 4)
-        check_at_least("depth", depth, 1)
         self.shape, self.width, self.depth, self.fourier = shape, width, depth, fourier
-        self.levels = levels
+        self.levels, self.outputs = levels, outputs
         self.condition_size, self.logsnr_range, self.dtype = condition_size, logsnr_range, dtype
+        check_common(self, dropout)
 
         def block(key: PRNGKey) -> _Block:
             keys = jax.random.split(key, 3)
@@ -126,38 +107,23 @@ class MLP(AbstractNetwork):
         self.dense_in = Dense(size * (1 + 2 * len(fourier)), width, key=keys[2])
         self.blocks = stack(block, depth, key=keys[3])
         self.modulate_out = Dense(width, 2 * width, zero=True, key=keys[4])
-        self.dense_out = Dense(width, size, zero=True, key=keys[5])
+        self.dense_out = Dense(width, outputs * size, zero=True, key=keys[5])
 
     def __call__(
-        self,
-        z: Float[Array, "*shape"],
-        logsnr: Scalar,
-        condition: Float[Array, " condition_size"] | None = None,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "*shape"]:
+        self, z: Example, logsnr: Scalar, condition: Condition = None, *, key: MaybeKey = None
+    ) -> Float[Array, "..."]:
         """Evaluate on one example; see `AbstractNetwork`."""
         if z.shape != self.shape:
             raise ValueError(f"z has shape {z.shape}, but this network was built for {self.shape}.")
-        dtype = jnp.dtype(self.dtype)
-        position = normalise_logsnr(logsnr, self.logsnr_range)
-        embedding = jnp.concatenate(
-            [
-                sinusoidal_embedding(position, self.width),
-                condition_or_zeros(condition, self.condition_size),
-            ]
-        )
-        embedding = jax.nn.silu(self.embed2(jax.nn.silu(self.embed1(embedding)))).astype(dtype)
+        embedding = embed(self, logsnr, condition)
         flat = z.reshape(-1)
-        features = jnp.concatenate(
-            [flat, fourier_features(flat, self.fourier, self.levels)]
-        ).astype(dtype)
+        features = jnp.concatenate([flat, fourier_features(flat, self.fourier, self.levels)])
         keys = None if key is None else jax.random.split(key, self.depth)
 
         def step(block: _Block, h: Any, key: Any) -> tuple[Any, None]:
             return block(h, embedding, key=key), None
 
-        h, _ = scan_blocks(step, self.blocks, self.dense_in(features), keys)
+        h, _ = scan_blocks(step, self.blocks, self.dense_in(features.astype(self.dtype)), keys)
         scale, shift = jnp.split(self.modulate_out(embedding), 2)
         h = self.dense_out(jax.nn.silu(h * (1 + scale) + shift))
-        return z + h.astype(jnp.float32).reshape(z.shape)
+        return add_latent(z, h.reshape(-1, *z.shape[1:]))

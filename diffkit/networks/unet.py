@@ -1,68 +1,35 @@
-"""A U-Net that works at several resolutions, as most image diffusion models use."""
+"""A U-Net at several resolutions, as in most image diffusion models."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffkit.networks.base import (
-    AbstractNetwork,
-    check_at_least,
-    check_common,
-    check_image,
-    condition_or_zeros,
-    normalise_logsnr,
-)
-from diffkit.networks.embeddings import fourier_features, sinusoidal_embedding
-from diffkit.networks.layers import (
-    Conv,
-    Dense,
-    GroupNorm,
-    ResidualBlock,
-    SelfAttention,
-    scan_blocks,
-    stack,
-)
+from diffkit.networks import layers as nn
+from diffkit.networks.base import AbstractNetwork, add_latent, check_common, check_image
+from diffkit.networks.embeddings import fourier_features
 from diffkit.registry import register
-from diffkit.typing import PRNGKey, Scalar
+from diffkit.typing import Condition, Example, MaybeKey, PRNGKey, Scalar
 
 
-class _Stage(eqx.Module):
-    """A residual block, and attention after it where there is any."""
-
-    block: ResidualBlock
-    attention: SelfAttention | None
-
-    def __call__(
-        self,
-        x: Float[Array, "height width channels"],
-        embedding: Float[Array, " embedding_size"],
-        *,
-        skip: Float[Array, "height width channels_skipped"] | None = None,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "height width outputs"]:
-        h = self.block(x, embedding, skip=skip, key=key)
-        return h if self.attention is None else self.attention(h)
-
-
-class _Level(eqx.Module):
+class _Resolution(eqx.Module):
     """The blocks at one resolution: on the way down, and, mirrored, on the way up."""
 
-    enter: Conv  # from the channels of the level above (or of the input) to this level's
-    down: _Stage
-    up: _Stage
-    leave: Conv | None  # to the channels of the level above
+    enter: nn.Conv  # from the channels of the resolution above (or of the input) to this one's
+    down: nn.Stage
+    up: nn.Stage
+    leave: nn.Conv | None  # to the channels of the resolution above
 
 
-def _halve(x: Float[Array, "height width channels"]) -> Float[Array, "half_h half_w channels"]:
+def _halve(x: nn.Image) -> Float[Array, "half_h half_w channels"]:
     """The mean of each 2x2 square."""
     height, width, channels = x.shape
     return x.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
 
 
-def _double(x: Float[Array, "height width channels"]) -> Float[Array, "double_h double_w channels"]:
+def _double(x: nn.Image) -> Float[Array, "double_h double_w channels"]:
     """Each pixel four times."""
     height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, None, :, None, :], (height, 2, width, 2, channels))
@@ -73,29 +40,29 @@ def _double(x: Float[Array, "height width channels"]) -> Float[Array, "double_h 
 class UNet(AbstractNetwork):
     """A U-Net: `depth` residual blocks at each resolution down, and as many up with skips.
 
-    Between resolutions 2x2 squares are averaged on the way down and pixels repeated on the way up,
-    each followed or preceded by a convolution that changes the number of channels. In the middle,
-    at the coarsest resolution, stand a block, attention, and a block. The blocks at one resolution
-    are alike and are scanned: compile time grows with the number of resolutions, not with `depth`.
-
-    At the start it returns `z`: the last convolution is zero, and `z` is added to it.
+    Between resolutions it averages 2x2 squares on the way down and repeats pixels on the way up, each
+    followed or preceded by a convolution that changes the number of channels. In the middle, at the
+    coarsest resolution, are a block, attention, and a block. The blocks at one resolution are scanned:
+    compile time grows with the number of resolutions, not with `depth`. It starts as the identity: the last
+    convolution starts at zero, and `z` is added to it.
     """
 
-    embed1: Dense
-    embed2: Dense
-    resolutions: tuple[_Level, ...]
-    middle1: ResidualBlock
-    middle_attention: SelfAttention
-    middle2: ResidualBlock
-    norm_out: GroupNorm
-    conv_out: Conv
+    rank: ClassVar[int | None] = 3
+
+    embed1: nn.Dense
+    embed2: nn.Dense
+    resolutions: tuple[_Resolution, ...]
+    middle1: nn.ResidualBlock
+    middle_attention: nn.SelfAttention
+    middle2: nn.ResidualBlock
+    norm_out: nn.GroupNorm
+    conv_out: nn.Conv
     shape: tuple[int, ...] = eqx.field(static=True)
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
     multipliers: tuple[int, ...] = eqx.field(static=True)
     fourier: tuple[int, ...] = eqx.field(static=True)
     levels: int = eqx.field(static=True)
-    condition_size: int = eqx.field(static=True)
     logsnr_range: tuple[float, float] = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
@@ -112,165 +79,122 @@ class UNet(AbstractNetwork):
         fourier: tuple[int, ...] = (),
         remat: bool = False,
         levels: int = 256,
+        outputs: int = 1,
         condition_size: int = 0,
         logsnr_range: tuple[float, float] = (13.3, -5.0),
         dtype: str = "float32",
         key: PRNGKey,
     ):
-        """**Arguments:**
+        """**Arguments:** those of `MLP`, with
 
         - `shape`: (channels, height, width) of one image. Height and width must be divisible by
           2^(len(multipliers) - 1).
         - `width`: channels at multiplier 1; 4 or more.
         - `depth`: residual blocks at each resolution, on each way.
-        - `multipliers`: channels in units of `width`, one entry for each resolution, the image's
-          own first.
-        - `attention`: the levels (0 is the image's own resolution) with attention after each block.
-          In the middle there always is.
-        - `dropout`: rate within the blocks.
-        - `fourier`: exponents n of the input's `fourier_features`; empty for none.
+        - `multipliers`: channels in units of `width`, one entry for each resolution, the image's own first.
+        - `attention`: the resolutions (0 is the image's own) with attention after each block. The middle
+          always has it.
         - `remat`: keep only the blocks' inputs for the backward pass: less memory, more time.
-        - `levels`: how many values a dimension of the data takes; scales the features' frequencies.
-        - `condition_size`: length of the condition; 0 for none.
-        - `logsnr_range`: (largest, smallest) logsnr, data end first.
-        - `dtype`: what the blocks compute in, "float32" or "bfloat16". Parameters, embeddings and
-          output are float32.
 
         **Raises:** `ValueError` for an argument out of range.
         """
-        check_common(
-            shape,
-            condition_size=condition_size,
-            logsnr_range=logsnr_range,
-            dtype=dtype,
-            dropout=dropout,
-        )
-        channels, height, columns = check_image(shape)
-        check_at_least("width", width, 4)
-        check_at_least("depth", depth, 1)
-        if len(multipliers) == 0 or any(multiplier < 1 for multiplier in multipliers):
+        self.shape, self.width, self.depth = shape, width, depth
+        self.multipliers, self.fourier, self.remat = multipliers, fourier, remat
+        self.levels, self.outputs = levels, outputs
+        self.condition_size, self.logsnr_range, self.dtype = condition_size, logsnr_range, dtype
+        check_common(self, dropout)
+        channels, height, columns = check_image(shape, self)
+        if not multipliers or min(multipliers) < 1:
             raise ValueError(
-                "multipliers must be one or more positive integers, such as (1, 2); "
-                f"got {multipliers}."
+                f"multipliers must be one or more positive integers, such as (1, 2); got {multipliers}."
             )
-        if any(level not in range(len(multipliers)) for level in attention):
-            raise ValueError(
-                f"attention must name levels from 0 to {len(multipliers) - 1}; got {attention}."
-            )
-        divisor = 2 ** (len(multipliers) - 1)
+        last = len(multipliers) - 1
+        if not {*attention} <= {*range(last + 1)}:
+            raise ValueError(f"attention must name resolutions from 0 to {last}; got {attention}.")
+        divisor = 2**last
         if height % divisor or columns % divisor:
             raise ValueError(
                 f"shape must have a height and a width divisible by {divisor}, since multipliers "
                 f"has {len(multipliers)} entries; got {shape}."
             )
-        self.shape, self.width, self.depth = shape, width, depth
-        self.multipliers, self.fourier, self.remat = multipliers, fourier, remat
-        self.levels = levels
-        self.condition_size, self.logsnr_range, self.dtype = condition_size, logsnr_range, dtype
 
         size = 4 * width
-        # Four channels or more to a group: normalising a channel alone would take away what the
-        # noise level adds to it.
+        # Four channels or more to a group: normalising one alone would remove what the noise level adds.
         groups = max(1, min(32, width // 4))
-        *level_keys, k1, k2, k3, k4, k5, k6 = jax.random.split(key, len(multipliers) + 6)
+        *resolution_keys, k1, k2, k3, k4, k5, k6 = jax.random.split(key, len(multipliers) + 6)
 
-        def make_level(level: int, inputs: int, key: PRNGKey) -> _Level:
-            own = width * multipliers[level]
+        def residual(inputs: int, outputs: int, key: PRNGKey) -> nn.ResidualBlock:
+            return nn.ResidualBlock(inputs, outputs, size, dropout=dropout, groups=groups, key=key)
 
-            def stage(channels: int, key: PRNGKey) -> _Stage:
-                key, attention_key = jax.random.split(key)
-                return _Stage(
-                    ResidualBlock(channels, own, size, dropout=dropout, groups=groups, key=key),
-                    SelfAttention(own, groups=groups, key=attention_key)
-                    if level in attention
-                    else None,
-                )
+        def attend(channels: int, key: PRNGKey) -> nn.SelfAttention:
+            return nn.SelfAttention(channels, groups=groups, key=key)
+
+        def make_resolution(index: int, inputs: int, key: PRNGKey) -> _Resolution:
+            own = width * multipliers[index]
+
+            def stage(channels: int, key: PRNGKey) -> nn.Stage:
+                key, second = jax.random.split(key)
+                attention_block = attend(own, second) if index in attention else None
+                return nn.Stage(residual(channels, own, key), attention_block)
 
             keys = jax.random.split(key, 4)
-            return _Level(
-                enter=Conv(inputs, own, key=keys[0]),
-                down=stack(lambda key: stage(own, key), depth, key=keys[1]),
-                up=stack(lambda key: stage(2 * own, key), depth, key=keys[2]),
-                leave=None if level == 0 else Conv(own, inputs, key=keys[3]),
+            return _Resolution(
+                enter=nn.Conv(inputs, own, key=keys[0]),
+                down=nn.stack(lambda key: stage(own, key), depth, key=keys[1]),
+                up=nn.stack(lambda key: stage(2 * own, key), depth, key=keys[2]),
+                leave=None if index == 0 else nn.Conv(own, inputs, key=keys[3]),
             )
 
-        inputs = (
-            channels * (1 + 2 * len(fourier)),
-            *(width * multiplier for multiplier in multipliers[:-1]),
-        )
-        self.resolutions = tuple(
-            make_level(level, inputs[level], level_keys[level]) for level in range(len(multipliers))
-        )
+        inputs = (channels * (1 + 2 * len(fourier)), *(width * m for m in multipliers[:-1]))
+        self.resolutions = tuple(map(make_resolution, range(len(multipliers)), inputs, resolution_keys))
         coarsest = width * multipliers[-1]
-        self.embed1 = Dense(width + condition_size, size, key=k1)
-        self.embed2 = Dense(size, size, key=k2)
-        self.middle1 = ResidualBlock(
-            coarsest, coarsest, size, dropout=dropout, groups=groups, key=k3
-        )
-        self.middle_attention = SelfAttention(coarsest, groups=groups, key=k4)
-        self.middle2 = ResidualBlock(
-            coarsest, coarsest, size, dropout=dropout, groups=groups, key=k5
-        )
-        self.norm_out = GroupNorm(width * multipliers[0], groups=groups)
-        self.conv_out = Conv(width * multipliers[0], channels, zero=True, key=k6)
+        self.embed1 = nn.Dense(width + condition_size, size, key=k1)
+        self.embed2 = nn.Dense(size, size, key=k2)
+        self.middle1 = residual(coarsest, coarsest, k3)
+        self.middle_attention = attend(coarsest, k4)
+        self.middle2 = residual(coarsest, coarsest, k5)
+        self.norm_out = nn.GroupNorm(width * multipliers[0], groups=groups)
+        self.conv_out = nn.Conv(width * multipliers[0], outputs * channels, zero=True, key=k6)
 
     def __call__(
-        self,
-        z: Float[Array, "channels height width"],
-        logsnr: Scalar,
-        condition: Float[Array, " condition_size"] | None = None,
-        *,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "channels height width"]:
+        self, z: Example, logsnr: Scalar, condition: Condition = None, *, key: MaybeKey = None
+    ) -> Float[Array, "outputs height width"]:
         """Evaluate on one image; see `AbstractNetwork`."""
         if z.shape != self.shape:
             raise ValueError(f"z has shape {z.shape}, but this network was built for {self.shape}.")
-        dtype = jnp.dtype(self.dtype)
-        position = normalise_logsnr(logsnr, self.logsnr_range)
-        embedding = jnp.concatenate(
-            [
-                sinusoidal_embedding(position, self.width),
-                condition_or_zeros(condition, self.condition_size),
-            ]
-        )
-        embedding = jax.nn.silu(self.embed2(jax.nn.silu(self.embed1(embedding)))).astype(dtype)
+        embedding = nn.embed(self, logsnr, condition)
         image = jnp.transpose(z, (1, 2, 0))
-        h = jnp.concatenate(
-            [image, fourier_features(image, self.fourier, self.levels)], axis=-1
-        ).astype(dtype)
-
+        features = fourier_features(image, self.fourier, self.levels)
+        h = jnp.concatenate([image, features], axis=-1).astype(self.dtype)
         count = len(self.resolutions)
-        if key is None:
-            down_keys: list[Any] = [None] * count
-            up_keys: list[Any] = [None] * count
-            middle_key1 = middle_key2 = None
-        else:
-            middle_key1, middle_key2, down_key, up_key = jax.random.split(key, 4)
-            down_keys = list(jax.random.split(down_key, (count, self.depth)))
-            up_keys = list(jax.random.split(up_key, (count, self.depth)))
+        middle_key1, middle_key2, *ways = [None] * 4 if key is None else jax.random.split(key, 4)
+        down_keys, up_keys = (
+            [None] * count if way is None else list(jax.random.split(way, (count, self.depth)))
+            for way in ways
+        )
 
-        def go_down(stage: _Stage, h: Any, key: Any) -> tuple[Any, Any]:
+        def go_down(stage: nn.Stage, h: Any, key: Any) -> tuple[Any, Any]:
             h = stage(h, embedding, key=key)
             return h, h
 
-        def go_up(stage: _Stage, h: Any, inputs: Any) -> tuple[Any, None]:
+        def go_up(stage: nn.Stage, h: Any, inputs: Any) -> tuple[Any, None]:
             skip, key = inputs
             return stage(h, embedding, skip=skip, key=key), None
 
         skips = []
-        for level, keys in zip(self.resolutions, down_keys, strict=True):
-            h = level.enter(_halve(h) if skips else h)
-            h, outputs = scan_blocks(go_down, level.down, h, keys, remat=self.remat)
+        for resolution, keys in zip(self.resolutions, down_keys, strict=True):
+            h = resolution.enter(_halve(h) if skips else h)
+            h, outputs = nn.scan_blocks(go_down, resolution.down, h, keys, remat=self.remat)
             skips.append(outputs[::-1])
 
         h = self.middle1(h, embedding, key=middle_key1)
         h = self.middle_attention(h)
         h = self.middle2(h, embedding, key=middle_key2)
 
-        for level, skip, keys in zip(self.resolutions[::-1], skips[::-1], up_keys, strict=True):
-            h, _ = scan_blocks(go_up, level.up, h, (skip, keys), remat=self.remat)
-            if level.leave is not None:
-                h = _double(level.leave(h))
+        for resolution, skip, keys in zip(self.resolutions[::-1], skips[::-1], up_keys, strict=True):
+            h, _ = nn.scan_blocks(go_up, resolution.up, h, (skip, keys), remat=self.remat)
+            if resolution.leave is not None:
+                h = _double(resolution.leave(h))
 
         h = self.conv_out(jax.nn.silu(self.norm_out(h)))
-        return z + jnp.transpose(h, (2, 0, 1)).astype(jnp.float32)
+        return add_latent(z, jnp.transpose(h, (2, 0, 1)))

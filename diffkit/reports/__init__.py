@@ -1,7 +1,7 @@
-"""Reports: a page about a set of runs, from the files that they left.
+"""Reports: a page about a set of runs, made from their files.
 
-A *variant* is what is compared: the runs that are equal in every choice but the seed. `report` reads the
-runs, means over the seeds of each variant, and writes a Markdown page with its pictures.
+A report compares *variants*: sets of runs that differ only in their seed. `report` reads the runs, averages
+over the seeds of each variant, and writes a Markdown page with pictures.
 """
 
 from diffkit.reports.base import Report as Report

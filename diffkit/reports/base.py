@@ -11,27 +11,27 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Real
 
+from diffkit.configs import EVALUATION_FILE
+from diffkit.files import replace_text
+from diffkit.reports.figures import save_variant_curves, save_variant_samples
 from diffkit.reports.page import at_steps_table, footnotes, main_table, markdown
 from diffkit.reports.variants import (
     SAMPLES_FILE,
-    RunFiles,
     Variant,
     find_runs,
     group,
     make_variants,
     read_run,
 )
-from diffkit.runs import EVALUATION_FILE
-from diffkit.training.figures import has_picture, save_variant_curves, save_variant_samples
-from diffkit.training.metrics import replace_text
+from diffkit.training.figures import has_picture
 
 
 @dataclass(frozen=True)
 class Report:
     """What `diffkit.report` found and wrote.
 
-    **Attributes:** `path`: of the page; `baseline`: the name of the variant that the others are compared
-    with; `variants`, the baseline first; `unfinished`: runs that were not evaluated yet.
+    **Attributes:** `path`: of the page; `baseline`: the name of the baseline variant; `variants`, the
+    baseline first; `unfinished`: runs without an evaluation.
     """
 
     path: Path
@@ -42,10 +42,9 @@ class Report:
     def show(self) -> None:
         """Print the tables on the terminal."""
         from rich.console import Console
-        from rich.table import Column, Table
+        from rich.table import Table
 
-        # As wide as it takes where there is no terminal to fit: a file, a pipe, a log. Names may have
-        # brackets, which are no markup.
+        # As wide as needed outside a terminal: a file, a pipe, a log. Brackets in names are not markup.
         width = None if sys.stdout.isatty() else 160
         console = Console(width=width, markup=False, highlight=False)
         for title, table in (
@@ -53,13 +52,12 @@ class Report:
             ("test bits per dimension of T steps", at_steps_table(self.variants)),
         ):
             if table is not None:
-                # What may be broken into lines is the name, and not a number.
-                header = [textwrap.fill(n, 11, break_long_words=False) for n in table.header]
-                shown = Table(
-                    Column(header[0], overflow="fold"),
-                    *(Column(name, no_wrap=True) for name in header[1:]),
-                )
-                shown.title = title
+                # Only the name may be broken into lines, not a number.
+                shown = Table(title=title)
+                for name in table.header:
+                    head = textwrap.fill(name, 11, break_long_words=False)
+                    first = name == table.header[0]
+                    shown.add_column(head, overflow="fold" if first else "ellipsis", no_wrap=not first)
                 for row in table.rows:
                     shown.add_row(*row)
                 console.print(shown)
@@ -77,29 +75,26 @@ def report(
 ) -> Report:
     """Compare runs: a Markdown page with a table, curves and samples of every variant.
 
-    A variant is the runs that are equal in every choice but `train.seed` and in what is looked at (such
-    as `samples` and `evaluate_steps`). Its name is made of the settings in which the variants differ. Only
-    `config.yaml`, `evaluation.json`, `metrics.jsonl`, `variance.json` and `samples.npy` are read: no model
-    is built.
+    A variant is a set of runs that differ only in `train.seed` and in what is evaluated and drawn (such as
+    `samples` and `evaluate_steps`). Its name lists the settings in which the variants differ. The report
+    reads only `config.yaml`, `evaluation.json`, `metrics.jsonl`, `variance.json` and `samples.npy`, and
+    builds no model.
 
-    Numbers are means over seeds, with the standard error over seeds. The difference to the baseline is
-    taken seed by seed where both have the same seeds, two or more: the mean of the differences, and the
-    standard error of that mean. Otherwise its standard error is the root of the sum of the squares of both
-    standard errors. With one seed on either side there is none.
+    Numbers are means over seeds, with standard errors over seeds. If two variants have the same seeds, two
+    or more, their difference is taken seed by seed: the mean of the differences, and its standard error.
+    Otherwise its standard error is the root of the sum of both squared standard errors. With one seed on
+    either side it has none.
 
-    **Arguments:**
-
-    - `runs`: directories of runs from the command line; a directory that is none itself stands for those
-      below it, sorted.
-    - `out`: the page to write; the pictures go beside it.
-    - `baseline`: one of the runs, whose variant the others are compared with; by default the first.
+    **Arguments:** `runs`: directories of runs; any other directory stands for the runs below it, sorted;
+    `out`: the page to write, with the pictures next to it; `baseline`: a run of the variant to compare the
+    others with, by default the first run.
 
     **Returns:** a `diffkit.reports.Report`.
 
-    **Raises:** `FileNotFoundError` for a directory that is missing or has no run in it; `ValueError` if
-    `out` does not end in `.md`, if a run was started in Python, if two runs are equal in the seed too, if
-    none is finished, if `baseline` is none of the runs or is not finished, or for a file that cannot be
-    read. Then nothing is written.
+    **Raises:** `FileNotFoundError` for a directory that is missing or contains no run; `ValueError` if
+    `out` does not end in `.md`, a run has no `config.yaml`, two runs also have the same seed, no run is
+    finished, `baseline` is not one of the runs or not finished, or a file cannot be read. Then nothing is
+    written.
 
     ```python
     found = dk.report("sweep", out="sweep/report.md")
@@ -114,8 +109,10 @@ def report(
         raise ValueError("runs must name run directories, got none.")
     found = [read_run(path) for path in find_runs(given)]
     groups = group(found)
-    first = _baseline(groups, found[0].path if baseline is None else Path(baseline))
-    groups = [first, *(same for same in groups if same is not first)]
+    chosen = (found[0].path if baseline is None else Path(baseline)).resolve()
+    groups.sort(key=lambda same: all(run.path.resolve() != chosen for run in same))
+    if all(run.path.resolve() != chosen for run in groups[0]):
+        raise ValueError(f"baseline must be one of the runs, got {str(baseline)!r}.")
     finished = [[run for run in same if run.evaluation is not None] for same in groups]
     if not any(finished):
         raise ValueError(
@@ -128,40 +125,27 @@ def report(
             f"got {str(baseline)!r}."
         )
     variants, common = make_variants([same for same in finished if same])
-    made = Report(
-        out,
-        variants[0].name,
-        variants,
-        tuple(run.path for run in found if run.evaluation is None),
-    )
+    unfinished = tuple(run.path for run in found if run.evaluation is None)
+    made = Report(out, variants[0].name, variants, unfinished)
     by_path = {run.path: run for run in found}
     curves = {v.name: [by_path[path].metrics for path in v.runs] for v in variants}
     samples = {v.name: drawn for v in variants if (drawn := _samples(v.runs)) is not None}
-    words = ["diffkit", "report", *map(str, given), f"out={out}"]
-    words += [] if baseline is None else [f"baseline={baseline}"]
-    _write(made, common, curves, samples, shlex.join(words))
+    last = [] if baseline is None else [f"baseline={baseline}"]
+    command = shlex.join(["diffkit", "report", *map(str, given), f"out={out}", *last])
+    _write(made, common, curves, samples, command)
     return made
 
 
-def _baseline(groups: Sequence[list[RunFiles]], path: Path) -> list[RunFiles]:
-    """The group that a run belongs to."""
-    for same in groups:
-        if any(run.path.resolve() == path.resolve() for run in same):
-            return same
-    raise ValueError(f"baseline must be one of the runs, got {str(path)!r}.")
-
-
 def _samples(runs: Sequence[Path]) -> Real[np.ndarray, "count *shape"] | None:
-    """The samples of the first seed that has some, if a picture can be made of them."""
-    for path in runs:
-        file = path / SAMPLES_FILE
-        if file.exists():
-            try:
-                drawn = np.load(file, allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise ValueError(f"{file} must be an array of samples: {error}.") from error
-            return drawn if has_picture(drawn) and drawn.size else None
-    return None
+    """The samples of the first seed that has some, if they can be drawn."""
+    file = next((file for path in runs if (file := path / SAMPLES_FILE).exists()), None)
+    if file is None:
+        return None
+    try:
+        drawn = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} must be an array of samples: {error}.") from error
+    return drawn if has_picture(drawn) and drawn.size else None
 
 
 def _write(
@@ -171,7 +155,7 @@ def _write(
     samples: Mapping[str, Real[np.ndarray, "count *shape"]],
     command: str,
 ) -> None:
-    """Pictures and page; all are made before the first of them replaces an older one."""
+    """Pictures and page; all are made before the first one replaces an older one."""
     out = made.path
     out.parent.mkdir(parents=True, exist_ok=True)
     pictures = {}

@@ -1,13 +1,10 @@
-"""The settings of runs, those in which they differ, and names made of them."""
+"""The settings of runs, their differences, and names made from them."""
 
-import functools
-import inspect
-import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from diffkit.registry import CONTEXT, KINDS, name_of
-from diffkit.runs import MAY_CHANGE, flat
+from diffkit.configs import MAY_CHANGE, defaults, find, flat, upgraded
+from diffkit.registry import KINDS, name_of
 
 SEED: Final = "train.seed"
 
@@ -15,59 +12,26 @@ LONGEST: Final = 72
 """Names with more characters are shortened."""
 
 _TARGET: Final = "._target_"
-# How long a run trains makes another variant of it; what is looked at, and how often, does not.
+# The length of training distinguishes variants; what is evaluated and drawn, and how often, does not.
 _IGNORED: Final = {SEED, *MAY_CHANGE} - {"train.steps"}
 
 
-@functools.cache
-def _object(target: str) -> Any:
-    """What a configuration names; `None` where it cannot be imported, as a plugin that is missing."""
-    try:
-        return pkgutil.resolve_name(target)
-    except Exception:  # a stranger's module may raise anything
-        return None
-
-
-@functools.cache
-def _defaults(target: str) -> Mapping[str, Any]:
-    """The options of a part that have plain defaults."""
-    made = _object(target)
-    if not callable(made):
-        return {}
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(made).parameters.items()
-        if isinstance(parameter.default, int | float | str | tuple | None) and name not in CONTEXT
-    }
-
-
 def read_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that make a run the variant that it is, by dotted names.
+    """The settings that define the variant of a run, by dotted names.
 
-    A part's own is `KIND._target_`, its import path. An option that the run is older than has its default.
+    A part's own is `KIND._target_`, its import path. Options added after the run have their defaults.
 
     **Arguments:** `config`: the configuration, as in `config.yaml`.
     """
-    found: dict[str, Any] = {}
-    for name, value in flat(config).items():
-        if name.endswith("._partial_"):
-            continue
-        found[name] = value
-        if name.endswith(_TARGET):
-            part, given = name.removesuffix(_TARGET), _at(config, name.removesuffix(_TARGET))
-            for option, default in _defaults(value).items():
-                if option not in given:
-                    found[f"{part}.{option}"] = default
-    found.setdefault("data_std", 1.0)  # as `model_from_config` has it
-    return {name: value for name, value in found.items() if name not in _IGNORED}
-
-
-def _at(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return functools.reduce(lambda node, key: node[key], name.split("."), config)
+    return {
+        name: value
+        for name, value in flat(upgraded(config)).items()
+        if name not in _IGNORED and not name.endswith("._partial_")
+    }
 
 
 def identity(settings: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
-    """Equal for runs of one variant; null is as good as nothing."""
+    """Equal for runs of one variant; null equals absence."""
     return frozenset((n, _hashable(value)) for n, value in settings.items() if value is not None)
 
 
@@ -94,11 +58,11 @@ def written(value: Any) -> str:
 class Naming:
     """The settings of variants side by side.
 
-    **Arguments:** `variants`: what `read_settings` gives for each; no two are the same.
+    **Arguments:** `variants`: the result of `read_settings` for each; no two are the same.
 
     **Attributes:** `names`: a name for each variant, made of the settings in which they differ;
     `differing`: these settings, in the order of the configuration, with the text for each variant, `None`
-    where a variant has no such setting; `common`: the texts of the others.
+    where a variant lacks the setting; `common`: the texts of the other settings.
     """
 
     names: list[str]
@@ -106,30 +70,26 @@ class Naming:
     common: dict[str, str]
 
     def __init__(self, variants: Sequence[Mapping[str, Any]]):
-        self._variants = variants
+        self._variants, self._differing = variants, []
+        self.differing, self.common = {}, {}
         every = list(dict.fromkeys(name for settings in variants for name in settings))
-        # Kinds stay together, though some of their options come from another variant.
-        first = list(dict.fromkeys(name.partition(".")[0] for name in every))
-        every.sort(key=lambda name: first.index(name.partition(".")[0]))
-        values = {name: [settings.get(name) for settings in variants] for name in every}
-        self._differing = [
-            name for name, row in values.items() if len(set(map(_hashable, row))) > 1
-        ]
-        self.differing = {name.removesuffix(_TARGET): self._texts(name) for name in self._differing}
-        self.common = {
-            name.removesuffix(_TARGET): next(t for t in self._texts(name) if t is not None)
-            for name in every
-            if name not in self._differing and name != "train._target_"
-        }
+        # Kinds stay together, even if some of their options come from another variant.
+        kinds = list(dict.fromkeys(name.partition(".")[0] for name in every))
+        for name in sorted(every, key=lambda name: kinds.index(name.partition(".")[0])):
+            shown, texts = name.removesuffix(_TARGET), self._texts(name)
+            if len({_hashable(settings.get(name)) for settings in variants}) > 1:
+                self._differing.append(name)
+                self.differing[shown] = texts
+            elif name != "train._target_":
+                self.common[shown] = next(text for text in texts if text is not None)
         self.names = self._names()
 
     def _texts(self, name: str) -> list[str | None]:
         if not name.endswith(_TARGET):
             return [written(s[name]) if name in s else None for s in self._variants]
-        targets = {s[name] for s in self._variants if name in s}
-        labels = {target: _label(name, target) for target in targets}
+        labels = {s[name]: _label(name, s[name]) for s in self._variants if name in s}
         known = list(labels.values())
-        # Two parts of one name are told apart by their modules.
+        # Their modules distinguish two parts of the same name.
         labels = {t: label if known.count(label) == 1 else t for t, label in labels.items()}
         return [labels[s[name]] if name in s else None for s in self._variants]
 
@@ -140,35 +100,27 @@ class Naming:
         names = _joined(list(terms.values()))
         if max(map(len, names)) <= LONGEST:
             return names
-        # Parts first, and of these and the options only those that tell apart what is not told apart yet.
-        kept: list[list[str | None]] = []
+        # Parts first, then options; only those that distinguish variants not yet distinguished.
+        kept: list[list[str | None]] = [[None] * len(names)]
         for name in sorted(terms, key=lambda name: not name.endswith(_TARGET)):
-            if len(set(_joined([*kept, terms[name]]))) > len(
-                set(_joined(kept or [[None] * len(names)]))
-            ):
+            if len(set(_joined([*kept, terms[name]]))) > len(set(_joined(kept))):
                 kept.append(terms[name])
         return [f"{name} ..." if name else "..." for name in _joined(kept)]
 
     def _terms(self, name: str) -> list[str | None]:
         """What a setting adds to the name of each variant.
 
-        Where the parts of a kind differ, the options that one of them has say something if they are not its
-        defaults.
+        Where the parts of a kind differ, options at their defaults add nothing.
         """
-        shown, texts = name.removesuffix(_TARGET), self.differing[name.removesuffix(_TARGET)]
-        part = self._enclosing(name)
+        shown, part = name.removesuffix(_TARGET), self._enclosing(name)
         terms = []
-        for settings, text in zip(self._variants, texts, strict=True):
-            silent = part in self._differing and (
-                name not in settings
-                or settings[name] is None
-                or self._is_default(settings, part, shown, settings[name])
-            )
+        for settings, text in zip(self._variants, self.differing[shown], strict=True):
+            silent = part in self._differing and _is_default(settings, str(part), shown, name)
             terms.append(None if silent else f"{shown}={'null' if text is None else text}")
         return terms
 
     def _enclosing(self, name: str) -> str | None:
-        """The setting that says which part an option belongs to."""
+        """The setting that names the part of an option."""
         prefix = name.removesuffix(_TARGET)
         while "." in prefix:
             prefix = prefix.rpartition(".")[0]
@@ -176,11 +128,13 @@ class Naming:
                 return f"{prefix}{_TARGET}"
         return None
 
-    @staticmethod
-    def _is_default(settings: Mapping[str, Any], part: str, shown: str, value: Any) -> bool:
-        option = shown.removeprefix(f"{part.removesuffix(_TARGET)}.")
-        defaults = _defaults(settings[part]) if part in settings else {}
-        return option in defaults and _hashable(defaults[option]) == _hashable(value)
+
+def _is_default(settings: Mapping[str, Any], part: str, shown: str, name: str) -> bool:
+    if (value := settings.get(name)) is None:
+        return True
+    option = shown.removeprefix(f"{part.removesuffix(_TARGET)}.")
+    known = defaults(settings[part]) if part in settings else {}
+    return option in known and _hashable(known[option]) == _hashable(value)
 
 
 def _joined(columns: Sequence[Sequence[str | None]]) -> list[str]:
@@ -188,8 +142,8 @@ def _joined(columns: Sequence[Sequence[str | None]]) -> list[str]:
 
 
 def _label(name: str, target: str) -> str:
-    """The registered name of a part, or else the last piece of its import path."""
+    """The registered name of a part, or the last piece of its import path."""
     kind = name.removesuffix(_TARGET).rpartition(".")[2]
-    made = _object(target)
+    made = find(target)
     known = name_of(kind, made) if kind in KINDS and made is not None else None
     return known or target.rpartition(".")[2]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from diffkit.reports.variants import TERMS, Estimate, Variant
+from diffkit.reports.variants import TERMS, Estimate, Variant, in_order
 
 DASH: Final = "–"
-"""Where there is no number."""
+"""For a missing number."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,7 @@ class Table:
 
     def markdown(self) -> str:
         """As a Markdown table, with the first column as code."""
-        cells = [
-            [f"`{first}`", *rest] for first, *rest in (map(_escaped, row) for row in self.rows)
-        ]
+        cells = [[f"`{first}`", *rest] for first, *rest in (map(_escaped, r) for r in self.rows)]
         lines = [self.header, ["---"] * len(self.header), *cells]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -34,7 +32,7 @@ def _escaped(text: str) -> str:
 
 
 def _number(value: float | None, *, sign: bool = False) -> str:
-    """Four decimals, or where these would not do two digits."""
+    """Four decimals, or two digits where four decimals do not suffice."""
     if value is None or not math.isfinite(value):
         return DASH
     text = f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.2g}"
@@ -47,45 +45,40 @@ def _short(value: float | None) -> str:
 
 
 def time_name(steps: int | None) -> str:
-    """T, as it heads a column."""
+    """T as the head of a column."""
     return "continuous" if steps is None else f"T = {steps}"
 
 
 def main_table(variants: Sequence[Variant]) -> Table:
     """A row for each variant."""
-    mixed = len({variant.steps for variant in variants}) > 1
-    measured = any(variant.variance is not None for variant in variants)
-    header = [
-        *("variant", "seeds", *(["time"] if mixed else []), "test bits/dim", "s.e.", *TERMS),
-        *("difference", "s.e. of difference", "compared", "seconds"),
-        *(["variance of a draw", "of a batch x size"] if measured else []),
-    ]
-    rows = []
-    for index, variant in enumerate(variants):
-        rows.append(
-            (
-                variant.name,
-                str(len(variant.seeds)),
-                *([time_name(variant.steps)] if mixed else []),
-                _number(variant.mean),
-                _number(variant.standard_error),
-                *(_number(variant.terms[term]) for term in TERMS),
-                "baseline" if index == 0 else _number(variant.difference, sign=True),
-                _number(variant.difference_error),
-                variant.compared or DASH,
-                _short(variant.seconds),
-                *([_short(variant.variance), _short(variant.batch_variance)] if measured else []),
-            )
-        )
-    return Table(tuple(header), tuple(rows))
+    first = variants[0]
+    columns = {
+        "variant": lambda v: v.name,
+        "seeds": lambda v: str(len(v.seeds)),
+        "time": lambda v: time_name(v.steps),
+        "test bits/dim": lambda v: _number(v.mean),
+        "s.e.": lambda v: _number(v.standard_error),
+        **{term: lambda v, term=term: _number(v.terms[term]) for term in TERMS},
+        "difference": lambda v: "baseline" if v is first else _number(v.difference, sign=True),
+        "s.e. of difference": lambda v: _number(v.difference_error),
+        "compared": lambda v: v.compared or DASH,
+        "seconds": lambda v: _short(v.seconds),
+        "variance of a draw": lambda v: _short(v.variance),
+        "of a batch x size": lambda v: _short(v.batch_variance),
+    }
+    if len({variant.steps for variant in variants}) == 1:
+        del columns["time"]
+    if all(variant.variance is None for variant in variants):
+        del columns["variance of a draw"], columns["of a batch x size"]
+    rows = (tuple(show(variant) for show in columns.values()) for variant in variants)
+    return Table(tuple(columns), tuple(rows))
 
 
 def at_steps_table(variants: Sequence[Variant]) -> Table | None:
-    """The bound by the number of steps, if any run was evaluated so."""
-    every = {steps for variant in variants for steps in variant.at_steps}
-    if not every:
+    """The bound by the number of steps, if any run has it."""
+    columns = in_order({steps for variant in variants for steps in variant.at_steps})
+    if not columns:
         return None
-    columns = sorted(every, key=lambda steps: math.inf if steps is None else steps)
 
     def cell(variant: Variant, found: Estimate | None) -> str:
         if found is None:
@@ -100,16 +93,16 @@ def at_steps_table(variants: Sequence[Variant]) -> Table | None:
 
 
 def footnotes(variants: Sequence[Variant]) -> list[str]:
-    """What is known of the errors of variants with one seed, and what cannot be compared."""
+    """Notes on variants with one seed, and on what cannot be compared."""
     notes = [
-        f"{variant.name}: one seed, so nothing is known of the spread over seeds, and no difference to it "
-        f"has an error; the standard error over the {variant.examples} examples of the test set is "
+        f"{variant.name}: one seed, so the spread over seeds is unknown and differences to it have no "
+        f"error; the standard error over the {variant.examples} examples of the test set is "
         f"{_number(variant.test_errors[0])}."
         for variant in variants
         if len(variant.seeds) == 1
     ]
     if any(name.split(".")[0] == "data" for name in variants[0].settings):
-        notes.append("The variants have other data: their bits per dimension are not of one thing.")
+        notes.append("The variants have different data: do not compare their bits per dimension.")
     return notes
 
 
@@ -119,27 +112,26 @@ def _how(variants: Sequence[Variant]) -> list[str]:
         "**test bits/dim**: `total_bits_per_dim` in `evaluation.json`, mean over seeds; the sum of prior, "
         "reconstruction and diffusion.",
         "**s.e.**: the standard error of that mean, the standard deviation over seeds (n - 1) over the "
-        "root of n. The test set is the same for all seeds: how well it stands for other data is left out.",
+        "root of n. All seeds share the test set, so the error of sampling the test set is not included.",
     ]
     if len(variants) > 1:
-        lines.append("**difference**: variant minus baseline, less than 0 is better.")
+        lines.append("**difference**: variant minus baseline; negative is better.")
     ways = {
-        "paired": "the two have the same seeds; the differences are taken seed by seed, and the standard "
-        "error is that of their mean.",
-        "independent": "the two have other seeds; the standard error is the root of the sum of the squares "
-        "of both standard errors.",
+        "paired": "both have the same seeds; differences are taken seed by seed, and the standard error is "
+        "that of their mean.",
+        "independent": "the two have different seeds; the standard error is the root of the sum of both "
+        "squared standard errors.",
     }
     used = {variant.compared for variant in variants}
-    lines += [f"**{way}**: {meaning}" for way, meaning in ways.items() if way in used]
-    lines.append(
-        "**seconds**: on the clock from the first step to the last, with compilation and evaluations in "
-        "between, mean over seeds. Of runs made by one process the first compiles."
-    )
+    lines += [f"**{way}**: {meaning}" for way, meaning in ways.items() if way in used] + [
+        "**seconds**: wall time from the first step to the last, with compilation and evaluations, mean "
+        "over seeds. Among the runs of one process only the first compiles."
+    ]
     if any(variant.variance is not None for variant in variants):
         lines.append(
             "**variance of a draw**: of the diffusion loss of one example, time and noise, nats squared. "
-            "**of a batch x size**: of the mean over a batch, times the batch size; for independent times "
-            "the two are equal, and what is less in the second is the gain of spreading the times. From "
+            "**of a batch x size**: of the mean over a batch, times the batch size; the two are equal for "
+            "independent times, and a smaller second one is the gain of spreading the times. From "
             "`variance.json`, mean over the seeds that have one."
         )
     return lines
@@ -152,21 +144,18 @@ def markdown(
     pictures: Mapping[str, str],
     command: str,
 ) -> str:
-    """The page.
-
-    **Arguments:** `variants`, the baseline first; `unfinished`: runs that have no numbers; `common`: the
-    settings that all variants have; `pictures`: file names of `curves` and `samples`, where there are such;
-    `command`: that makes the page again.
+    """The page, with the settings `common` to all variants, the file names of the `pictures` named `curves`
+    and `samples`, if any, and the `command` that makes it again.
     """
-    runs = sum(len(variant.seeds) for variant in variants)
-    times = {variant.steps for variant in variants}
-    time = f" ({_time_phrase(variants[0].steps)})" if len(times) == 1 else ""
+    runs, steps = sum(len(variant.seeds) for variant in variants), variants[0].steps
+    phrase = "in continuous time" if steps is None else f"of T = {steps} steps"
+    time = f" ({phrase})" if all(variant.steps == steps for variant in variants) else ""
     parts = [
         "# Report\n",
         f"Test bits per dimension{time}, less is better: {_count(runs, 'run')}, "
-        f"{_count(len(variants), 'variant')}. A variant is the runs that differ in nothing but the seed; "
-        "its name is made of the settings in which the variants differ, and the dots after some stand for "
-        "more of them, listed below.\n",
+        f"{_count(len(variants), 'variant')}. A variant is a set of runs that differ only in their seed; "
+        "its name lists the settings in which the variants differ, and dots stand for further ones, "
+        "listed below.\n",
         f"```bash\n{command}\n```\n",
         main_table(variants).markdown(),
         _bullets(_how(variants)),
@@ -184,19 +173,18 @@ def markdown(
         parts += [
             "## Curves\n",
             f"![Training curves]({quote(pictures['curves'])})\n",
-            "The training loss in bits per dimension, for each seed a running mean over about a hundredth "
-            "of the run: the mean over seeds, in a band from the least to the largest of them. Where "
-            "variants have other weightings it is not one quantity. Dashed: the bound on test data while "
-            "training, where it was recorded.\n",
+            "The training loss in bits per dimension, as a running mean over about a hundredth of the run: "
+            "the mean over seeds, in a band from the smallest to the largest. It cannot be compared "
+            "between variants with different weightings. Dashed: the bound on test data during training, "
+            "if recorded.\n",
         ]
     if "samples" in pictures:
         parts += [
             "## Samples\n",
             f"![Samples]({quote(pictures['samples'])})\n",
-            "Of the first seed of each variant that has some.\n",
+            "From the first seed of each variant that has samples.\n",
         ]
-    differing = list(variants[0].settings)
-    if differing:
+    if differing := variants[0].settings:
         rows = [
             (name, *(DASH if (t := v.settings[name]) is None else f"`{t}`" for v in variants))
             for name in differing
@@ -220,10 +208,6 @@ def markdown(
     if unfinished:
         parts += ["## Not finished\n", _bullets([f"`{path}`" for path in unfinished])]
     return "\n".join(parts)
-
-
-def _time_phrase(steps: int | None) -> str:
-    return "in continuous time" if steps is None else f"of T = {steps} steps"
 
 
 def _count(number: int, what: str) -> str:

@@ -1,9 +1,9 @@
-"""Runs read from their directories, and the variants that they make up."""
+"""Runs read from their directories, and the variants they form."""
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,21 +11,29 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Float
 
+from diffkit.configs import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    VARIANCE_FILE,
+    read_config,
+)
 from diffkit.reports.names import Naming, identity, read_settings
-from diffkit.runs import CONFIG_FILE, EVALUATION_FILE, VARIANCE_FILE
 from diffkit.training import read_metrics
-from diffkit.training.loop import CHECKPOINTS, METRICS_FILE
 
 TERMS: Final = ("prior", "reconstruction", "diffusion")
 SAMPLES_FILE: Final = "samples.npy"
 
+Method = Literal["paired", "independent"]
+
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run left, apart from its checkpoints.
+    """The files of a run, except its checkpoints.
 
-    **Attributes:** `path`, as it was given; `seed`; `settings`, as `read_settings` gives them;
-    `evaluation` and `variance`, as stored, `None` where there is none; `metrics`, oldest first.
+    **Attributes:** `path`, as given; `seed`; `settings`, from `read_settings`; `evaluation` and `variance`,
+    as stored, or `None`; `metrics`, oldest first.
     """
 
     path: Path
@@ -36,8 +44,8 @@ class RunFiles:
     metrics: Sequence[Mapping[str, float]]
 
     @property
-    def total(self) -> float:
-        """Test bits per dimension of a run that is finished."""
+    def bits_per_dim(self) -> float:
+        """Test bits per dimension of a finished run."""
         assert self.evaluation is not None
         return float(self.evaluation["total_bits_per_dim"])
 
@@ -46,8 +54,8 @@ class RunFiles:
 class Estimate:
     """A mean over seeds.
 
-    **Attributes:** `mean`; `standard_error`, the standard deviation over the seeds (n - 1) over the root of
-    their number, `None` for one seed; `count`: how many seeds.
+    **Attributes:** `mean`; `standard_error`: the standard deviation over the seeds (n - 1) over the root of
+    their number, `None` for one seed; `count`: the number of seeds.
     """
 
     mean: float
@@ -57,7 +65,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Variant:
-    """The finished runs that differ in nothing but the seed.
+    """Finished runs that differ only in their seed.
 
     **Attributes:**
 
@@ -65,17 +73,16 @@ class Variant:
     - `seeds`, increasing, and `runs`, the directories in that order.
     - `mean`, `standard_error`: test bits per dimension, over seeds; `None` for the error of one seed.
     - `terms`: the means of `prior`, `reconstruction` and `diffusion`, which add up to `mean`.
-    - `totals`: the test bits per dimension of each run; `test_errors`: of each, the standard error over the
-      examples of its test set, of which there are `examples`; `None` for one example.
+    - `totals`: the test bits per dimension of each run; `test_errors`: the standard error of each over the
+      `examples` examples of its test set; `None` for one example.
     - `steps`: T of the evaluation, `None` for continuous time.
-    - `difference`: to the baseline, negative for fewer bits; `None` for the baseline itself.
-      `difference_error`: its standard error, `None` where either has one seed. `compared`: how that was
-      found, `"paired"` or `"independent"` (`diffkit.report`).
+    - `difference`: to the baseline, negative for fewer bits, with its standard error `difference_error`
+      (`None` if either has one seed) by the method `compared` (`diffkit.report`); `None` for the baseline.
     - `seconds`: of training, mean over seeds; `None` without metrics.
     - `variance`: of the loss of one draw, and `batch_variance`: of the mean of a batch, times the batch
-      size; nats squared, means over the seeds for which they were measured, `None` if there are none.
-    - `at_steps`: by T, `None` for continuous time, the bound of the model of that many steps.
-    - `settings`: those in which variants differ, as written on the command line; `None` for one it has not.
+      size; nats squared, means over the seeds with measurements, `None` without any.
+    - `at_steps`: the bound of the model of T steps, by T, `None` for continuous time.
+    - `settings`: those in which variants differ, as on the command line; `None` if it lacks one.
     """
 
     name: str
@@ -90,7 +97,7 @@ class Variant:
     steps: int | None
     difference: float | None
     difference_error: float | None
-    compared: Literal["paired", "independent"] | None
+    compared: Method | None
     seconds: float | None
     variance: float | None
     batch_variance: float | None
@@ -101,71 +108,53 @@ class Variant:
 def find_runs(given: Sequence[str | Path]) -> list[Path]:
     """The run directories among and below those given, each once, in the order given.
 
-    **Raises:** `FileNotFoundError` for a path that is no directory, or that has no run in it.
+    **Raises:** `FileNotFoundError` for a path that is not a directory or contains no run.
     """
     found: dict[Path, Path] = {}
     for path in map(Path, given):
         if not path.is_dir():
             raise FileNotFoundError(f"runs must be run directories, there is no directory {path}.")
-        below = _below(path)
+        below = []
+        for place, folders, files in os.walk(path):
+            if {CONFIG_FILE, METRICS_FILE} & set(files) or CHECKPOINTS in folders:
+                below.append(Path(place))
+                folders.clear()  # nothing below a run is one
         if not below:
             raise FileNotFoundError(
                 f"runs must be run directories, or directories of them: there is no {CONFIG_FILE} in or "
                 f"below {path}."
             )
-        for run in below:
+        for run in sorted(below):
             found.setdefault(run.resolve(), run)
     return list(found.values())
 
 
-def _below(path: Path) -> list[Path]:
-    """The path itself if it is a run, else the runs below it, sorted."""
-    found = []
-    for place, folders, files in os.walk(path):
-        if {CONFIG_FILE, METRICS_FILE} & set(files) or CHECKPOINTS in folders:
-            found.append(Path(place))
-            folders.clear()
-    return sorted(found)
-
-
 def read_run(path: Path) -> RunFiles:
-    """Read what a report needs of a run.
+    """Read the files of a run.
 
-    **Raises:** `ValueError` if the run was started in Python, or for a file that is not what it should be.
+    **Raises:** `ValueError` if the run was started in Python, or for an invalid file.
     """
-    import yaml
-
-    file = path / CONFIG_FILE
-    if not file.exists():
+    config, file = read_config(path), path / CONFIG_FILE
+    if not config:
         raise ValueError(
-            f"run {path} was started in Python and has no {CONFIG_FILE}, so its choices are not known: "
-            "give the other runs."
+            f"run {path} has no {CONFIG_FILE}, so its choices are not known: give the other runs."
         )
     try:
-        config = yaml.safe_load(file.read_text())
         seed = config["train"]["seed"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{file} must be the configuration of a run: {error!r}.") from error
-    names = ("total", *TERMS)
+    bounds = [f"{name}_bits_per_dim" for name in ("total", *TERMS)]
     return RunFiles(
         path,
         seed,
         read_settings(config),
-        _read_json(
-            path / EVALUATION_FILE,
-            (
-                *(f"{name}_bits_per_dim" for name in names),
-                "total_standard_error",
-                "examples",
-                "steps",
-            ),
-        ),
-        _read_json(path / VARIANCE_FILE, ("variance", "batch_variance", "batch_size")),
+        _read_json(path / EVALUATION_FILE, *bounds, "total_standard_error", "examples", "steps"),
+        _read_json(path / VARIANCE_FILE, "variance", "batch_variance", "batch_size"),
         read_metrics(path / METRICS_FILE),
     )
 
 
-def _read_json(path: Path, needed: tuple[str, ...]) -> Mapping[str, Any] | None:
+def _read_json(path: Path, *needed: str) -> Mapping[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -178,24 +167,21 @@ def _read_json(path: Path, needed: tuple[str, ...]) -> Mapping[str, Any] | None:
 
 
 def group(runs: Sequence[RunFiles]) -> list[list[RunFiles]]:
-    """Runs that are equal but for the seed, in the order of the first of each; sorted by seed.
+    """Groups of runs that differ only in their seed, by first appearance; each sorted by seed.
 
-    **Raises:** `ValueError` if two finished runs have the same seed too: they are not two draws.
+    **Raises:** `ValueError` if two finished runs also have the same seed: they are not two draws.
     """
     groups: dict[Any, list[RunFiles]] = {}
+    known: dict[Any, RunFiles] = {}
     for run in runs:
-        groups.setdefault(identity(run.settings), []).append(run)
-    for same in groups.values():
-        known: dict[int, RunFiles] = {}
-        for run in same:
-            if run.evaluation is None:
-                continue
-            if run.seed in known:
-                raise ValueError(
-                    f"runs must differ in something: {known[run.seed].path} and {run.path} have the same "
-                    f"choices and the same train.seed={run.seed}. Give one of them."
-                )
-            known[run.seed] = run
+        key = identity(run.settings)
+        groups.setdefault(key, []).append(run)
+        other = known.setdefault((key, run.seed), run) if run.evaluation is not None else run
+        if other is not run:
+            raise ValueError(
+                f"runs must differ in something: {other.path} and {run.path} have the same choices and the "
+                f"same train.seed={run.seed}. Give one of them."
+            )
     return [sorted(same, key=lambda run: run.seed) for same in groups.values()]
 
 
@@ -208,11 +194,11 @@ def estimate(values: Float[np.ndarray, " seeds"]) -> Estimate:
 
 def difference(
     one: Mapping[int, float], other: Mapping[int, float]
-) -> tuple[float, float | None, Literal["paired", "independent"] | None]:
-    """The first mean less the second, its standard error, and how that was found.
+) -> tuple[float, float | None, Method | None]:
+    """The first mean minus the second, its standard error, and the method.
 
-    Seed by seed where the two have the same seeds, which takes away what the seeds have in common (the
-    order of the data, the noise, the draws of the evaluation); else as for independent means (Welch).
+    Seed by seed if both have the same seeds, so that what the seeds share (the order of the data, the
+    noise, the draws of the evaluation) cancels; otherwise as for independent means (Welch).
 
     **Arguments:** `one`, `other`: a number for each seed.
     """
@@ -221,13 +207,10 @@ def difference(
         found = estimate(a - b)
         return found.mean, found.standard_error, "paired"
     first, second = estimate(a), estimate(b)
+    less = first.mean - second.mean
     if first.standard_error is None or second.standard_error is None:
-        return first.mean - second.mean, None, None
-    return (
-        first.mean - second.mean,
-        math.hypot(first.standard_error, second.standard_error),
-        "independent",
-    )
+        return less, None, None
+    return less, math.hypot(first.standard_error, second.standard_error), "independent"
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -239,16 +222,17 @@ def make_variants(
 ) -> tuple[tuple[Variant, ...], Mapping[str, str]]:
     """Variants from the finished runs of each, the baseline first.
 
-    **Returns:** the variants, and the settings that all of them have.
+    **Returns:** the variants, and the settings common to all.
     """
     naming = Naming([same[0].settings for same in groups])
-    before = {run.seed: run.total for run in groups[0]}
+    by_seed = [{run.seed: run.bits_per_dim for run in same} for same in groups]
     made = []
     for index, same in enumerate(groups):
-        total = estimate(np.array([run.total for run in same]))
-        less = difference({run.seed: run.total for run in same}, before)
+        total = estimate(np.array([run.bits_per_dim for run in same]))
+        less, error, method = difference(by_seed[index], by_seed[0])
         evaluations = [run.evaluation for run in same if run.evaluation is not None]
         measured = [run.variance for run in same if run.variance is not None]
+        batches = [found["batch_variance"] * found["batch_size"] for found in measured]
         made.append(
             Variant(
                 name=naming.names[index],
@@ -257,21 +241,18 @@ def make_variants(
                 mean=total.mean,
                 standard_error=total.standard_error,
                 terms={
-                    term: float(np.mean([e[f"{term}_bits_per_dim"] for e in evaluations]))
-                    for term in TERMS
+                    term: float(np.mean([e[f"{term}_bits_per_dim"] for e in evaluations])) for term in TERMS
                 },
-                totals=tuple(run.total for run in same),
+                totals=tuple(run.bits_per_dim for run in same),
                 test_errors=tuple(e["total_standard_error"] for e in evaluations),
                 examples=evaluations[0]["examples"],
                 steps=evaluations[0]["steps"],
-                difference=less[0] if index else None,
-                difference_error=less[1] if index else None,
-                compared=less[2] if index else None,
+                difference=less if index else None,
+                difference_error=error if index else None,
+                compared=method if index else None,
                 seconds=_mean([run.metrics[-1]["seconds"] for run in same if run.metrics]),
                 variance=_mean([found["variance"] for found in measured]),
-                batch_variance=_mean(
-                    [found["batch_variance"] * found["batch_size"] for found in measured]
-                ),
+                batch_variance=_mean(batches),
                 at_steps=_at_steps(evaluations),
                 settings={name: texts[index] for name, texts in naming.differing.items()},
             )
@@ -282,11 +263,13 @@ def make_variants(
 def _at_steps(evaluations: Sequence[Mapping[str, Any]]) -> dict[int | None, Estimate]:
     found: dict[int | None, list[float]] = {}
     for evaluation in evaluations:
-        # A T that is given twice is one.
+        # A T given twice counts once.
         totals = {at["steps"]: at["total_bits_per_dim"] for at in evaluation.get("at_steps", ())}
         for steps, total in totals.items():
             found.setdefault(steps, []).append(total)
-    return {
-        steps: estimate(np.array(found[steps]))
-        for steps in sorted(found, key=lambda steps: math.inf if steps is None else steps)
-    }
+    return {steps: estimate(np.array(found[steps])) for steps in in_order(found)}
+
+
+def in_order(every: Iterable[int | None]) -> list[int | None]:
+    """Numbers of steps in increasing order, `None` for continuous time at the end."""
+    return sorted(every, key=lambda steps: math.inf if steps is None else steps)

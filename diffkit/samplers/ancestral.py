@@ -1,59 +1,34 @@
-r"""Ancestral sampling: the generative model itself, step by step."""
+"""Ancestral sampling: the generative model itself, step by step."""
 
-from typing import Any
-
-import jax
+from typing import ClassVar
 
 from diffkit.registry import register
-from diffkit.samplers.base import AbstractSampler, Denoise
-from diffkit.typing import Example, PRNGKey, Scalar
+from diffkit.samplers.base import AbstractOneStepSampler, Denoise, Step
+from diffkit.typing import Example
 
 
 @register("sampler", "ancestral")
-class Ancestral(AbstractSampler):
+class Ancestral(AbstractOneStepSampler):
     r"""Draws from $p(z_s \mid z_t) = q(z_s \mid z_t, x = \hat x(z_t))$, VDM equation 34.
 
-    With T steps uniform in t it is exactly the discrete-time model whose bound `vlb(..., steps=T)` is;
-    any number of steps works. Needs some hundred steps; choose it where samples should come from the
-    model that was evaluated.
+    With T steps uniform in t it is exactly the discrete-time model bounded by `vlb(..., steps=T)`; any
+    number of steps works. Needs some hundred steps; choose it to sample from the model that was evaluated.
 
-    **Arguments:** `spread`: where the log variance lies between that of the posterior (0, the model
-    itself) and that of the forward step (1, DDPM's "fixed large" variance, section 3.2 there). A model
-    that predicts it (`Prediction.spread`) is followed instead.
+    **Arguments:** `spread`: where the log variance lies between the posterior's (0, the model itself) and
+    the forward step's (1, DDPM's "fixed large" variance, section 3.2 there). A predicted variance
+    (`Prediction.spread`) takes precedence.
 
     **Raises:** `ValueError` if `spread` is not in [0, 1].
     """
 
+    stochastic: ClassVar[bool] = True
+    order: ClassVar[int] = 1
     spread: float = 0.0
 
     def __check_init__(self):
         if not 0 <= self.spread <= 1:
             raise ValueError(f"spread must be in [0, 1], got {self.spread}.")
 
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def calls(self) -> int:
-        return 1
-
-    def init(self, y: Example) -> None:
-        return None
-
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: Any,
-        key: PRNGKey | None,
-    ) -> tuple[Example, None]:
-        assert key is not None
-        mean, std = denoise(y, logsnr_t).reverse(logsnr_s, spread=self.spread)
-        return mean + std * jax.random.normal(key, y.shape, y.dtype), None
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        mean, std = denoise(y, step.logsnr_t).reverse(step.logsnr_s, spread=self.spread)
+        return mean + std * step.noise(y)

@@ -1,18 +1,17 @@
 r"""DDIM (Song, Meng and Ermon 2021, arXiv 2010.02502)."""
 
 import math
-from typing import Any
+from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from diffkit.registry import register
-from diffkit.samplers.base import AbstractSampler, Denoise
-from diffkit.typing import Example, PRNGKey, Scalar
+from diffkit.samplers.base import AbstractOneStepSampler, Denoise, Step
+from diffkit.typing import Example
 
 
 @register("sampler", "ddim")
-class DDIM(AbstractSampler):
+class DDIM(AbstractOneStepSampler):
     r"""Keeps the predicted data and moves the predicted noise to the new level.
 
     $$y_s = \hat x + \rho_s \left(\sqrt{1 - \eta^2 c}\;\hat\epsilon + \eta \sqrt c\;\xi\right),
@@ -27,6 +26,7 @@ class DDIM(AbstractSampler):
     **Raises:** `ValueError` if `eta` is not in [0, 1].
     """
 
+    order: ClassVar[int] = 1
     eta: float = 0.0
 
     def __check_init__(self):
@@ -37,32 +37,11 @@ class DDIM(AbstractSampler):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def calls(self) -> int:
-        return 1
-
-    def init(self, y: Example) -> None:
-        return None
-
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: Any,
-        key: PRNGKey | None,
-    ) -> tuple[Example, None]:
-        prediction = denoise(y, logsnr_t)
-        rho_t, rho_s = jnp.exp(-logsnr_t / 2), jnp.exp(-logsnr_s / 2)
-        c = -jnp.expm1(logsnr_t - logsnr_s)
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        rho_s, c = step.rho_s, step.removed
         kept = rho_s * jnp.sqrt(1 - self.eta**2 * c)
-        # y - rho_t eps is x; written as an increment, so that small steps keep their digits.
-        y = y + (kept - rho_t) * prediction.eps
-        if key is not None:
-            y = y + self.eta * rho_s * jnp.sqrt(c) * jax.random.normal(key, y.shape, y.dtype)
-        return y, None
+        # y - rho_t eps is x; written as an increment to keep the digits of small steps.
+        y = y + (kept - step.rho_t) * denoise(y, step.logsnr_t).eps
+        if step.key is not None:
+            y = y + self.eta * rho_s * jnp.sqrt(c) * step.noise(y)
+        return y

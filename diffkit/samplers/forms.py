@@ -1,9 +1,7 @@
 r"""Semilinear forms of the probability-flow ODE.
 
-In the rescaled latent the ODE of every process is $dy / d\rho = \hat\epsilon(y, \rho)$. Multiplying y
-with a factor and changing the variable gives it other right-hand sides:
-
-$$u = s(\lambda)\, y, \qquad \frac{du}{d\kappa(\lambda)} = q,$$
+In the rescaled latent the ODE of every process is $dy / d\rho = \hat\epsilon(y, \rho)$. Multiplying y with
+a factor and changing the variable gives $u = s(\lambda)\, y$ with $du / d\kappa(\lambda) = q$:
 
 | form | $s$ | $\kappa$ | $q$ |
 |---|---|---|---|
@@ -12,10 +10,9 @@ $$u = s(\lambda)\, y, \qquad \frac{du}{d\kappa(\lambda)} = q,$$
 | `v` | $\cos\varphi$ | $\varphi = \arctan \rho$ | $\cos\varphi\,\hat\epsilon - \sin\varphi\,\hat x$ |
 | `velocity` | $1/(1+\rho)$ | $\rho/(1+\rho)$ | $\hat\epsilon - \hat x$ |
 
-On `eps` stand DDIM, EDM's Heun and DEIS, on `x` DPM-Solver++ and UniPC, on `v` Adams-Bashforth in v, on
-`velocity` the solvers of rectified flow. Each form follows from $y = x + \rho\,\epsilon$ and the product
-rule. Where the solution bends in one form it can be nearly straight in another: with the noise in `eps`,
-with the data in `x`, with both in `v` and `velocity`, where u stays bounded at both ends.
+DDIM, EDM's Heun and DEIS use `eps`; DPM-Solver++ and UniPC `x`; Adams-Bashforth in v `v`; the solvers of
+rectified flow `velocity`. A solution that bends in one form can be nearly straight in another: with the
+noise in `eps`, with the data in `x`, with both in `v` and `velocity`, where u stays bounded at both ends.
 """
 
 import math
@@ -39,9 +36,9 @@ class Form:
     """One semilinear form: u = scale y obeys du / dkappa = quantity.
 
     **Attributes:** functions of `logsnr`: `scale`; `kappa`, the variable of integration; `logsnr`, the
-    inverse of `kappa`; `slope`, the derivative of `kappa` by `logsnr`; `offset`, called with `logsnr` and
-    an origin: the difference of their kappas, without the cancellation of two near numbers; and
-    `quantity`, the right-hand side as a function of a `Prediction`.
+    inverse of `kappa`; `slope`, the derivative of `kappa`; `offset`, of `logsnr` and an origin: the
+    difference of their kappas, without cancellation; and `quantity`, the right-hand side as a function of a
+    `Prediction`.
     """
 
     scale: Callable[[Scalar], Scalar]
@@ -75,20 +72,7 @@ def _sine(logsnr: Scalar) -> Scalar:
     return _cosine(-logsnr)
 
 
-def _v(prediction: Prediction) -> Example:
-    logsnr = prediction.level.logsnr
-    return _cosine(logsnr) * prediction.eps - _sine(logsnr) * prediction.x
-
-
 # In the offsets m is the relative change of rho from the origin to logsnr: rho = r (1 + m).
-
-
-def _offset_eps(logsnr: Scalar, origin: Scalar) -> Scalar:
-    return _rho(origin) * jnp.expm1(-(logsnr - origin) / 2)
-
-
-def _offset_x(logsnr: Scalar, origin: Scalar) -> Scalar:
-    return _inverse_rho(origin) * jnp.expm1((logsnr - origin) / 2)
 
 
 def _offset_v(logsnr: Scalar, origin: Scalar) -> Scalar:
@@ -108,7 +92,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             kappa=_rho,
             logsnr=lambda kappa: -2 * jnp.log(kappa),
             slope=lambda logsnr: -0.5 * _rho(logsnr),
-            offset=_offset_eps,
+            offset=lambda logsnr, origin: _rho(origin) * jnp.expm1(-(logsnr - origin) / 2),
             quantity=lambda prediction: prediction.eps.value,
         ),
         "x": Form(
@@ -116,7 +100,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             kappa=_inverse_rho,
             logsnr=lambda kappa: 2 * jnp.log(kappa),
             slope=lambda logsnr: 0.5 * _inverse_rho(logsnr),
-            offset=_offset_x,
+            offset=lambda logsnr, origin: _inverse_rho(origin) * jnp.expm1((logsnr - origin) / 2),
             quantity=lambda prediction: prediction.x.value,
         ),
         "v": Form(
@@ -125,7 +109,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             logsnr=lambda kappa: -2 * jnp.log(jnp.tan(kappa)),
             slope=lambda logsnr: -0.5 * _cosine(logsnr) * _sine(logsnr),
             offset=_offset_v,
-            quantity=_v,
+            quantity=lambda p: _cosine(p.level.logsnr) * p.eps - _sine(p.level.logsnr) * p.x,
         ),
         "velocity": Form(
             scale=lambda logsnr: jax.nn.sigmoid(logsnr / 2),
@@ -133,7 +117,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             logsnr=lambda kappa: 2 * (jnp.log1p(-kappa) - jnp.log(kappa)),
             slope=lambda logsnr: -0.5 * jax.nn.sigmoid(logsnr / 2) * jax.nn.sigmoid(-logsnr / 2),
             offset=_offset_velocity,
-            quantity=lambda prediction: prediction.eps - prediction.x,
+            quantity=lambda prediction: prediction.eps.value - prediction.x.value,
         ),
     }
 )
@@ -141,17 +125,14 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
 
 
 def check_form(name: str) -> Form:
-    """The form of this name.
-
-    **Raises:** `ValueError` that lists the names there are.
-    """
+    """The form of this name, or a `ValueError` that lists the known ones."""
     if name not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {name!r}.")
     return FORMS[name]
 
 
-# Of the way from data to noise a level has passed rho / (rho + 1/2). In its middle is the scale 1/2: data
-# of any scale from a tenth to one come out of the noise in the middle, and not at the ends.
+# A level has passed rho / (rho + 1/2) of the way from data to noise. Data of any scale from a tenth to one
+# come out of the noise in its middle, not at the ends.
 _SCALE = 0.5
 
 
@@ -162,7 +143,7 @@ def _passed(logsnr: Scalar) -> Scalar:
 LONGEST: Final = 4.25
 """The length in `logsnr` from which a step can be long: rho falls to less than an eighth.
 
-Five even steps from rho = 80 to 0.002, of 4.24 each, still gain from a higher order, and four do not.
+Five even steps from rho = 80 to 0.002, of 4.24 each, still gain from a higher order; four do not.
 """
 
 _LONGEST_WAY = 0.3
@@ -173,25 +154,20 @@ def is_long(
 ) -> Bool[Array | np.ndarray, ""]:
     r"""Whether a step is too long for a method of an order above 1.
 
-    A long step is longer than `longest` in `logsnr` (4.25: $\rho$ falls to an eighth), and covers more
-    than 0.3 of the way from data to noise, of which a level has passed $\rho / (\rho + 1/2)$. In it the
-    predicted data change much, and not as a polynomial does. A step with only one of the two is not long:
-    the last one of a grid uniform in time, from $\rho = 0.05$ to 0.001, hardly changes them.
-
-    Both numbers were chosen by experiment, on the problems of `benchmarks/samplers.py` and the grids of all
-    schedules: with 1 to 4 steps no error is more than twice that of DDIM, and from ten calls on hardly any
-    grows.
+    A long step is longer than `longest` in `logsnr` (4.25: $\rho$ falls to an eighth) and covers more than
+    0.3 of the way from data to noise, of which a level has passed $\rho / (\rho + 1/2)$. There the
+    predicted data change much, and not like a polynomial; with only one of the two they hardly do, as in
+    the last step of a grid uniform in time, from $\rho = 0.05$ to 0.001. Both numbers come from
+    `benchmarks/samplers.py` and the grids of all schedules: with 1 to 4 steps no error is more than twice
+    that of DDIM, and from ten calls on hardly any grows.
     """
     return (logsnr_s - logsnr_t > longest) & (_passed(logsnr_t) - _passed(logsnr_s) > _LONGEST_WAY)
 
 
-def between(
-    logsnr_t: Scalar, logsnr_s: Scalar, share: float | Float[Array, "..."]
-) -> Float[Array, "..."]:
-    """The `logsnr` where a share of the way is done that a step covers, as `is_long` measures it.
+def between(logsnr_t: Scalar, logsnr_s: Scalar, share: float | Float[Array, "..."]) -> Float[Array, "..."]:
+    """The `logsnr` at a share of the way that a step covers, as measured by `is_long`.
 
-    It is a good place for a further call of the network in a long step: there the data come out of the
-    noise, if the step leads through that.
+    In a long step call the network there again: the data come out of the noise there, if within the step.
     """
     passed = (1 - share) * _passed(logsnr_t) + share * _passed(logsnr_s)
     place = 2 * (jnp.log1p(-passed) - jnp.log(passed) - math.log(_SCALE))

@@ -1,16 +1,17 @@
-"""The laws that make parts interchangeable, as a kit for whoever writes one.
+"""The laws that make parts interchangeable, as a kit for authors of parts.
 
-A *law* is a sentence about every part of a kind, and a function that puts it to one. There are three
-ways to run them: `diffkit check PLUGIN` puts all laws to all parts of a plugin; a test class such as
-`class TestSteep(ScheduleLaws): part = Steep()` does it for one part under pytest; and
-`laws(kind)` and `check_part(kind, part)` do it from Python. A broken law raises a `LawError`, which
-names the part, the law, the input and the numbers.
+A *law* is a sentence about every part of a kind, and a function that tests a part for it. There are three
+ways to run laws: `diffkit check PLUGIN` tests all parts of a plugin; a test class such as
+`class TestSteep(ScheduleLaws): part = Steep()` tests one part under pytest; `laws(kind)` and
+`check_part(kind, part)` work from Python. A broken law raises a `LawError`, which names the part, the law,
+the input and the numbers.
 """
 
 from diffkit.testing import data as data
 from diffkit.testing import decoders as decoders
 from diffkit.testing import grids as grids
 from diffkit.testing import networks as networks
+from diffkit.testing import optimisers as optimisers
 from diffkit.testing import parameterizations as parameterizations
 from diffkit.testing import presets as presets
 from diffkit.testing import processes as processes
@@ -25,11 +26,12 @@ from diffkit.testing.base import Result as Result
 from diffkit.testing.base import check_part as check_part
 from diffkit.testing.base import laws as laws
 
-# After the modules above, which make the laws that the classes are made of.
+# After the modules above, which define the laws of these classes.
 from diffkit.testing.classes import DataLaws as DataLaws
 from diffkit.testing.classes import DecoderLaws as DecoderLaws
 from diffkit.testing.classes import GridLaws as GridLaws
 from diffkit.testing.classes import NetworkLaws as NetworkLaws
+from diffkit.testing.classes import OptimiserLaws as OptimiserLaws
 from diffkit.testing.classes import ParameterizationLaws as ParameterizationLaws
 from diffkit.testing.classes import PresetLaws as PresetLaws
 from diffkit.testing.classes import ProcessLaws as ProcessLaws

@@ -1,4 +1,4 @@
-"""What a law is, how it is broken, and how all laws of a kind are put to a part."""
+"""Laws, their violations, and how to test a part for all laws of its kind."""
 
 import functools
 import inspect
@@ -12,42 +12,25 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Real
 
 from diffkit.data import AbstractDataset
-from diffkit.decoders import AbstractDecoder
-from diffkit.grids import AbstractGrid
-from diffkit.networks import AbstractNetwork
-from diffkit.parameterizations import AbstractParameterization, Epsilon
+from diffkit.parameterizations import Epsilon
+from diffkit.presets import BASES as PARTS
 from diffkit.presets import Preset
-from diffkit.processes import AbstractProcess, VariancePreserving
-from diffkit.registry import CONTEXT, KINDS, complete, name_of
-from diffkit.samplers import AbstractSampler
-from diffkit.schedules import AbstractSchedule, LinearLogSNR
-from diffkit.time_samplers import AbstractTimeSampler
-from diffkit.weightings import AbstractWeighting
+from diffkit.processes import VariancePreserving
+from diffkit.registry import CONTEXT, KINDS, complete, is_constructor, name_of
+from diffkit.schedules import LinearLogSNR
 
 LOGSNR_RANGE: Final = (13.3, -10.0)
 """The largest and the smallest `logsnr` at which every part must work in float32."""
 
-BASES: Final[Mapping[str, type]] = {
-    "schedule": AbstractSchedule,
-    "process": AbstractProcess,
-    "parameterization": AbstractParameterization,
-    "weighting": AbstractWeighting,
-    "time_sampler": AbstractTimeSampler,
-    "sampler": AbstractSampler,
-    "grid": AbstractGrid,
-    "decoder": AbstractDecoder,
-    "network": AbstractNetwork,
-    "data": AbstractDataset,
-    "preset": Preset,
-}
-"""What a part of each kind is an instance of."""
+BASES: Final[Mapping[str, type]] = {**PARTS, "data": AbstractDataset, "preset": Preset}
+"""The base class of each kind."""
 
 
 class LawError(AssertionError):
     """A part breaks a law.
 
     **Attributes:** `part`: its kind and name; `law`: the law's name; `sentence`: what the law says;
-    `given`: the input at which it is broken; `numbers`: what came, and what was expected.
+    `given`: the input that breaks it; `numbers`: what came, and what was expected.
     """
 
     def __init__(self, part: str, law: str, sentence: str, given: str, numbers: str):
@@ -59,41 +42,39 @@ class LawError(AssertionError):
 
 
 class NotApplicable(Exception):
-    """A law has nothing to say of a part; the message is the reason."""
+    """A law does not apply to a part; the message is the reason."""
 
 
 class Violation(Exception):
-    """Raised inside a law; the law makes a `LawError` of it."""
-
-    def __init__(self, given: str, numbers: str):
-        super().__init__(f"{given}: {numbers}")
-        self.given, self.numbers = given, numbers
+    """Raised inside a law with the input and the numbers, which turns it into a `LawError`."""
 
 
 class Subject:
-    """A part that laws are put to.
+    """A part to test.
 
-    **Attributes:** `kind`; `name`, as messages show it; `given`: the constructor or the instance;
-    `context`: what a constructor may ask for (`diffkit.registry.CONTEXT`); `made`: what laws keep for
-    each other.
+    **Attributes:** `kind`; `given`: the constructor or the instance; `name`, as messages show it;
+    `context`: what a constructor may take (`diffkit.registry.CONTEXT`); `made`: what laws share.
     """
 
     def __init__(
         self,
         kind: str,
         given: Any,
-        *,
         name: str | None = None,
         context: Mapping[str, Any] | None = None,
     ):
-        if kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
         self.kind, self.given = kind, given
-        self.made: dict[Any, Any] = {}
         self.name = name or name_of(kind, given) or _describe(given)
+        self.made: dict[Any, Any] = {}
+        self.is_constructor = is_constructor(given)
+        if unknown := [key for key in context or {} if key not in CONTEXT]:
+            raise ValueError(
+                f"context has entries {', '.join(CONTEXT)}, got {', '.join(map(repr, unknown))}."
+            )
         self.context: dict[str, Any] = {
             "shape": (1, 8, 8),
             "levels": 256,
+            "statistics": None,
             "condition_size": 0,
             "data_std": 1.0,
             "logsnr_range": LOGSNR_RANGE,
@@ -101,48 +82,35 @@ class Subject:
             "process": VariancePreserving(),
             "parameterization": Epsilon(),
             "key": jax.random.key(0),
+            **(context or {}),
         }
-        if unknown := [key for key in context or {} if key not in CONTEXT]:
-            raise ValueError(
-                f"context has entries {', '.join(CONTEXT)}, got {', '.join(map(repr, unknown))}."
-            )
-        self.context |= context or {}
-
-    @property
-    def label(self) -> str:
-        """Kind and name."""
-        return f"{self.kind} {self.name!r}"
-
-    @property
-    def is_constructor(self) -> bool:
-        """Whether a constructor was given, and not an instance."""
-        is_partial = isinstance(self.given, functools.partial)
-        return inspect.isclass(self.given) or inspect.isfunction(self.given) or is_partial
 
     @functools.cached_property
     def part(self) -> Any:
         """The part, constructed."""
         return self.make()
 
-    def make(self, **options: Any) -> Any:
-        """Construct the part, with options or with other entries of the context.
+    @functools.cached_property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Those of the constructor; none for an instance."""
+        return inspect.signature(self.given).parameters if self.is_constructor else {}
 
-        **Raises:** `NotApplicable` if an instance was given and options are asked for, or if an
-        argument has no default.
+    def make(self, **options: Any) -> Any:
+        """Construct the part, with options or other entries of the context.
+
+        **Raises:** `NotApplicable` for options of an instance, or if an argument has no default.
         """
         if not self.is_constructor:
             if options:
-                raise NotApplicable("given as an instance: there is no constructor to ask")
+                raise NotApplicable(_INSTANCE)
             return self.given
-        parameters = inspect.signature(self.given).parameters
         context = {} if self.kind == "data" else self.context
         missing = [
-            parameter.name
-            for parameter in parameters.values()
+            name
+            for name, parameter in self.parameters.items()
             if parameter.default is parameter.empty
-            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-            and parameter.name not in context
-            and parameter.name not in options
+            and parameter.kind not in _UNNAMED
+            and name not in context | options
         ]
         if missing:
             raise NotApplicable(f"needs {', '.join(missing)}: there is no default to check it with")
@@ -151,22 +119,24 @@ class Subject:
         return complete(part, context | {k: v for k, v in options.items() if k in CONTEXT})
 
 
+_INSTANCE = "given as an instance: there is no constructor to ask"
+_UNNAMED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def _describe(given: Any) -> str:
     if isinstance(given, functools.partial):
         options = ", ".join(f"{name}={value!r}" for name, value in given.keywords.items())
         return f"{_describe(given.func)}({options})"
-    if inspect.isclass(given) or inspect.isfunction(given):
-        return given.__qualname__
-    return type(given).__qualname__
+    return (given if is_constructor(given) else type(given)).__qualname__
 
 
 @dataclass(frozen=True)
 class Law:
     """What every part of a kind must obey.
 
-    Call it with a part (a constructor, which is given its context, or an instance).
+    Call it with a part: an instance, or a constructor, which gets its context.
 
-    **Attributes:** `kind`; `name`; `sentence`: what it says, in words; `function`: what it does.
+    **Attributes:** `kind`; `name`; `sentence`: the law in words; `function`: the test.
     """
 
     kind: str
@@ -177,66 +147,64 @@ class Law:
     def __call__(
         self, part: Any, *, name: str | None = None, context: Mapping[str, Any] | None = None
     ) -> None:
-        """Put the law to a part.
+        """Test a part for the law.
 
         **Arguments:** `part`; `name`: for messages, by default the registered one or that of the class;
-        `context`: what the constructor is to be given instead of the defaults.
+        `context`: for the constructor, instead of the defaults.
 
         **Raises:** `LawError` if the part breaks the law; `NotApplicable`, with the reason, if the law
         does not apply to it.
         """
-        self.on(Subject(self.kind, part, name=name, context=context))
+        self.on(Subject(self.kind, part, name, context))
 
     def on(self, subject: Subject) -> None:
-        """The same for a `Subject`, so that several laws share one construction of the part."""
+        """The same for a `Subject`, so that laws share one construction of the part."""
+        cause = None
         try:
-            self.function(subject)
+            return self.function(subject)
         except NotApplicable:
             raise
         except Violation as found:
-            raise self._error(subject, found.given, found.numbers) from None
+            given, numbers = found.args
         except Exception as error:
-            text = str(error).strip() or "no message"
-            raise self._error(subject, "see above", f"{type(error).__name__}: {text}") from error
-
-    def _error(self, subject: Subject, given: str, numbers: str) -> LawError:
-        return LawError(subject.label, self.name, self.sentence, given, numbers)
+            given, cause = "see above", error
+            numbers = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+        label = f"{subject.kind} {subject.name!r}"
+        raise LawError(label, self.name, self.sentence, given, numbers) from cause
 
 
 _LAWS: dict[str, list[Law]] = {kind: [] for kind in KINDS}
 
 
-def law(kind: str, sentence: str) -> Callable[[Callable[[Subject], None]], Law]:
-    """Make a law of a function of a `Subject` that raises `Violation`; its name is the function's."""
+def law(*kinds: str) -> Callable[[Callable[[Subject], None]], Law]:
+    """Make a law of a function that raises `Violation`: its name, and its docstring as the sentence."""
 
     def add(function: Callable[[Subject], None]) -> Law:
-        made = Law(kind, function.__name__, sentence, function)
-        _LAWS[kind].append(made)
-        return made
+        sentence = " ".join((function.__doc__ or "").split())
+        for kind in kinds:
+            said = sentence.replace("{base}", BASES[kind].__name__)
+            _LAWS[kind].append(Law(kind, function.__name__, said, function))
+        return _LAWS[kinds[0]][-1]
 
     return add
 
 
 def laws(kind: str) -> tuple[Law, ...]:
-    """The laws of a kind, in the order in which they are checked.
+    """The laws of a kind, in the order of checking. `interface` is the first.
 
-    **Raises:** `ValueError` for a kind that there is not.
+    **Raises:** `ValueError` for an unknown kind.
     """
     if kind not in _LAWS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     return tuple(_LAWS[kind])
 
 
-_INTERFACE = "interface"
-"""The first law of every kind; the others mean nothing for a part that breaks it."""
-
-
 @dataclass(frozen=True)
 class Result:
-    """What became of one law and one part.
+    """The result of one law for one part.
 
     **Attributes:** `kind`, `part`, `law`: their names; `outcome`: `"passed"`, `"failed"` or
-    `"skipped"`; `reason`: why it was skipped; `error`: of a failure; `seconds` that it took.
+    `"skipped"`; `reason`: why it was skipped; `error`: of a failure; `seconds`: its duration.
     """
 
     kind: str
@@ -249,24 +217,20 @@ class Result:
 
 
 def check_part(
-    kind: str,
-    part: Any,
-    *,
-    name: str | None = None,
-    context: Mapping[str, Any] | None = None,
+    kind: str, part: Any, *, name: str | None = None, context: Mapping[str, Any] | None = None
 ) -> Iterator[Result]:
-    """Put every law of a kind to a part, one after another.
+    """Test a part for every law of a kind, one after another.
 
     **Arguments:** as for `Law`, with the kind before the part.
 
-    **Returns:** an iterator over a `Result` for each law. If the part cannot be constructed, or is no
-    part of the kind, all laws but the first are skipped.
+    **Returns:** an iterator over a `Result` for each law. If the part cannot be constructed, or is
+    not of the kind, all laws but the first are skipped.
 
-    **Raises:** `ValueError` for a kind that there is not.
+    **Raises:** `ValueError` for an unknown kind.
     """
-    subject = Subject(kind, part, name=name, context=context)
-    usable = True
-    for one in laws(kind):
+    known, usable = laws(kind), True
+    subject = Subject(kind, part, name, context)
+    for one in known:
         began = time.perf_counter()
         outcome, reason, error = "passed", "", None
         try:
@@ -277,12 +241,12 @@ def check_part(
             outcome, reason = "skipped", str(skipped)
         except LawError as broken:
             outcome, error = "failed", broken
-            usable = usable and one.name != _INTERFACE
+            usable = usable and one is not known[0]
         seconds = time.perf_counter() - began
         yield Result(kind, subject.name, one.name, outcome, reason, error, seconds)
 
 
-# What laws are written with.
+# Tools for writing laws.
 
 
 def mapped(function: Callable[..., Any], *inputs: ArrayLike) -> Any:
@@ -300,7 +264,6 @@ def text(value: Any) -> str:
 
 def require(
     holds: Bool[np.ndarray, " n"] | np.bool_ | bool,
-    *,
     given: Mapping[str, Any],
     numbers: Mapping[str, Any],
     expected: str,
@@ -308,108 +271,92 @@ def require(
 ) -> None:
     """Raise a `Violation` at the first input (or the worst one) at which `holds` is false.
 
-    **Arguments:** `holds`: by input; `given`, `numbers`: by name, what to show; arrays of the length of
-    `holds` are shown at the broken input; `expected`: in words; `worst`: larger where it is worse.
+    **Arguments:** `holds`: by input; `given`, `numbers`: what to show, by name; arrays of the length of
+    `holds` are shown at the broken input; `expected`: in words; `worst`: larger at worse inputs.
     """
     holds = np.atleast_1d(np.asarray(holds))
     if holds.all():
         return
-    broken = np.flatnonzero(~holds)
-    if worst is None:
-        index = int(broken[0])
-    else:
+    index = int(np.argmin(holds))
+    if worst is not None:
         # NaN is the worst of all.
-        size = np.nan_to_num(np.float64(worst[broken]), nan=np.inf, posinf=1e300)
-        index = int(broken[np.argmax(size)])
+        size = np.nan_to_num(np.float64(worst), nan=np.inf, posinf=1e300)
+        index = int(np.argmax(np.where(holds, -np.inf, size)))
 
     def show(items: Mapping[str, Any]) -> str:
-        shown = []
-        for name, value in items.items():
-            array = np.asarray(value)
-            at = array[index] if array.ndim and len(array) == len(holds) else array
-            shown.append(f"{name} = {text(at)}")
-        return ", ".join(shown)
+        arrays = {name: np.asarray(value) for name, value in items.items()}
+        at = {n: a[index] if a.ndim and len(a) == len(holds) else a for n, a in arrays.items()}
+        return ", ".join(f"{name} = {text(value)}" for name, value in at.items())
 
     raise Violation(show(given) or "none", f"{show(numbers)}; expected {expected}")
 
 
 def require_close(
     found: Real[np.ndarray, " n"],
-    expected: Real[np.ndarray, " n"],
+    expected: Real[np.ndarray, " n"] | float,
     tolerance: Float[np.ndarray, " n"] | float,
-    *,
     given: Mapping[str, Any],
     what: str,
-    should: str,
+    should: str = "it should be",
 ) -> None:
-    """Raise a `Violation` where two arrays differ by more than a tolerance, at the worst place."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    tolerance = np.broadcast_to(np.asarray(tolerance, np.float64), found.shape)
+    """Raise a `Violation` where numbers differ by more than a tolerance, at the worst place.
+
+    **Arguments:** `found`, `expected`; `tolerance`; `given`: as for `require`; `what`, `should`: the names
+    of the two.
+    """
+    found, expected, tolerance = np.broadcast_arrays(found, np.float64(expected), np.float64(tolerance))
     difference = np.abs(found - expected)
+    even = np.ptp(tolerance) == 0
+    limit = f"of at most {text(tolerance.max())}" if even else "within the tolerance there"
     require(
         difference <= tolerance,
-        given=given,
-        numbers={what: found, should: expected, "difference": difference},
-        expected=f"a difference of at most {text(tolerance.max())}"
-        if np.ptp(tolerance) == 0
-        else "a difference within the tolerance there",
-        worst=difference / np.maximum(tolerance, 1e-300),
+        given,
+        {what: found, should: expected, "difference": difference},
+        f"a difference {limit}",
+        difference / np.maximum(tolerance, 1e-300),
     )
 
 
-# Laws of all kinds.
-
-
-def _interface(subject: Subject) -> None:
-    base = BASES[subject.kind]
-    if not isinstance(subject.part, base):
-        raise Violation(
-            "the part, constructed",
-            f"it is a {type(subject.part).__name__}; expected a {base.__name__}",
-        )
+def draws_numbers(function: Callable[..., Any], *inputs: Any) -> bool:
+    """Whether a function draws random numbers."""
+    program = str(jax.make_jaxpr(function)(*inputs))
+    return any(word in program for word in ("random_bits", "threefry2x32", "rng_bit_generator"))
 
 
 def is_plain(value: Any) -> bool:
     """Whether a configuration can hold a value: a number, a string, `None`, or a tuple of such."""
     if isinstance(value, tuple):
         return all(map(is_plain, value))
-    # Not `isinstance`: a number of NumPy's is none of YAML's.
+    # Not `isinstance`: YAML does not know NumPy's numbers.
     return type(value) in (bool, int, float, str, type(None))
 
 
-def _options(subject: Subject) -> None:
+# Laws of all kinds.
+
+
+@law(*KINDS)
+def interface(subject: Subject) -> None:
+    """The part, constructed, is a diffkit.{base}."""
+    base, made = BASES[subject.kind], type(subject.part)
+    if not issubclass(made, base):
+        raise Violation("the part, constructed", f"it is a {made.__name__}; expected a {base.__name__}")
+
+
+@law(*(kind for kind in KINDS if kind != "preset"))
+def options(subject: Subject) -> None:
+    """Its options are named, and have defaults that a configuration can hold."""
     if not subject.is_constructor:
-        raise NotApplicable("given as an instance: there is no constructor to ask")
-    for parameter in inspect.signature(subject.given).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        raise NotApplicable(_INSTANCE)
+    for name, parameter in subject.parameters.items():
+        if parameter.kind in _UNNAMED:
             raise Violation(
                 f"the argument {parameter}",
                 "a configuration cannot name what it holds; expected named options only",
             )
-        has_default = parameter.default is not parameter.empty
-        if has_default and parameter.name not in CONTEXT and not is_plain(parameter.default):
+        default = parameter.default
+        if default is not parameter.empty and name not in CONTEXT and not is_plain(default):
             raise Violation(
-                f"the option {parameter.name!r}",
-                f"default {parameter.default!r}; expected a number, a string, None, or a tuple of "
-                "such, which a configuration can hold",
+                f"the option {name!r}",
+                f"default {default!r}; expected a number, a string, None, or a tuple of such, which a "
+                "configuration can hold",
             )
-
-
-for _kind in KINDS:
-    _LAWS[_kind].append(
-        Law(
-            _kind,
-            _INTERFACE,
-            f"The part, constructed, is a diffkit.{BASES[_kind].__name__}.",
-            _interface,
-        )
-    )
-    if _kind != "preset":
-        _LAWS[_kind].append(
-            Law(
-                _kind,
-                "options",
-                "Its options are named, and have defaults that a configuration can hold.",
-                _options,
-            )
-        )

@@ -1,7 +1,4 @@
-"""The laws as test classes: subclass the one of a kind, name the part, and pytest runs each law.
-
-The methods are made from the laws, so that law and test exist once.
-"""
+"""The laws as test classes: subclass that of a kind, name the part, and pytest runs each law."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -11,10 +8,10 @@ from diffkit.testing.base import Law, NotApplicable, Subject, laws
 
 
 class _Laws:
-    """What the classes share.
+    """The base of the classes.
 
-    **Attributes:** `part`: an instance, or a constructor; `context`: what a constructor is given
-    instead of the defaults, such as another `shape` (`diffkit.registry.CONTEXT`).
+    **Attributes:** `part`: an instance or a constructor; `context`: for a constructor, instead of the
+    defaults, such as another `shape` (`diffkit.registry.CONTEXT`).
     """
 
     kind: ClassVar[str]
@@ -33,11 +30,10 @@ def _method(one: Law) -> Callable[[Any], None]:
     def test(self: Any) -> None:
         cls = type(self)
         if not hasattr(cls, "part"):
-            raise TypeError(
-                f"{cls.__name__} must name the part that it tests: part = MyPart(), in the class."
-            )
+            name = cls.__name__
+            raise TypeError(f"{name} must name the part that it tests: part = MyPart(), in the class.")
         try:
-            # Taken from the class: a function that is a part must not become a method.
+            # From the class: a function as a part must not become a method.
             one.on(Subject(one.kind, cls.part, context=cls.context))
         except NotApplicable as reason:
             import pytest
@@ -86,6 +82,10 @@ class NetworkLaws(_Laws, kind="network"):
 
     An instance is tested on `context["shape"]`, by default (1, 8, 8), and in its own dtype only.
     """
+
+
+class OptimiserLaws(_Laws, kind="optimiser"):
+    """The laws of optimisers, for the optimiser `part`."""
 
 
 class DataLaws(_Laws, kind="data"):

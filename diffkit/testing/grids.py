@@ -18,41 +18,32 @@ def _cases(part: Any) -> Iterator[tuple[AbstractSchedule, dict[str, Any], np.nda
             yield schedule, given, np.asarray(part(schedule, steps))
 
 
-@law("grid", "There are steps + 1 values of logsnr, all finite, for 1 to 640 steps.")
+@law("grid")
 def number_of_points(subject: Subject) -> None:
+    """There are steps + 1 values of logsnr, all finite, for 1 to 640 steps."""
     for _, given, logsnr in _cases(subject.part):
-        steps = given["steps"]
-        require(
-            logsnr.shape == (steps + 1,),
-            given=given,
-            numbers={"points": logsnr.size},
-            expected=f"{steps + 1}",
-        )
-        require(
-            np.isfinite(logsnr), given=given, numbers={"logsnr": logsnr}, expected="finite values"
-        )
+        count = given["steps"] + 1
+        require(logsnr.shape == (count,), given, {"points": logsnr.size}, f"{count}")
+        require(np.isfinite(logsnr), given, {"logsnr": logsnr}, "finite values")
 
 
-@law("grid", "logsnr increases strictly: no step has length zero, at 640 steps in float32 either.")
+@law("grid")
 def strictly_increasing(subject: Subject) -> None:
+    """logsnr increases strictly: no step has length zero, even at 640 steps in float32."""
     for _, given, logsnr in _cases(subject.part):
         require(
             np.diff(logsnr) > 0,
-            given=given | {"step": np.arange(len(logsnr) - 1)},
-            numbers={"logsnr": logsnr[:-1], "next logsnr": logsnr[1:]},
-            expected="the second above the first",
+            given | {"step": np.arange(len(logsnr) - 1)},
+            {"logsnr": logsnr[:-1], "next logsnr": logsnr[1:]},
+            "the second above the first",
         )
 
 
-@law("grid", "The first and the last point are the schedule's endpoints.")
+@law("grid")
 def ends_at_the_endpoints(subject: Subject) -> None:
+    """The first and the last point are the schedule's endpoints."""
     for schedule, given, logsnr in _cases(subject.part):
         maximum, minimum = (float(end) for end in schedule.endpoints)
-        require_close(
-            logsnr[[0, -1]],
-            np.array([minimum, maximum]),
-            1e-4,
-            given=given | {"point": np.array([0, len(logsnr) - 1])},
-            what="logsnr",
-            should="the schedule's",
-        )
+        given |= {"point": np.array([0, len(logsnr) - 1])}
+        ends = np.array([minimum, maximum])
+        require_close(logsnr[[0, -1]], ends, 1e-4, given, "logsnr", "the schedule's")

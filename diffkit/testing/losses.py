@@ -1,11 +1,10 @@
 r"""A published loss and a weighted loss, computed side by side.
 
 A loss $\mathbb E_{t \sim p}[f \lVert \text{target} - \widehat{\text{target}} \rVert^2]$ and
-`diffkit.denoising_loss` under a weighting are the same up to a constant if, and only if, they are so
-for every denoiser. Those taken here are right but for a bump of error around one noise level: the two
-losses of each give one ratio, and the ratios of all must agree. Both are sums over the same times, so
-that they agree to rounding, however few times a steep schedule leaves within a bump; and no formula for
-the implied weighting is used.
+`diffkit.denoising_loss` under a weighting are the same up to a constant if and only if they are so for
+every denoiser. The denoisers here are right except for a bump of error around one noise level: the ratio of
+the two losses must be the same for all. Both are sums over the same times, so they agree to rounding,
+however few times a steep schedule leaves within a bump. No formula for the implied weighting is used.
 """
 
 from collections.abc import Callable
@@ -25,8 +24,8 @@ from diffkit.parameterizations import AbstractParameterization
 from diffkit.processes import AbstractProcess
 from diffkit.schedules import AbstractSchedule
 from diffkit.testing.base import require
-from diffkit.time_samplers import AbstractTimeSampler
-from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike, as_float
+from diffkit.time_samplers import AbstractTimeSampler, AbstractUniform
+from diffkit.typing import Example, PRNGKey, Scalar, ScalarLike
 from diffkit.weightings import AbstractWeighting
 
 _TIMES = 4096
@@ -34,22 +33,15 @@ _BUMPS = 25
 _TOLERANCE = 1e-3
 
 
-class _Midpoints(AbstractTimeSampler):
-    """Not random: the midpoints of equal parts of [0, 1]."""
+class _Midpoints(AbstractUniform):
+    """Deterministic: the midpoints of equal parts of [0, 1]."""
 
-    def __call__(
-        self, key: PRNGKey, batch_size: int
-    ) -> tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]:
-        del key
-        t = (jnp.arange(batch_size) + 0.5) / batch_size
-        return t, jnp.ones_like(t)
-
-    def density(self, t: ScalarLike) -> Scalar:
-        return jnp.ones_like(as_float(t))
+    def draw(self, key: PRNGKey, n: int) -> Float[Array, " {n}"]:
+        return (jnp.arange(n) + 0.5) / n
 
 
 class _Probe(AbstractDenoiser):
-    """Right about data that are zero, but for a bump of error in eps around one noise level."""
+    """Right for data that are zero, except for a bump of error in eps around one noise level."""
 
     process: AbstractProcess
     centre: Scalar
@@ -82,32 +74,28 @@ def check_weighting(
 ) -> None:
     """Raise a `Violation` unless `denoising_loss` with the weighting is the stated loss, up to a constant.
 
-    **Arguments:** the weighting; the stated loss; `described`: the loss in words, for the message.
     Everything is computed in float64.
+
+    **Arguments:** the weighting; the stated loss; `described`: the loss in words.
     """
 
     @eqx.filter_jit
     def both(centre, width, weighting):
         denoiser = _Probe(process, centre, width)
         model = DiffusionModel(denoiser, schedule, GaussianDecoder(), (1,))
-        weighted = denoising_loss(
-            model,
-            jnp.zeros((_TIMES, 1)),
-            key=jax.random.key(0),
-            weighting=weighting,
-            time_sampler=_Midpoints(),
-        )
+        key, x, times = jax.random.key(0), jnp.zeros((_TIMES, 1)), _Midpoints()
+        weighted = denoising_loss(model, x, key=key, weighting=weighting, time_sampler=times)
 
         def plain(t, eps):
             logsnr = schedule(t)
             level = process.at(logsnr)
             predicted = denoiser(process.perturb(jnp.zeros(1), eps, level), logsnr)
-            error = parameterization.target(jnp.zeros(1), eps, level)
-            error -= predicted.as_target(parameterization)
+            target = parameterization.target(jnp.zeros(1), eps, level)
+            error = target - predicted.as_target(parameterization)
             scale = 1.0 if factor is None else factor(logsnr)
             return time_sampler.density(t) * scale * jnp.sum(jnp.square(error))
 
-        t, _ = _Midpoints()(jax.random.key(0), _TIMES)
+        t, _ = times(key, _TIMES)
         return jnp.mean(jax.vmap(plain)(t, jnp.ones((_TIMES, 1)))), jnp.mean(weighted)
 
     with jax.enable_x64(True):
@@ -121,12 +109,12 @@ def check_weighting(
         ratio = ratio / np.median(ratio)
     require(
         np.abs(ratio - 1) <= _TOLERANCE,
-        given={"a denoiser with an error in eps around logsnr": centres, "the loss is": described},
-        numbers={
+        {"a denoiser with an error in eps around logsnr": centres, "the loss is": described},
+        {
             "weighted loss": weighted,
             "stated loss": plain,
             "their ratio, by its median over logsnr": ratio,
         },
-        expected=f"the same ratio everywhere, within {_TOLERANCE}",
-        worst=np.abs(ratio - 1),
+        f"the same ratio everywhere, within {_TOLERANCE}",
+        np.abs(ratio - 1),
     )

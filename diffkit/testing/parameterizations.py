@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffkit.checks import determinant, target_row
 from diffkit.processes import AbstractProcess, VarianceExploding, VariancePreserving
 from diffkit.testing.base import Subject, law, mapped, require, require_close
 
-# From below any schedule's minimum to above VDM's maximum. 0, where alpha = sigma, is among them.
+# From below any schedule's minimum to above VDM's maximum, including 0, where alpha = sigma.
 _LOGSNR = np.linspace(-12.0, 16.0, 57)
 _PROCESSES = (VariancePreserving(), VarianceExploding())
 
@@ -21,45 +22,31 @@ def _cases() -> Iterator[tuple[AbstractProcess, dict[str, Any]]]:
 
 
 def _row(part: Any, process: AbstractProcess, dtype: Any) -> tuple[np.ndarray, ...]:
-    def one(logsnr):
-        level = process.at(logsnr)
-        return *part.coefficients(level), level.alpha, level.sigma
-
-    return tuple(a.astype(np.float64) for a in mapped(one, _LOGSNR.astype(dtype)))
+    return target_row(part, process, _LOGSNR.astype(dtype))
 
 
-def _determinant(a, b, alpha, sigma) -> tuple[np.ndarray, np.ndarray]:
-    """alpha b - sigma a, and the sum of the sizes of its two terms."""
-    return alpha * b - sigma * a, np.abs(alpha * b) + np.abs(sigma * a)
-
-
-@law(
-    "parameterization",
-    "The target is not parallel to the latent: the determinant alpha b - sigma a is finite, is not "
-    "nearly zero and keeps its sign, for logsnr from -12 to 16.",
-)
+@law("parameterization")
 def well_posed(subject: Subject) -> None:
+    """The target is not parallel to the latent: the determinant alpha b - sigma a is finite, is not nearly
+    zero and keeps its sign, for logsnr from -12 to 16."""
     for process, given in _cases():
         row = _row(subject.part, process, np.float32)
-        det, size = _determinant(*row)
+        det, size = determinant(*row)
         with np.errstate(all="ignore"):
             relative = det / size
-        sign = np.sign(relative[0])
+        names = ("a", "b", "alpha", "sigma", "determinant")
         require(
-            np.isfinite(relative) & (relative * sign > 1e-3),
-            given=given,
-            numbers=dict(zip(("a", "b", "alpha", "sigma"), row, strict=True))
-            | {"determinant": det},
-            expected="a determinant of one sign, as large as its terms within a factor of 1000",
+            np.isfinite(relative) & (relative * np.sign(relative[0]) > 1e-3),
+            given,
+            dict(zip(names, (*row, det), strict=True)),
+            "a determinant of one sign, as large as its terms within a factor of 1000",
         )
 
 
-@law(
-    "parameterization",
-    "solve inverts target: x and eps come back, for logsnr from -12 to 16, in float64 and in "
-    "float32, within what rounding and the condition of the 2x2 system allow.",
-)
+@law("parameterization")
 def solve_inverts_target(subject: Subject) -> None:
+    """solve inverts target: x and eps come back, for logsnr from -12 to 16, in float64 and in float32,
+    within what rounding and the condition of the 2x2 system allow."""
     part = subject.part
     generator = np.random.default_rng(0)
     x, eps = generator.normal(size=(2, len(_LOGSNR), 4))
@@ -74,48 +61,34 @@ def solve_inverts_target(subject: Subject) -> None:
 
             found = mapped(one, *(value.astype(dtype) for value in (_LOGSNR, x, eps)))
             a, b, alpha, sigma = (v[:, None] for v in _row(part, process, dtype))
-            det, size = _determinant(a, b, alpha, sigma)
-            # What rounding z, the target and the determinant may do to each unknown.
+            det, size = determinant(a, b, alpha, sigma)
+            # The effect of rounding z, the target and the determinant on each unknown.
             z, target = np.abs(alpha * x) + np.abs(sigma * eps), np.abs(a * x) + np.abs(b * eps)
             unit = 64 * np.finfo(dtype).eps * size / det**2
-            bounds = (
-                unit * (np.abs(b) * z + sigma * target),
-                unit * (np.abs(a) * z + alpha * target),
-            )
-            given = given | {"dtype": np.dtype(dtype).name}
-            for what, value, truth, bound in zip(
-                ("x", "eps"), found, (x, eps), bounds, strict=True
+            for what, value, truth, bound in (
+                ("x", found[0], x, unit * (np.abs(b) * z + sigma * target)),
+                ("eps", found[1], eps, unit * (np.abs(a) * z + alpha * target)),
             ):
                 worst = np.argmax(np.abs(value - truth) / bound, axis=1)
                 at = np.arange(len(_LOGSNR)), worst
-                require_close(
-                    value[at],
-                    truth[at],
-                    bound[at],
-                    given=given | {"x": x[at], "eps": eps[at]},
-                    what=f"{what} from solve",
-                    should=what,
-                )
+                at_worst = {"dtype": np.dtype(dtype).name, "x": x[at], "eps": eps[at]}
+                close = value[at], truth[at], bound[at]
+                require_close(*close, given | at_worst, f"{what} from solve", what)
 
     with jax.enable_x64(True):
         check(np.float64)
     check(np.float32)
 
 
-@law(
-    "parameterization",
-    "error_factor is the square of d target / d eps at a fixed latent, for logsnr from -12 to 16, in "
-    "float64 and in float32.",
-)
+@law("parameterization")
 def error_factor_is_the_derivative(subject: Subject) -> None:
+    """error_factor is the square of d target / d eps at a fixed latent, for logsnr from -12 to 16, in
+    float64 and in float32."""
     part = subject.part
-
-    def factor(process, dtype):
-        return mapped(
-            lambda logsnr: part.error_factor(process.at(logsnr)), _LOGSNR.astype(dtype)
-        ).astype(np.float64)
-
     for process, given in _cases():
+
+        def factor(logsnr, process=process):
+            return part.error_factor(process.at(logsnr))
 
         def derivative(logsnr, process=process):
             level = process.at(logsnr)
@@ -128,16 +101,14 @@ def error_factor_is_the_derivative(subject: Subject) -> None:
 
         with jax.enable_x64(True):
             expected = mapped(derivative, _LOGSNR)
-            exact = factor(process, np.float64)
-        for dtype, found, tolerance in (
-            ("float64", exact, 1e-9),
-            ("float32", factor(process, np.float32), 1e-3),
-        ):
+            exact = mapped(factor, _LOGSNR)
+        single = mapped(factor, _LOGSNR.astype(np.float32)).astype(np.float64)
+        for dtype, found, tolerance in (("float64", exact, 1e-9), ("float32", single, 1e-3)):
             require_close(
                 found / expected,
-                np.ones_like(found),
+                1.0,
                 tolerance,
-                given=given | {"dtype": dtype, "(d target / d eps)^2": expected},
-                what="error_factor, by the squared derivative",
-                should="their ratio should be",
+                given | {"dtype": dtype, "(d target / d eps)^2": expected},
+                "error_factor, by the squared derivative",
+                "their ratio should be",
             )

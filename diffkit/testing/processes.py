@@ -9,7 +9,7 @@ import numpy as np
 
 from diffkit.testing.base import Subject, law, mapped, require, require_close
 
-# From below any schedule's minimum to above VDM's maximum; 0 is among them.
+# From below any schedule's minimum to above VDM's maximum, including 0.
 _LOGSNR = np.linspace(-12.0, 16.0, 57)
 # Pairs (t, s) with s less noisy: neighbours, the ends, and steps of all sizes between.
 _PAIRS = np.array(
@@ -18,45 +18,39 @@ _PAIRS = np.array(
 )
 
 
-def _level(process: Any, dtype: Any) -> tuple[np.ndarray, ...]:
+def _level(process: Any) -> list[np.ndarray]:
     def one(logsnr):
         level = process.at(logsnr)
         return level.logsnr, level.alpha, level.sigma
 
-    return mapped(one, _LOGSNR.astype(dtype))
+    return [a.astype(np.float64) for a in mapped(one, _LOGSNR.astype(np.float32))]
 
 
-@law("process", "alpha and sigma are positive and finite for logsnr from -12 to 16, in float32.")
+@law("process")
 def positive(subject: Subject) -> None:
-    _, alpha, sigma = _level(subject.part, np.float32)
+    """alpha and sigma are positive and finite for logsnr from -12 to 16, in float32."""
+    _, alpha, sigma = _level(subject.part)
     good = np.isfinite(alpha) & np.isfinite(sigma) & (alpha > 0) & (sigma > 0)
-    require(
-        good,
-        given={"logsnr": _LOGSNR},
-        numbers={"alpha": alpha, "sigma": sigma},
-        expected="two positive numbers",
-    )
+    numbers = {"alpha": alpha, "sigma": sigma}
+    require(good, {"logsnr": _LOGSNR}, numbers, "two positive numbers")
 
 
-@law("process", "log alpha^2 / sigma^2 is logsnr, from -12 to 16, to the precision of float32.")
+@law("process")
 def snr(subject: Subject) -> None:
-    logsnr, alpha, sigma = (a.astype(np.float64) for a in _level(subject.part, np.float32))
+    """log alpha^2 / sigma^2 is logsnr, from -12 to 16, to the precision of float32."""
+    logsnr, alpha, sigma = _level(subject.part)
     with np.errstate(all="ignore"):
         found = 2 * (np.log(alpha) - np.log(sigma))
     tolerance = 1e-5 * (1 + np.abs(_LOGSNR))
     given = {"logsnr": _LOGSNR, "alpha": alpha, "sigma": sigma}
-    require_close(
-        found, _LOGSNR, tolerance, given=given, what="log(alpha^2 / sigma^2)", should="logsnr"
-    )
-    require_close(logsnr, _LOGSNR, tolerance, given=given, what="level.logsnr", should="logsnr")
+    require_close(found, _LOGSNR, tolerance, given, "log(alpha^2 / sigma^2)", "logsnr")
+    require_close(logsnr, _LOGSNR, tolerance, given, "level.logsnr", "logsnr")
 
 
-@law(
-    "process",
-    "The posterior chains to the marginal: q(z_s | z_t, x) after q(z_t | x) has the mean and the "
-    "variance of q(z_s | x), and the covariance of z_s and z_t, in float64 and in float32.",
-)
+@law("process")
 def posterior_chains_to_the_marginal(subject: Subject) -> None:
+    """The posterior chains to the marginal: q(z_s | z_t, x) after q(z_t | x) has the mean and the variance
+    of q(z_s | x), and the covariance of z_s and z_t, in float64 and in float32."""
     with jax.enable_x64(True):
         _check_chain(subject.part, np.float64, 1e-9)
     _check_chain(subject.part, np.float32, 1e-4)
@@ -87,6 +81,4 @@ def _check_chain(process: Any, dtype: Any, tolerance: float) -> None:
             on_z * sigma_t**2 / (alpha_t / alpha_s * sigma_s**2),
         ),
     ):
-        require_close(
-            value, np.ones_like(value), tolerance, given=given, what=what, should="the marginal's"
-        )
+        require_close(value, 1.0, tolerance, given, what, "the marginal's")

@@ -6,20 +6,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jax.scipy.special import rel_entr
 
+from diffkit.checks import against_density, distribution, draws
 from diffkit.testing.base import NotApplicable, Subject, law, mapped, require, require_close
 from diffkit.time_samplers import AbstractAdaptiveTimeSampler
 
 _CELLS = 2**15
+_MIDDLE = (np.arange(_CELLS, dtype=np.float32) + 0.5) / _CELLS
 _KEYS = 8192
 _SMALL, _BATCH = 4, 64
-# Averages are compared where the density is no less.
+# The least density at which averages are compared.
 _LEAST = 0.01
 
 
 def _states(part: Any) -> Iterator[tuple[str, Any]]:
-    """The sampler as it is, and, if it adapts, after losses that are far from even."""
+    """The sampler, and, if it adapts, the sampler after very uneven losses."""
     yield "as constructed", part
     if isinstance(part, AbstractAdaptiveTimeSampler):
         for index in range(5):
@@ -28,171 +30,113 @@ def _states(part: Any) -> Iterator[tuple[str, Any]]:
         yield "after five updates", part
 
 
-def _draw(part: Any, batch: int, keys: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, batch): times and importances."""
-    return mapped(lambda key: part(key, batch), jax.random.split(jax.random.key(seed), keys))
-
-
-def _distribution(part: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The distribution function on a fine grid, integrated from the density by the midpoint rule."""
-    middle = (np.arange(_CELLS, dtype=np.float32) + 0.5) / _CELLS
-    density = mapped(part.density, middle).astype(np.float64)
-    return np.arange(_CELLS + 1) / _CELLS, np.concatenate([[0.0], np.cumsum(density) / _CELLS])
-
-
-@law(
-    "time_sampler",
-    "Every t is in [0, 1), and every importance positive and finite, at any batch size.",
-)
+@law("time_sampler")
 def draws_are_times(subject: Subject) -> None:
+    """Every t is in [0, 1) and every importance positive and finite, at any batch size."""
     for state, part in _states(subject.part):
         for batch in (1, 7, _BATCH):
-            t, importance = (a.ravel() for a in _draw(part, batch, 256, 0))
+            t, importance = (a.ravel() for a in draws(part, batch, 256, 0))
             require(
                 (t >= 0) & (t < 1) & np.isfinite(importance) & (importance > 0),
-                given={"batch_size": batch, "state": state},
-                numbers={"t": t, "importance": importance},
-                expected="0 <= t < 1 and a positive importance",
+                {"batch_size": batch, "state": state},
+                {"t": t, "importance": importance},
+                "0 <= t < 1 and a positive importance",
             )
 
 
-@law("time_sampler", "The density is finite, non-negative and integrates to 1 over [0, 1].")
+@law("time_sampler")
 def density_integrates_to_one(subject: Subject) -> None:
+    """The density is finite, non-negative and integrates to 1 over [0, 1]."""
     for state, part in _states(subject.part):
-        middle = (np.arange(_CELLS, dtype=np.float32) + 0.5) / _CELLS
-        density = mapped(part.density, middle)
-        require(
-            np.isfinite(density) & (density >= 0),
-            given={"t": middle, "state": state},
-            numbers={"density": density},
-            expected="a number of at least 0",
-        )
-        total = density.mean(dtype=np.float64)
-        require_close(
-            np.atleast_1d(total),
-            np.ones(1),
-            5e-3,
-            given={"midpoints": _CELLS, "state": state},
-            what="integral of the density",
-            should="it should be",
-        )
+        density = mapped(part.density, _MIDDLE)
+        holds, given = np.isfinite(density) & (density >= 0), {"t": _MIDDLE, "state": state}
+        require(holds, given, {"density": density}, "a number of at least 0")
+        total = np.atleast_1d(density.mean(dtype=np.float64))
+        given = {"midpoints": _CELLS, "state": state}
+        require_close(total, 1.0, 5e-3, given, "integral of the density")
 
 
-@law("time_sampler", "The importance of a draw is 1 / density at its time.")
+@law("time_sampler")
 def importance_is_one_over_density(subject: Subject) -> None:
+    """The importance of a draw is 1 / density at its time."""
     for state, part in _states(subject.part):
-        t, importance = (a.ravel() for a in _draw(part, _BATCH, 32, 1))
+        t, importance = (a.ravel() for a in draws(part, _BATCH, 32, 1))
         product = importance * mapped(part.density, t)
-        require_close(
-            product,
-            np.ones_like(product),
-            1e-3,
-            given={"t": t, "importance": importance, "state": state},
-            what="importance times density",
-            should="it should be",
-        )
+        given = {"t": t, "importance": importance, "state": state}
+        require_close(product, 1.0, 1e-3, given, "importance times density")
 
 
-@law(
-    "time_sampler",
-    "Draws follow the density: a Kolmogorov-Smirnov test of the first time of each of 8192 batches, "
-    "which a right sampler fails once in 10^4.",
-)
+@law("time_sampler")
 def draws_follow_the_density(subject: Subject) -> None:
+    """Draws follow the density: a Kolmogorov-Smirnov test of the first time of each of 8192 batches, which
+    a correct sampler fails once in 10^4."""
     for state, part in _states(subject.part):
-        t = np.sort(_draw(part, _SMALL, _KEYS, 2)[0][:, 0].astype(np.float64))
-        expected = np.interp(t, *_distribution(part))
-        steps = np.arange(_KEYS + 1) / _KEYS
-        distance = np.maximum(np.abs(steps[1:] - expected), np.abs(steps[:-1] - expected))
+        first = draws(part, _SMALL, _KEYS, 2)[0][:, 0]
+        t, share, expected, distance = against_density(part, first)
         # P(sqrt(n) D > x) = 2 exp(-2 x^2), at 1e-4.
         limit = np.sqrt(np.log(2 / 1e-4) / 2 / _KEYS)
         require(
             distance <= limit,
-            given={"t": t, "batches": _KEYS, "batch_size": _SMALL, "state": state},
-            numbers={
-                "share of draws up to t": steps[1:],
-                "integral of the density up to t": expected,
-            },
-            expected=f"a difference of at most {limit:.4f}",
-            worst=distance,
+            {"t": t, "batches": _KEYS, "batch_size": _SMALL, "state": state},
+            {"share of draws up to t": share, "integral of the density up to t": expected},
+            f"a difference of at most {limit:.4f}",
+            distance,
         )
 
 
-def _relative_entropy(
-    share: Float[np.ndarray, " n"], probability: Float[np.ndarray, " n"]
-) -> Float[np.ndarray, " n"]:
-    """Of a share of draws to a probability: n times it bounds how unlikely the share is (Chernoff)."""
-    total = np.zeros_like(share)
-    for a, b in ((share, probability), (1 - share, 1 - probability)):
-        with np.errstate(divide="ignore"):
-            logs = np.log(np.where(a > 0, a, 1.0)) - np.log(np.where(a > 0, b, 1.0))
-        total += a * logs
-    return total
-
-
-@law(
-    "time_sampler",
-    "Averages over all draws, each with its importance, are unbiased: 1, t and t^2 where the density is "
-    "at least 0.01, so that no importance exceeds 100, within 5 standard errors. Where it is less, the "
-    "share of the draws is the integral of the density, at each place of the batch. A right sampler fails "
-    "less than once in 10^5.",
-)
+@law("time_sampler")
 def importance_makes_averages_unbiased(subject: Subject) -> None:
+    """Averages over all draws, weighted by importance, are unbiased within 5 standard errors: 1, t and t^2
+    where the density is at least 0.01, so that no importance exceeds 100. Elsewhere the share of the draws
+    is the integral of the density, at each place of the batch. A correct sampler fails less than once in
+    10^5."""
     for state, part in _states(subject.part):
-        # The region may be in pieces: a draw or a cell is in it if the density at its time says so.
-        middle = (np.arange(_CELLS, dtype=np.float32) + 0.5) / _CELLS
-        density = mapped(part.density, middle).astype(np.float64)
+        # The region may be in pieces: the density at its time decides whether a draw or a cell is in it.
+        density = mapped(part.density, _MIDDLE).astype(np.float64)
         counted = density >= _LEAST
         # At each border of the region a part of a cell is on the wrong side.
         borders = (1 + np.count_nonzero(counted[1:] != counted[:-1])) / _CELLS
-        t, importance = _draw(part, _SMALL, _KEYS, 4)
+        t, importance = draws(part, _SMALL, _KEYS, 4)
         inside = (mapped(part.density, t.ravel()) >= _LEAST).reshape(t.shape)
         t, importance = t.astype(np.float64), importance.astype(np.float64)
 
-        # Batches are independent, the times of one need not be: one test for each place in the batch.
-        # P(n KL > x) is at most 2 exp(-x). Five in 10^7 at each place and six in 10^7 for each average make
-        # less than one in 10^5, for two states too.
+        # Batches are independent, but not the times of one: one test for each place in the batch.
+        # P(n KL > x) is at most 2 exp(-x) (Chernoff). Five in 10^7 at each place and six in 10^7 for each
+        # average make less than one in 10^5, even for two states.
         share = 1 - inside.mean(axis=0)
         expected = density[~counted].sum() / _CELLS
         nearest = np.clip(share, max(expected - _LEAST * borders, 0), expected + _LEAST * borders)
-        surprise = _KEYS * _relative_entropy(share, nearest)
+        with jax.enable_x64(True):
+            surprise = rel_entr(share, nearest) + rel_entr(1 - share, 1 - nearest)
+        surprise = _KEYS * np.asarray(surprise)
         require(
             surprise <= np.log(2 / 5e-7),
-            given={"place in the batch": np.arange(_SMALL), "batches": _KEYS, "state": state},
-            numbers={
+            {"place in the batch": np.arange(_SMALL), "batches": _KEYS, "state": state},
+            {
                 f"share of draws where the density is below {_LEAST}": share,
                 "integral of the density there": np.full(_SMALL, expected),
             },
-            expected="a difference that chance explains more often than five times in 10^7",
-            worst=surprise,
+            "a difference that chance explains more often than five times in 10^7",
+            surprise,
         )
 
         for power in range(3):
             means = np.mean(np.where(inside, importance * t**power, 0.0), axis=1)
             error = means.std() / np.sqrt(_KEYS)
-            exact = np.sum(np.where(counted, middle.astype(np.float64) ** power, 0.0)) / _CELLS
-            require_close(
-                np.atleast_1d(means.mean()),
-                np.atleast_1d(exact),
-                5 * error + borders + 1e-3 * exact,
-                given={
-                    "function": f"t^{power} where the density is at least {_LEAST}",
-                    "state": state,
-                },
-                what="average",
-                should="integral",
-            )
+            exact = np.sum(np.where(counted, _MIDDLE.astype(np.float64) ** power, 0.0)) / _CELLS
+            found, tolerance = np.atleast_1d(means.mean()), 5 * error + borders + 1e-3 * exact
+            function = f"t^{power} where the density is at least {_LEAST}"
+            given = {"function": function, "state": state}
+            require_close(found, float(exact), float(tolerance), given, "average", "integral")
 
 
-@law(
-    "time_sampler",
-    "The times of a batch cover the density evenly (star discrepancy of at most 2 / n on average), or "
-    "else they are spread as independent ones are.",
-)
+@law("time_sampler")
 def covers_evenly(subject: Subject) -> None:
+    """The times of a batch cover the density evenly (star discrepancy of at most 2 / n on average), or they
+    are spread like independent ones."""
     for state, part in _states(subject.part):
-        t, _ = _draw(part, _BATCH, 128, 5)
-        u = np.sort(np.interp(t.astype(np.float64), *_distribution(part)), axis=1)
+        t, _ = draws(part, _BATCH, 128, 5)
+        u = np.sort(np.interp(t.astype(np.float64), *distribution(part)), axis=1)
         ranks = np.arange(_BATCH + 1) / _BATCH
         gaps = np.maximum(np.abs(u - ranks[1:]), np.abs(u - ranks[:-1]))
         discrepancy = gaps.max(axis=1).mean()
@@ -205,7 +149,7 @@ def covers_evenly(subject: Subject) -> None:
             raise NotApplicable("its times are independent: it does not claim to be even")
         require(
             False,
-            given={"batch_size": _BATCH, "batches": 128, "state": state},
-            numbers={"mean star discrepancy": discrepancy},
-            expected=f"at most {2 / _BATCH:.4f} (even), or about {independent:.4f} (independent)",
+            {"batch_size": _BATCH, "batches": 128, "state": state},
+            {"mean star discrepancy": discrepancy},
+            f"at most {2 / _BATCH:.4f} (even), or about {independent:.4f} (independent)",
         )

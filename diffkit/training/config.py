@@ -1,38 +1,47 @@
 """The settings of the training loop."""
 
 from dataclasses import dataclass
+from typing import Final
+
+DECAYS: Final = ("constant", "cosine", "linear", "rsqrt")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained: the only settings that are neither parts nor data.
+    """How to train a model: the settings that are neither parts nor data.
 
     **Arguments:**
 
     - `steps`: optimiser steps.
     - `batch_size`: examples per step.
-    - `learning_rate`: of AdamW, after warm-up.
+    - `accumulate`: compute the gradient of a batch in this many parts, one after another, to save memory.
+      The step is that of the whole batch. Must divide `batch_size`.
+    - `learning_rate`: of the optimiser, after warm-up.
     - `interior_learning_rate`: the same for the interior of a schedule that minimises the variance, which
-      follows another objective (`diffkit.AbstractVarianceMinimising`).
-    - `warmup`: steps over which the learning rate rises linearly from 0. With `decay="cosine"` they are at
-      most half of all steps.
-    - `decay`: `"constant"`, or `"cosine"`: down to 0 at the end, after `steps`.
-    - `weight_decay`: of AdamW, for the denoiser only: a schedule is not pulled towards zero.
+      follows another objective (`diffkit.AbstractVarianceMinimising`), by Adam under every optimiser.
+    - `warmup`: steps over which the learning rate rises linearly from 0. With a `decay` to 0, at most half
+      of all steps.
+    - `decay`: `"constant"`; `"cosine"` or `"linear"`, to 0 at the end, after `steps`; or `"rsqrt"`, as the
+      inverse root of the step: half the learning rate at 4 times `warmup`.
+    - `weight_decay`: of an optimiser that has one, for the denoiser only: it does not pull a schedule
+      towards zero.
     - `decay_biases`: whether the weight decay acts on biases too.
-    - `b1`, `b2`: of AdamW.
-    - `clip`: the largest global norm of a gradient, apart from such an interior's; 0 does not clip.
+    - `b1`, `b2`: of AdamW and Adam.
+    - `clip`: the largest global norm of a gradient, without such an interior's; 0 does not clip.
     - `ema`: the decay per step of the exponential moving average of the parameters; 0 follows them.
-    - `ema_warmup`: whether the decay of step n is at most (1 + n) / (10 + n), so that the average forgets
-      the initial parameters soon.
-    - `condition_dropout`: how often a condition is left out (replaced by zeros), example by example, so
-      that the model learns the distribution without it as well, as guidance needs (`diffkit.Guided`;
-      Ho and Salimans 2022, arXiv 2207.12598, algorithm 1). Without meaning for data without conditions.
-    - `timesteps`: T of the discrete-time loss; `None` trains in continuous time.
+    - `ema_warmup`: whether to limit the decay of step n to (1 + n) / (10 + n), so the average soon forgets
+      the initial parameters.
+    - `condition_dropout`: the probability of replacing an example's condition by zeros, so the model also
+      learns the distribution without it, as guidance needs (`diffkit.Guided`; Ho and Salimans 2022, arXiv
+      2207.12598, algorithm 1). No effect on data without conditions.
+    - `learn_endpoints`: whether to train the endpoints of a schedule that has trainable ones. `None` trains
+      them only under the weighting `ELBO`: no other loss bounds the likelihood over endpoints, and it could
+      fall by moving them alone.
+    - `loss_steps`: T, the `steps` of `diffkit.DiffusionLoss`; `None` trains in continuous time.
     - `seed`: of the order of the data, the noise and the times.
-    - `steps_per_dispatch`: steps in one call of the compiled function, after each of which metrics are
-      recorded.
-    - `checkpoint_every`: steps between checkpoints; 0 writes the last one only.
-    - `evaluate_every`: steps between evaluations on test data; 0 leaves them out.
+    - `steps_per_dispatch`: steps in one call of the compiled function; metrics are recorded after each.
+    - `checkpoint_every`: steps between checkpoints; 0 writes only the last one.
+    - `evaluate_every`: steps between evaluations on test data; 0 for none.
     - `evaluate_passes`: draws per test example in each of those.
 
     **Raises:** `ValueError` for a value out of its range.
@@ -40,6 +49,7 @@ class TrainConfig:
 
     steps: int = 2000
     batch_size: int = 128
+    accumulate: int = 1
     learning_rate: float = 1e-3
     interior_learning_rate: float = 1e-2
     warmup: int = 100
@@ -52,7 +62,8 @@ class TrainConfig:
     ema: float = 0.999
     ema_warmup: bool = True
     condition_dropout: float = 0.1
-    timesteps: int | None = None
+    learn_endpoints: bool | None = None
+    loss_steps: int | None = None
     seed: int = 0
     steps_per_dispatch: int = 10
     checkpoint_every: int = 500
@@ -60,33 +71,25 @@ class TrainConfig:
     evaluate_passes: int = 1
 
     def __post_init__(self):
-        at_least = {
-            "steps": 1,
-            "batch_size": 1,
-            "warmup": 0,
-            "weight_decay": 0,
-            "clip": 0,
-            "seed": 0,
-            "steps_per_dispatch": 1,
-            "checkpoint_every": 0,
-            "evaluate_every": 0,
-            "evaluate_passes": 1,
-        }
-        for name, least in at_least.items():
-            value = getattr(self, name)
+        counts = ("steps", "batch_size", "accumulate", "steps_per_dispatch", "evaluate_passes")
+        others = ("warmup", "weight_decay", "clip", "seed", "checkpoint_every", "evaluate_every")
+        for name in counts + others:
+            least, value = int(name in counts), getattr(self, name)
             if value < least:
                 raise ValueError(f"train.{name} must be at least {least}, got {value}.")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"train.accumulate must divide train.batch_size = {self.batch_size}, got {self.accumulate}."
+            )
         for name in ("learning_rate", "interior_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}.")
-        if self.timesteps is not None and self.timesteps < 1:
-            raise ValueError(f"train.timesteps must be at least 1 or None, got {self.timesteps}.")
+        if self.loss_steps is not None and self.loss_steps < 1:
+            raise ValueError(f"train.loss_steps must be at least 1 or None, got {self.loss_steps}.")
         if not 0 <= self.condition_dropout <= 1:
-            raise ValueError(
-                f"train.condition_dropout must be in [0, 1], got {self.condition_dropout}."
-            )
+            raise ValueError(f"train.condition_dropout must be in [0, 1], got {self.condition_dropout}.")
         for name in ("b1", "b2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}.")
-        if self.decay not in ("constant", "cosine"):
-            raise ValueError(f"train.decay must be 'constant' or 'cosine', got {self.decay!r}.")
+        if self.decay not in DECAYS:
+            raise ValueError(f"train.decay must be one of {', '.join(DECAYS)}, got {self.decay!r}.")

@@ -6,172 +6,302 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffkit.data import AbstractDataset, batches, condition_size
+from diffkit.checks import check_condition, check_loss, check_model
+from diffkit.configs import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    RENAMED,
+    config_of,
+    unregistered,
+    write_config,
+)
+from diffkit.data import AbstractDataset, AbstractSource, batches, condition_size
 from diffkit.denoiser import Denoiser, underlying
+from diffkit.display import outline
+from diffkit.grids import UniformT
 from diffkit.model import DiffusionModel, check_levels
-from diffkit.networks.base import network_condition_size
+from diffkit.optimisers import AdamW
+from diffkit.presets import TRAINING_KINDS, Assembly, Preset, assemble, key_of, seed_of
+from diffkit.registry import did_you_mean
+from diffkit.samplers import Ancestral, sample
+from diffkit.samplers.loop import check_sampler
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
 from diffkit.training.checkpoints import Checkpoints
 from diffkit.training.config import TrainConfig
-from diffkit.training.evaluation import evaluate
-from diffkit.training.metrics import JsonLines, ProgressBar, Record, TensorBoard, Writer
-from diffkit.training.state import METRICS, Objective, TrainState, init_state, train_steps
+from diffkit.training.evaluation import Evaluation, evaluate
+from diffkit.training.metrics import Hook, JsonLines, ProgressBar, StepInfo, TensorBoard
+from diffkit.training.state import (
+    METRICS,
+    Objective,
+    Optimiser,
+    TrainState,
+    held_endpoints,
+    init_state,
+    train_steps,
+)
+from diffkit.typing import PRNGKey
 from diffkit.weightings import ELBO, AbstractWeighting
-
-CHECKPOINTS = "checkpoints"
-METRICS_FILE = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What training gives.
+    """The result of training.
 
     **Attributes:** `model`: with averaged parameters, the one to use; `state`: the whole training
-    state; `metrics`: the records, oldest first.
+    state; `metrics`: the records, oldest first; `assembly`: the trained composition, with the model before
+    training; `directory`: of the run, or `None`.
     """
 
     model: DiffusionModel
     state: TrainState
     metrics: list[dict[str, float]]
+    assembly: Assembly
+    directory: Path | None = None
 
+    def __repr__(self) -> str:
+        losses = [record["loss"] for record in self.metrics if "loss" in record]
+        unit = " bits/dim" if isinstance(self.assembly.weighting, ELBO) else ""
+        head = f"Fit after {int(self.state.step):,} steps"
+        head += f", last loss {losses[-1]:.4g}{unit}" if losses else ""
+        head += f", in {self.directory}" if self.directory else ""
+        parts = {kind: getattr(self.assembly, kind) for kind in TRAINING_KINDS}
+        return "\n".join([head, *outline({**vars(self.model), **parts})])
 
-class _Memory:
-    """Metrics of a run without a directory."""
+    def evaluate(self, source: AbstractSource, *, key: PRNGKey, **options: Any) -> Evaluation:
+        """The likelihood of the trained model: `diffkit.evaluate`, with the T of training by default."""
+        options = {"steps": self.assembly.preset.train.get("loss_steps")} | options
+        return evaluate(self.model, source, key=key, **options)
 
-    def __init__(self):
-        self.records: list[dict[str, float]] = []
+    def sample(self, count: int | tuple[int, ...], *, key: PRNGKey, **options: Any) -> jax.Array:
+        """Samples of the trained model: `diffkit.sample` with the preset's sampler, grid and steps.
 
-    def write(self, record: Record) -> None:
-        self.records.append(dict(record))
-
-    def close(self) -> None:
-        pass
+        **Arguments:** `count`; `key`; `options`: of `diffkit.sample`, including another `sampler`.
+        """
+        parts = self.assembly
+        chosen = {"steps": parts.preset.sample_steps, "grid": parts.grid} | options
+        sampler = chosen.pop("sampler", parts.sampler)
+        return sample(self.model, sampler, count, key=key, **chosen)
 
 
 def check_data(model: DiffusionModel, data: AbstractDataset) -> None:
-    """Refuse data that the model cannot take, with a `ValueError` that says which and why.
-
-    And a model that cannot take any, since its schedule does not fall.
-    """
+    """Refuse data that do not fit the model, or a schedule that does not fall, by a `ValueError`."""
     ordered_endpoints(model.schedule)
     if data.shape != model.shape:
-        raise ValueError(
-            f"data has examples of shape {data.shape}, but the model takes {model.shape}."
-        )
+        raise ValueError(f"data has examples of shape {data.shape}, but the model takes {model.shape}.")
     if data.levels != model.decoder.levels:
         raise ValueError(
-            f"data has levels={data.levels}, but the model's decoder has "
-            f"levels={model.decoder.levels}."
+            f"data has levels={data.levels}, but the model's decoder has levels={model.decoder.levels}."
         )
     size = condition_size(data)
     denoiser = underlying(model.denoiser)
-    network = denoiser.network if isinstance(denoiser, Denoiser) else None
-    known = network_condition_size(network)
-    if size > 0 and known is not None and known != size:
+    known = denoiser.network.condition_size if isinstance(denoiser, Denoiser) else size
+    if size > 0 and known != size:
         raise ValueError(
             f"data has conditions of {size} numbers, but the model's network was built with "
-            f"condition_size={known}. Give condition_size={size} to diffkit.preset or to the "
+            f"condition_size={known}. Give condition_size={size} to Preset.model or to the "
             "network, or take the data without conditions."
         )
 
 
+def _check(parts: Assembly, data: AbstractDataset, check: bool) -> None:
+    check_data(parts.model, data)
+    if check:
+        check_model(parts.model)
+        check_loss(parts.model, parts.weighting, parts.time_sampler)
+        part = getattr(underlying(parts.model.denoiser), "parameterization", None)
+        check_sampler(parts.sampler, parts.model.shape, spread=part is not None and part.outputs > 1)
+        if condition_size(data) > 0:
+            check_condition(parts.model)
+
+
+def settings_of(preset: Preset) -> TrainConfig:
+    """The training settings of a preset.
+
+    **Raises:** `ValueError` for an unknown setting or a value out of its range.
+    """
+    known = [field.name for field in dataclasses.fields(TrainConfig)]
+    for name in preset.train:
+        if name not in known:
+            hint = did_you_mean(RENAMED.get(name, name), known)
+            raise ValueError(f"train has no setting {name!r}.{hint} It has: {', '.join(known)}.")
+    return TrainConfig(**preset.train)
+
+
 def fit(
-    model: DiffusionModel,
+    what: Preset | DiffusionModel,
     data: AbstractDataset,
-    config: TrainConfig = TrainConfig(),
+    config: TrainConfig | None = None,
     *,
-    weighting: AbstractWeighting = ELBO(),
-    time_sampler: AbstractTimeSampler = LowDiscrepancy(),
+    key: PRNGKey | None = None,
+    weighting: AbstractWeighting | None = None,
+    time_sampler: AbstractTimeSampler | None = None,
+    optimiser: Optimiser | None = None,
     directory: str | Path | None = None,
     progress: bool = True,
-    writers: Sequence[Writer] = (),
+    hooks: Sequence[Hook] = (),
+    check: bool = True,
 ) -> Fit:
-    """Train a model.
+    """Train a composition.
 
     Minimises the weighted diffusion loss plus the prior and reconstruction terms (with the weighting
-    `ELBO`: the VLB) by AdamW. Many steps run in one compiled call; the host reads the metrics of a
-    call while the next one runs.
+    `ELBO`: the VLB). Many steps run in one compiled call; the host reads the metrics of a call while the
+    next one runs.
 
     **Arguments:**
 
-    - `model`: the model to start from; it is not changed.
-    - `data`: a dataset, whose `train` source is trained on, given its conditions if it has any.
-    - `config`: the settings of the loop.
-    - `weighting`, `time_sampler`: the parts of the objective (`diffkit.part` makes them for a model). A
-      time sampler that adapts belongs to the training state.
-    - `directory`: where to write metrics and checkpoints. If it holds checkpoints, training goes on
-      from the newest one, exactly as if it had never stopped. Give it the parts and settings that it was
-      begun with: of these only the shapes of the arrays are compared.
-    - `progress`: show a progress bar.
-    - `writers`: further receivers of the metrics.
+    - `what`: a preset, which chooses everything; or a model assembled by hand, which is not changed and
+      takes its loss and settings from the arguments below.
+    - `data`: a dataset; trains on its `train` source, given its conditions if it has any.
+    - `config`: the settings of the loop, for a model by hand. Change those of a preset with
+      `preset.replace(train={"steps": 1000})`.
+    - `key`: for the initial parameters, the order of the data, the noise and the times; by default
+      `jax.random.key(seed)` with the seed of the settings.
+    - `weighting`, `time_sampler`: the parts of the loss, for a model by hand; by default `ELBO` and
+      `LowDiscrepancy`. A time sampler that adapts belongs to the training state.
+    - `optimiser`: a part, for a model by hand, by default `diffkit.optimisers.AdamW()`; or an optax
+      gradient transformation, used as it is, without the learning rate, weight decay and clipping of the
+      settings. The interior of a schedule that minimises the variance keeps its own
+      (`TrainConfig.interior_learning_rate`).
+    - `directory`: where to write configuration, metrics and checkpoints. If it holds checkpoints of the
+      same composition, training continues from the newest one, exactly as if it had never stopped.
+    - `progress`: show a progress bar; `hooks`: functions called with a `diffkit.training.StepInfo` after
+      each dispatch and each evaluation, while the next dispatch runs.
+    - `check`: check the parts before work begins, on a few hundred numbers (`diffkit.checks`): the schedule
+      falls, the target determines x and eps, the weighting is not negative, the times follow their density,
+      the network reads its conditions, a step keeps its shapes. `False` trains them unchecked.
 
     **Returns:** a `Fit`.
 
-    **Raises:** `ValueError` if the data do not fit the model or its schedule does not fall;
-    `CheckpointError` if the directory holds checkpoints of another model; `FloatingPointError` if the loss
-    or its gradient is no longer finite, in which case the last good checkpoint stays the newest.
+    **Raises:** `ValueError` if the data do not fit the model, a part is wrong (`check`; `TypeError` for the
+    step of a sampler), settings are given with a preset, or the directory holds a run of another
+    composition or other settings (the message says what differs); `CheckpointError` if its checkpoints are
+    of another model; `FloatingPointError` if the loss or its gradient is no longer finite: the last good
+    checkpoint then stays the newest.
+
+    **Warns:** if the schedule has trainable endpoints and the weighting is not `ELBO`: they are kept fixed
+    (`TrainConfig.learn_endpoints`).
+
+    ```python
+    mine = dk.preset("vdm", network="mlp", train={"steps": 1000})
+    fitted = dk.fit(mine, dk.data.Swirl(), key=jax.random.key(0))
+    ```
     """
-    check_data(model, data)
-    state = init_state(model, config, time_sampler)
-    checkpoints, step, before = None, 0, 0.0
+    if isinstance(what, Preset):
+        names = ("config", "weighting", "time_sampler", "optimiser")
+        beside = zip(names, (config, weighting, time_sampler, optimiser), strict=True)
+        if given := [name for name, value in beside if value is not None]:
+            raise ValueError(
+                f"a preset chooses its own {given[0]}: use preset.replace(weighting=..., "
+                "time_sampler=..., train={...}) in place of it."
+            )
+        preset, settings = what, settings_of(what)
+    else:
+        settings = config or TrainConfig()
+        preset = Preset.of(
+            what,
+            weighting=weighting or ELBO(),
+            time_sampler=time_sampler or LowDiscrepancy(),
+            optimiser=optimiser or AdamW(),
+            sampler=Ancestral(),
+            grid=UniformT(),
+            train=dataclasses.asdict(settings),
+        )
+    if key is not None:
+        settings = dataclasses.replace(settings, seed=seed_of(key))
+    if isinstance(what, Preset):
+        parts = assemble(preset, data, key=key_of(settings.seed))
+    else:
+        parts = Assembly.around(preset, what)
+    _check(parts, data, check)
     if directory is not None:
         directory = Path(directory)
+        record = config_of(preset, data, settings)
+        write_config(directory, record)
+        if progress and (made := unregistered(record)):
+            found = ", ".join(f"{kind}={name}" for kind, name in made.items())
+            print(
+                f"run {directory} is for Python only, as no command can make {found}. "
+                f"Read it by dk.load_run({str(directory)!r}, like=...)."
+            )
+    return train(parts, data, settings, directory=directory, progress=progress, hooks=hooks, check=False)
+
+
+def train(
+    parts: Assembly,
+    data: AbstractDataset,
+    config: TrainConfig,
+    *,
+    directory: Path | None = None,
+    progress: bool = True,
+    hooks: Sequence[Hook] = (),
+    check: bool = True,
+) -> Fit:
+    """`fit` of parts already made, in a directory with its configuration."""
+    model, weighting = parts.model, parts.weighting
+    _check(parts, data, check)
+    optimiser = parts.optimiser
+    state = init_state(model, config, parts.time_sampler, optimiser)
+    checkpoints, step, before = None, 0, 0.0
+    if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(directory / CHECKPOINTS)
         newest = checkpoints.latest_step()
         if newest is not None:
             state, numbers = checkpoints.restore(newest, like=state)
             step, before = newest, numbers["seconds"]
-        memory = JsonLines(directory / METRICS_FILE, step=step)
-        sinks: list[Writer] = [memory, TensorBoard(directory / "tensorboard", step=step)]
+        lines = JsonLines(directory / METRICS_FILE, step=step)
+        records, own = lines.records, [lines, TensorBoard(directory / "tensorboard", step=step)]
     else:
-        memory = _Memory()
-        sinks = [memory]
+        records: list[dict[str, float]] = []
+        own = [lambda info: records.append(info.record)]
     if progress:
         what = "bits/dim" if isinstance(weighting, ELBO) else "weighted loss"
-        sinks.append(ProgressBar(start=step, steps=config.steps, what=what))
-    sinks.extend(writers)
+        own.append(ProgressBar(start=step, steps=config.steps, what=what))
+    hooks = (*own, *hooks)
 
     chunk = config.steps_per_dispatch
-    key = jax.random.key(config.seed)
-    # The key has the seed: runs that differ in it alone share what is compiled.
+    key = key_of(config.seed)
+    # The key has the seed: runs that differ only in it share compiled code.
     settings = dataclasses.replace(config, seed=0)
-    objective = Objective(weighting, config.timesteps)
-    iterator = batches(
-        data.train, batch_size=config.batch_size, seed=config.seed, start=step, chunk=chunk
-    )
+    held = held_endpoints(model.schedule, weighting, config.learn_endpoints)
+    objective = Objective(weighting, config.loss_steps, held)
+    iterator = batches(data.train, batch_size=config.batch_size, seed=config.seed, start=step, chunk=chunk)
     began = time.monotonic()
 
     def seconds() -> float:
         return before + time.monotonic() - began
 
-    def report(step: int, rows: jax.Array, count: int) -> None:
+    def tell(step: int, metrics: dict[str, float], state: TrainState | None) -> None:
+        info = StepInfo(step, config.steps, round(seconds(), 3), metrics, state)
+        for hook in hooks:
+            hook(info)
+
+    def report(step: int, rows: jax.Array, count: int, state: TrainState | None = None) -> None:
         values = np.asarray(rows)[:count].mean(axis=0)
-        # The gradient too: it can be the first to go, and the parameters go with it.
+        # The gradient too: it can fail first, and takes the parameters with it.
         for what, value in (("loss", values[0]), ("gradient", values[-1])):
             if not np.isfinite(value):
                 raise FloatingPointError(
                     f"the {what} is not finite ({value}) near step {step}. A lower "
                     "train.learning_rate or a smaller train.clip may help."
                 )
-        record = {"step": step, "seconds": round(seconds(), 3)}
-        record |= dict(zip(METRICS, map(float, values), strict=True))
-        for sink in sinks:
-            sink.write(record)
+        tell(step, dict(zip(METRICS, map(float, values), strict=True)), state)
 
     def due(every: int, step: int, count: int) -> bool:
         return step == config.steps or (every > 0 and step // every > (step - count) // every)
 
     with contextlib.ExitStack() as stack:
         stack.callback(iterator.close)
-        for sink in sinks:
-            stack.callback(sink.close)
+        for hook in hooks:
+            if close := getattr(hook, "close", None):
+                stack.callback(close)
         if checkpoints is not None:
             stack.callback(checkpoints.close)
         pending = None
@@ -180,7 +310,7 @@ def fit(
             drawn = next(iterator)
             check_levels(jax.tree.leaves(drawn)[0], model.decoder.levels)
             stacked = jax.tree.map(jnp.asarray, drawn)
-            inputs = (stacked, jnp.asarray(count), key, objective, settings)
+            inputs = (stacked, jnp.asarray(count), key, objective, settings, optimiser)
             state, rows = train_steps(inputs, state)
             step += count
             if pending is not None:
@@ -189,18 +319,12 @@ def fit(
             save = due(config.checkpoint_every, step, count)
             test = config.evaluate_every > 0 and due(config.evaluate_every, step, count)
             if save or test:
-                report(*pending)
+                report(*pending, state)
                 pending = None
             if test:
-                result = evaluate(
-                    state.averaged_model, data.test, key=key, passes=config.evaluate_passes
-                )
-                record = {"step": step, "seconds": round(seconds(), 3)}
-                record |= {"test_bits_per_dim": result.total[0]}
-                for sink in sinks:
-                    sink.write(record)
+                passes = config.evaluate_passes
+                result = evaluate(state.averaged_model, data.test, key=key, passes=passes)
+                tell(step, {"test_bits_per_dim": result.bits_per_dim[0]}, state)
             if save and checkpoints is not None:
                 checkpoints.save(step, state, {"seconds": seconds()})
-        if pending is not None:
-            report(*pending)
-    return Fit(state.averaged_model, state, memory.records)
+    return Fit(state.averaged_model, state, records, parts, directory)

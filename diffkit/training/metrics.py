@@ -1,44 +1,70 @@
-"""Where metrics go while training: a JSON Lines file, TensorBoard, the terminal."""
+"""Hooks of the training loop: metrics to a file, to TensorBoard, to Weights & Biases, to the terminal."""
 
+import importlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-Record = Mapping[str, int | float]
-"""Metrics of one dispatch: `step`, `seconds` of training so far, and the means over its steps."""
+from diffkit.files import replace_text
+from diffkit.model import DiffusionModel
+from diffkit.training.state import TrainState
 
 
-@runtime_checkable
-class Writer(Protocol):
-    """Anything that wants to see the metrics. `fit` takes further ones as `writers`."""
+@dataclass(frozen=True)
+class StepInfo:
+    """The argument of a hook of `diffkit.fit`.
 
-    def write(self, record: Record) -> None:
-        """Called once per dispatch, and after each evaluation."""
-        ...
+    **Attributes:** `step`, `steps`: the number of steps taken, and of all steps; `seconds`: of training so
+    far; `metrics`: means over the steps of a dispatch, by the names in `diffkit.training.METRICS`, or
+    `test_bits_per_dim` after an evaluation; `state`: the training state at checkpoints, evaluations and the
+    end, else `None`. The next step reuses its memory: copy what you keep.
+    """
 
-    def close(self) -> None:
-        """Called once, when training ends, for whatever reason."""
-        ...
+    step: int
+    steps: int
+    seconds: float
+    metrics: Mapping[str, float]
+    state: TrainState | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step == self.steps
+
+    @property
+    def model(self) -> DiffusionModel | None:
+        """The model with averaged parameters, if there is a `state`."""
+        return None if self.state is None else self.state.averaged_model
+
+    @property
+    def record(self) -> dict[str, int | float]:
+        """Step, seconds and metrics, as returned by `diffkit.training.read_metrics`."""
+        return {"step": self.step, "seconds": self.seconds, **self.metrics}
+
+
+Hook = Callable[[StepInfo], None]
+"""Called after each dispatch and each evaluation. A method `close`, if there is one, is called when
+training ends or fails."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The records of a metrics file. A last line cut short by a killed process is passed over."""
+    """The records of a metrics file. Skips a last line cut short by a killed process."""
     records = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            records.append({k: math.nan if v is None else v for k, v in record.items()})
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        records.append({k: math.nan if v is None else v for k, v in record.items()})
     return records
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """Plain values as JSON, which has no NaN and no infinity: `null` in their place."""
+    """Plain values as JSON, with `null` for NaN and infinity, which it lacks."""
 
     def known(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -50,30 +76,21 @@ def as_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(known(value), indent=indent, allow_nan=False)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file in one go: a process that is killed meanwhile leaves the old one or the new one."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)
-
-
 class JsonLines:
-    """One JSON object a line.
+    """One JSON object per line.
 
-    **Arguments:** `path`: the file; `step`: records after this step are dropped, those of a run that
-    was killed after its last checkpoint.
+    **Arguments:** `path`: the file; `step`: drop records after this step, left by a run that was killed
+    after its last checkpoint.
     """
 
     def __init__(self, path: Path, *, step: int):
-        kept = [record for record in read_metrics(path) if record["step"] <= step]
-        replace_text(path, "".join(as_json(record) + "\n" for record in kept))
-        self.records = kept
-        self._file = path.open("a")
+        self.records = [record for record in read_metrics(path) if record["step"] <= step]
+        replace_text(path, "".join(as_json(record) + "\n" for record in self.records))
+        self._file = path.open("a", buffering=1)  # writes each line at once
 
-    def write(self, record: Record) -> None:
-        self.records.append(dict(record))
-        self._file.write(as_json(record) + "\n")
-        self._file.flush()
+    def __call__(self, info: StepInfo) -> None:
+        self.records.append(info.record)
+        self._file.write(as_json(info.record) + "\n")
 
     def close(self) -> None:
         self._file.close()
@@ -87,63 +104,74 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(directory), purge_step=step + 1 if step > 0 else None)
 
-    def write(self, record: Record) -> None:
-        for name, value in record.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, int(record["step"]))
+    def __call__(self, info: StepInfo) -> None:
+        for name, value in {"seconds": info.seconds, **info.metrics}.items():
+            self._writer.add_scalar(name, value, info.step)
 
     def close(self) -> None:
         self._writer.close()
 
 
-class ProgressBar:
-    """Steps, rate, the running loss under its name and time left.
+class WeightsAndBiases:
+    """Metrics to a run of Weights & Biases; needs the extra `wandb`.
 
-    On a terminal a live bar; elsewhere, such as in a log file, a line every few seconds.
+    **Arguments:** `project`, and any others of `wandb.init`, such as `name`, `config` or `mode`.
+
+    **Raises:** `ImportError` without the package.
+    """
+
+    def __init__(self, project: str, **options: Any):
+        try:
+            # Optional, so a type checker may not find it.
+            wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise ImportError(
+                "WeightsAndBiases needs the package wandb: pip install 'diffkit[wandb]'."
+            ) from error
+        self._run = wandb.init(project=project, **options)
+
+    def __call__(self, info: StepInfo) -> None:
+        self._run.log({"seconds": info.seconds, **info.metrics}, step=info.step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class ProgressBar:
+    """Steps, rate, the running loss by name and time left.
+
+    A live bar on a terminal; elsewhere, such as in a log file, a line every few seconds.
     """
 
     def __init__(self, *, start: int, steps: int, what: str, every: float = 10.0):
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-        self._console = Console()
-        self._steps, self._what, self._every = steps, what, every
+        console = Console()
+        self._start, self._what, self._every = start, what, every
         self._loss: float | None = None
         self._began = self._shown = time.monotonic()
-        self._start = start
         self._bar = None
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
+        if console.is_terminal:
+            bar = BarColumn(), MofNCompleteColumn(), "{task.fields[note]}", TimeRemainingColumn()
+            self._bar = Progress("training", *bar, console=console)
             self._bar.start()
             self._task = self._bar.add_task("training", total=steps, completed=start, note="")
 
-    def write(self, record: Record) -> None:
-        if "loss" not in record:
+    def __call__(self, info: StepInfo) -> None:
+        if "loss" not in info.metrics:
             return
-        # A running mean, since one dispatch is noisy.
-        loss = record["loss"]
+        # A running mean because one dispatch is noisy.
+        loss, step = info.metrics["loss"], info.step
         self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
-        now, step = time.monotonic(), int(record["step"])
+        now = time.monotonic()
         rate = (step - self._start) / max(now - self._began, 1e-9)
         note = f"{rate:.1f} steps/s  {self._loss:.3f} {self._what}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=note)
-        elif now - self._shown > self._every or step == self._steps:
+        elif now - self._shown > self._every or info.last:
             self._shown = now
-            print(f"step {step}/{self._steps}  {note}", flush=True)
+            print(f"step {step}/{info.steps}  {note}", flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

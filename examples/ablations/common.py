@@ -1,7 +1,7 @@
-"""What the ablations share: their two scales, how a sweep is launched, and the table at its end.
+"""Shared by the ablations: their two scales, how to launch a sweep, and the table at its end.
 
-An ablation is `diffkit train --multirun` with its settings filled in. Each setting that is given on the
-command line replaces the one of the same name here.
+An ablation is `diffkit train --multirun` with its settings filled in. Each setting on the command line
+replaces the one of the same name here.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ from hydra.errors import OverrideParseException
 
 import diffkit as dk
 from diffkit.cli import main as diffkit
-from diffkit.cli.launch import run_name
-from diffkit.runs import EVALUATION_FILE
+from diffkit.cli.launch import launcher_settings, run_name
+from diffkit.cli.settings import LAUNCHERS
+from diffkit.configs import EVALUATION_FILE
 
 VDM: Final = dk.get("preset", "vdm")
 
@@ -54,31 +55,14 @@ SCALES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """The settings of each scale: two CPU cores for minutes, and the paper's CIFAR-10 without augmentation."""
 
-LAUNCHERS: Final[Mapping[str, Mapping[str, str]]] = {
-    "basic": {},
-    "joblib": {"hydra/launcher": "joblib", "hydra.launcher.n_jobs": "2"},
-    "submitit_local": {"hydra/launcher": "submitit_local", "hydra.launcher.timeout_min": "600"},
-    # Of a cluster only its user knows the partition, hydra.launcher.partition=NAME. A job that runs out of
-    # time is queued again and goes on from its checkpoint.
-    "slurm": {
-        "hydra/launcher": "submitit_slurm",
-        "hydra.launcher.timeout_min": "1440",
-        "hydra.launcher.gpus_per_node": "1",
-        "hydra.launcher.cpus_per_task": "8",
-        "hydra.launcher.mem_gb": "32",
-        "hydra.launcher.max_num_timeout": "100",
-    },
-}
-"""How the runs of a sweep are launched: one after the other, some at once, or as jobs of a cluster."""
-
 
 @dataclass(frozen=True)
 class Ablation:
     """A sweep, and the question that it answers.
 
-    **Arguments:** `name`: of the script and of the directory of its runs; `question`; `axes`: what is
-    varied, the values separated by commas, of which the first is what the others are compared with;
-    `tiny`, `paper`: settings of that scale that differ from those in `SCALES` and in `axes`.
+    **Arguments:** `name`: of the script and of the directory of its runs; `question`; `axes`: the settings
+    to vary, with values separated by commas, the first the baseline of the others; `tiny`, `paper`:
+    settings of that scale that differ from those in `SCALES` and in `axes`.
     """
 
     name: str
@@ -89,9 +73,9 @@ class Ablation:
 
     def settings(self, scale: str, given: Mapping[str, str] | None = None) -> dict[str, str]:
         """All settings of the sweep, the seeds last: runs of a variant then follow each other, and share
-        what is compiled where one process runs them.
+        compiled code within one process.
 
-        **Arguments:** `scale`: a key of `SCALES`; `given`: what the command line replaces.
+        **Arguments:** `scale`: a key of `SCALES`; `given`: settings of the command line.
 
         **Raises:** `ValueError` for an unknown scale.
         """
@@ -105,7 +89,7 @@ class Ablation:
 
 
 def jobs(settings: Mapping[str, str]) -> list[list[str]]:
-    """The overrides of each run of a sweep, in the order in which Hydra goes through them."""
+    """The overrides of each run of a sweep, in Hydra's order."""
     words = [f"{name}={value}" for name, value in settings.items()]
     found: list[list[str]] = [[]]
     for override in OverridesParser.create().parse_overrides(words):
@@ -161,14 +145,10 @@ def main(ablation: Ablation, arguments: Sequence[str] | None = None) -> None:
     scale, launcher = given.pop("scale", "tiny"), given.pop("launcher", "basic")
     if not flags:
         _refuse(ablation, f"it is a sweep: give --multirun.\n\n{_usage(ablation)}")
-    if launcher not in LAUNCHERS:
-        _refuse(ablation, f"launcher must be one of {', '.join(LAUNCHERS)}, got {launcher!r}.")
     if "run" in given:
-        _refuse(
-            ablation, f"run={given['run']} is one directory: give root=DIR for those of a sweep."
-        )
+        _refuse(ablation, f"run={given['run']} is one directory: give root=DIR for those of a sweep.")
     try:
-        settings = ablation.settings(scale, {**LAUNCHERS[launcher], **given})
+        settings = ablation.settings(scale, {**launcher_settings(launcher), **given})
         all_jobs = jobs(settings)
     except (ValueError, OverrideParseException) as error:
         _refuse(ablation, str(error))

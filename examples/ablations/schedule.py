@@ -2,10 +2,10 @@
 
     python examples/ablations/schedule.py --multirun     # about three minutes on two cores
 
-The paper (sections 5.1, 5.3 and 6.2, appendix I.2): in continuous time the bound depends on log SNR at the
-endpoints alone, which are learned by it. What is between them changes the variance of its estimate, and
-is learned to make that least; the paper compares it with a log SNR linear in time and with the schedules
-of Ho et al. (2020) and Nichol and Dhariwal (2021, cosine), and finds the learned one's variance least.
+The paper (sections 5.1, 5.3 and 6.2, appendix I.2): in continuous time the bound depends only on log SNR at
+the endpoints, and learns them. The interior changes the variance of the estimate and learns to minimise it;
+the paper compares it with a log SNR linear in time and with the schedules of Ho et al. (2020) and Nichol
+and Dhariwal (2021, cosine), and finds that the learned one has the least variance.
 
 `learned_linear` has learned endpoints only, `learned_monotone` also minimises the variance. The columns on
 variance are of the diffusion loss of one draw and of a batch, measured after training.

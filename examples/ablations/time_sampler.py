@@ -6,9 +6,9 @@ The paper (appendix I.1) spreads the times of a batch evenly over [0, 1], with o
 variance of the estimate is then much smaller. `adaptive` is later work: importance sampling by a running
 estimate of the loss (Kingma and Gao 2023, arXiv 2303.00848).
 
-A time sampler changes the variance of the estimate and not what is minimised. The columns on variance, of
-one draw and of a batch, say what it saves; a difference in bits/dim comes from less noisy gradients. The
-schedule is fixed, since one that minimises the variance evens the loss over time by itself.
+A time sampler changes the variance of the estimate but not the objective. The columns on variance, of one
+draw and of a batch, show what it saves; a difference in bits/dim comes from less noisy gradients. The
+schedule is fixed because one that minimises the variance evens the loss over time by itself.
 """
 
 from common import Ablation, main

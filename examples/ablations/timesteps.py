@@ -5,10 +5,9 @@
 Each model is trained with one T (`null`: in continuous time) and evaluated with every T: the second table
 has a row for each training and a column for each evaluation. The first has the bound at T of the training.
 
-The paper (section 4.1, appendix F): with a good denoiser more steps give a lower loss, and a model that is
-trained in continuous time can be evaluated with any T, at a cost where T is small. Here the schedule is a
-straight line between learned endpoints, as in the published configuration for CIFAR-10, so that all T
-share one.
+The paper (section 4.1, appendix F): with a good denoiser more steps give a lower loss, and a model trained
+in continuous time can be evaluated with any T, at a cost for small T. Here the schedule is a straight line
+between learned endpoints, as in the published configuration for CIFAR-10, so all T share one.
 """
 
 from common import Ablation, main
@@ -17,7 +16,7 @@ ABLATION = Ablation(
     name="timesteps",
     question="How does the bound depend on the number of steps, in training and in evaluation?",
     axes={
-        "train.timesteps": "null,10,100,250,500,1000",
+        "train.loss_steps": "null,10,100,250,500,1000",
         "schedule": "learned_linear",
         "evaluate_steps": "[10,100,250,500,1000,null]",
     },

@@ -1,4 +1,4 @@
-"""A preset: a named choice of every part, with the loss that its weighting stands for."""
+"""A preset: a named choice of every part, with the loss behind its weighting."""
 
 import diffkit as dk
 from diffkit_custom.weightings import Window

@@ -1,17 +1,16 @@
 """Samplers: from noise to data."""
 
-from typing import Any
+from typing import ClassVar
 
 import jax.numpy as jnp
 
 import diffkit as dk
-from diffkit.samplers import between, is_long
-from diffkit.samplers.base import Denoise
-from diffkit.typing import Example, PRNGKey, Scalar
+from diffkit.samplers import AbstractOneStepSampler, Denoise, Step, between, is_long
+from diffkit.typing import Example
 
 
 @dk.register("sampler", "custom_ralston")
-class Ralston(dk.AbstractSampler):
+class Ralston(AbstractOneStepSampler):
     r"""Ralston's method for the probability-flow ODE dy / drho = eps, rho = sigma / alpha.
 
     The method of order 2 with two stages whose error bound is the smallest (Ralston 1962): the second
@@ -19,31 +18,13 @@ class Ralston(dk.AbstractSampler):
     would amplify; there the two calls of the network are two steps of DDIM.
     """
 
-    @property
-    def stochastic(self) -> bool:
-        return False
+    stochastic: ClassVar[bool] = False
+    order: ClassVar[int] = 2
+    calls: ClassVar[int] = 2
 
-    @property
-    def order(self) -> int:
-        return 2
-
-    @property
-    def calls(self) -> int:
-        return 2
-
-    def init(self, y: Example) -> None:
-        return None
-
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: Any,
-        key: PRNGKey | None,
-    ) -> tuple[Example, None]:
-        rho = jnp.exp(-logsnr_t / 2)
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        logsnr_t, logsnr_s, _ = step
+        rho = step.rho_t
         # The difference of two near numbers, with all its digits.
         delta = rho * jnp.expm1((logsnr_t - logsnr_s) / 2)
         long = is_long(logsnr_t, logsnr_s)
@@ -52,4 +33,4 @@ class Ralston(dk.AbstractSampler):
         first = denoise(y, logsnr_t).eps
         second = denoise(y + reach * first, place).eps
         two_of_ddim = reach * first + (delta - reach) * second
-        return y + jnp.where(long, two_of_ddim, delta * (first + 3 * second) / 4), None
+        return y + jnp.where(long, two_of_ddim, delta * (first + 3 * second) / 4)

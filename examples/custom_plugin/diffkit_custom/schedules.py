@@ -11,17 +11,17 @@ from diffkit.typing import Scalar, ScalarLike, as_float
 
 @dk.register("schedule", "custom_bent")
 class Bent(dk.AbstractSchedule):
-    """A straight line between two endpoints, bent.
+    """A bent line between two endpoints.
 
-    The position between the endpoints is s(t) = t + bend t (1 - t). With a positive bend more of the
-    time goes to the noisier half of the range, with a negative one to the cleaner half.
+    The position between the endpoints is s(t) = t + bend t (1 - t). A positive bend spends more time in
+    the noisier half of the range, a negative one in the cleaner half.
 
     **Arguments:**
 
-    - `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; the first by default the one for the
-      data's levels (`diffkit.schedules.check_range`).
+    - `logsnr_max`, `logsnr_min`: log SNR at t = 0 and at t = 1; by default the first fits the data's
+      levels (`diffkit.schedules.check_range`).
     - `bend`: between -1 and 1, both excluded; 0 is the straight line.
-    - `levels`: how many values a dimension of the data takes; diffkit fills it in.
+    - `levels`: the number of values of a dimension of the data; diffkit fills it in.
 
     **Raises:** `ValueError` if `bend` is out of range or the endpoints are not in order.
     """

@@ -1,4 +1,4 @@
-"""Weightings: which noise levels a loss cares for."""
+"""Weightings: which noise levels a loss emphasises."""
 
 import math
 
@@ -28,12 +28,12 @@ def window(
     process: dk.AbstractProcess,
     parameterization: dk.AbstractParameterization,
 ) -> dk.Implied:
-    """The mean squared error of what the network predicts, times a bell over logsnr.
+    """The mean squared error of the network's target, times a bell over logsnr.
 
-    A weighting that is stated as a loss is derived from it, and not written down: this function names
-    the loss, `implied_weighting` has the formula, and the laws check the one against the other.
+    Derive a weighting stated as a loss instead of writing it down: this function names the loss,
+    `implied_weighting` has the formula, and the laws check one against the other.
 
-    **Arguments:** `centre`, `width`: of the bell. The parts of the model are filled in.
+    **Arguments:** `centre`, `width`: of the bell. diffkit fills in the parts of the model.
 
     **Raises:** `ValueError` if `width` is not positive.
     """

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from diffkit_custom.optimisers import Adamax
 from diffkit_custom.presets import CUSTOM
 from diffkit_custom.samplers import Ralston
 from diffkit_custom.schedules import Bent
@@ -29,6 +30,10 @@ class TestWindow(testing.WeightingLaws):
 
 class TestRalston(testing.SamplerLaws):
     part = Ralston()
+
+
+class TestAdamax(testing.OptimiserLaws):
+    part = Adamax
 
 
 class TestCustom(testing.PresetLaws):

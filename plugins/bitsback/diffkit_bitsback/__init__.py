@@ -1,8 +1,8 @@
 """Lossless compression with diffkit models: bits-back coding with asymmetric numeral systems."""
 
-import importlib
 from typing import TYPE_CHECKING
 
+from diffkit.lazy import lazy_imports
 from diffkit.typing import check_types
 
 check_types("diffkit_bitsback")
@@ -16,6 +16,7 @@ from diffkit_bitsback.errors import NotACodecFile as NotACodecFile
 from diffkit_bitsback.errors import WrongModel as WrongModel
 from diffkit_bitsback.errors import WrongVersion as WrongVersion
 
+# Imported when first asked for: diffkit imports every plugin to see its parts, and this one has none.
 if TYPE_CHECKING:
     from diffkit_bitsback.chain import Chain as Chain
     from diffkit_bitsback.chain import ChainStatistics as ChainStatistics
@@ -26,25 +27,4 @@ if TYPE_CHECKING:
     from diffkit_bitsback.fingerprints import Fingerprint as Fingerprint
     from diffkit_bitsback.fingerprints import fingerprint as fingerprint
 
-# Imported when it is first asked for: diffkit imports every plugin to see which parts it has, and this
-# one has none.
-_LAZY = {
-    "Chain": "chain",
-    "ChainStatistics": "chain",
-    "Codec": "codec",
-    "Decoded": "codec",
-    "Decoding": "codec",
-    "Header": "codec",
-    "Fingerprint": "fingerprints",
-    "fingerprint": "fingerprints",
-}
-
-
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"diffkit_bitsback.{_LAZY[name]}"), name)
-    raise AttributeError(f"module 'diffkit_bitsback' has no attribute {name!r}.")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY} - {"TYPE_CHECKING", "importlib"})
+__getattr__, __dir__ = lazy_imports(__name__)

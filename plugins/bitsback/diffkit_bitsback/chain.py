@@ -1,23 +1,17 @@
 r"""Bits-back coding along the forward chain of a diffusion model.
 
 The latents are the rescaled ones, $y = z / \alpha$, which are the same under every process. The forward
-chain $q(y_0 \mid x)\, q(y_1 \mid y_0) \cdots q(y_T \mid y_{T-1})$ is as good a factorisation of the
-posterior as the one of the bound, and it lets a step be paid back at once (Bit-Swap: Kingma, Abbeel and
-Ho 2019, arXiv 1905.06845):
+chain $q(y_0 \mid x)\, q(y_1 \mid y_0) \cdots q(y_T \mid y_{T-1})$ factorises the posterior as well as the
+bound does, and pays back each step at once (Bit-Swap: Kingma, Abbeel and Ho 2019, arXiv 1905.06845):
 
 1. pop $y_0$ by $q(y_0 \mid x)$, push $x$ by $p(x \mid y_0)$;
 2. for i = 1 ... T: pop $y_i$ by $q(y_i \mid y_{i-1})$, push $y_{i-1}$ by $p(y_{i-1} \mid y_i)$;
 3. push $y_T$ by the prior $p(y_T)$.
 
-The stack grows by a one-sample estimate of the bound, whose expectation is the VLB of the
-discrete-time model with T steps, and the initial bits that it takes are those of one latent, not of T.
-Decoding runs the same backwards and leaves the stack as it was.
-
-The distributions are those of the bound: `diffkit.Prediction.reverse` for $p(y_{i-1} \mid y_i)$, whose
-divergence from the posterior is the bound's term of a step (`diffkit.denoiser.step_divergence`),
-`diffkit.processes` for the chain and for the prior, the model's decoder for $p(x \mid y_0)$. Each latent
-has a lattice of its own (`diffkit_bitsback.gaussians`), scaled to the narrower of the two distributions
-that it is coded by.
+The stack grows by a one-sample estimate of the VLB of the discrete-time model with T steps, whose
+distributions these are. The initial bits are those of one latent. Decoding runs backwards and restores the
+stack. Each latent has its own lattice (`diffkit_bitsback.gaussians`), scaled to the narrower of its two
+coding distributions.
 """
 
 import functools
@@ -31,45 +25,45 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, Integer, UInt32
+from jaxtyping import Array, Float, Float64, Integer, UInt32
 
 import diffkit as dk
-from diffkit.denoiser import AbstractDenoiser
 from diffkit.processes import rescaled_forward_std, rescaled_posterior, rescaled_prior_std
 from diffkit_bitsback.errors import CannotEncode, DamagedData
-from diffkit_bitsback.gaussians import LatticeGaussians
-from diffkit_bitsback.stack import Stack, weights_of
+from diffkit_bitsback.gaussians import Floats, LatticeGaussians
+from diffkit_bitsback.stack import Ints, Stack, groups, weights_of
+
+Images = Integer[np.ndarray, "images *shape"]
+"""Images as stored: integers 0 ... levels - 1, stacked along the first axis."""
+
+Words = UInt32[np.ndarray, " words"]
+
+_Progress = Callable[[float], None]
 
 RESOLUTION = 1.0
-"""Points of a lattice to a standard deviation, by default: `diffkit_bitsback.gaussians` says why so few."""
+"""Default lattice points per standard deviation: `diffkit_bitsback.gaussians` explains why so few."""
 
-# How much finer than for q(y_0 | x) the lattice of y_0 must be, so that sums over it of log p(x | y_0) are
+# How much finer than for q(y_0 | x) the lattice of y_0 must be, for sums of log p(x | y_0) over it to equal
 # integrals: to 2e-5 nats, with levels six standard deviations apart; with 1 it would be 7e-4.
 _BEND = 2.0
 # So many images pay back about as many bits as the latents of one image take at the beginning.
 _PAYS_BACK = 4
-# Images take words off a stack when they are decoded. By chance some may add a few, as the bounds of single
-# draws vary; this many for each dimension of a batch are no chance.
+# Words per dimension of a batch that decoding may add to a stack by chance, since single draws vary.
 _REGROWTH = 4
-# How many entries a table of p(x | y_0) has at a time.
+# The entries of a table of p(x | y_0) at a time.
 _ENTRIES = 1 << 18
 
 
 @dataclass(frozen=True)
 class ChainStatistics:
-    """What coding some images took.
+    """The cost of coding some images.
 
-    **Attributes:**
-
-    - `images`, and `dimensions`: of all of them together.
-    - `total_bits`: what is stored.
-    - `initial_bits`: how many of these were not pushed but taken from the source. Who decodes gets them
-      back.
-    - `pushed_bits`: by how much the stack grew, to a fraction of a bit. The stored bits less the initial
-      ones are at most 64 more, since both are whole words.
-    - `bounds`: of each image, in bits, the one-sample bound along the very latents that were coded, from
-      the densities in float64: what the net rate would be if coding had no overhead.
-    - `network_seconds`, `coding_seconds`: time in the network, and in all else.
+    **Attributes:** `images`, and `dimensions` of all images together; `total_bits`: the stored bits;
+    `initial_bits`: those of them taken from the source instead of pushed, which decoding returns;
+    `pushed_bits`: the growth of the stack, to a fraction of a bit (the stored bits minus the initial ones
+    are at most 64 more, since both are whole words); `bounds`: for each image, in bits, the one-sample
+    bound along the coded latents, that is the net rate without overhead; `network_seconds`,
+    `coding_seconds`: time in the network, and elsewhere.
     """
 
     images: int
@@ -83,7 +77,7 @@ class ChainStatistics:
 
     @classmethod
     def nothing(cls) -> "ChainStatistics":
-        """Of no images."""
+        """For no images."""
         return cls(0, 0, 0, 0, 0.0, np.zeros(0), 0.0, 0.0)
 
     @property
@@ -93,7 +87,7 @@ class ChainStatistics:
 
     @property
     def net_bits(self) -> int:
-        """Stored bits less the initial ones."""
+        """Stored bits minus the initial ones."""
         return self.total_bits - self.initial_bits
 
     @property
@@ -103,7 +97,7 @@ class ChainStatistics:
 
     @property
     def net_bits_per_dim(self) -> float:
-        """Stored bits per dimension less the initial ones."""
+        """Stored bits per dimension minus the initial ones."""
         return self.net_bits / self.dimensions
 
     @property
@@ -113,32 +107,24 @@ class ChainStatistics:
 
     @property
     def overhead_bits_per_dim(self) -> float:
-        """What the stack grew by beyond the bound along the same latents, per dimension."""
+        """The growth of the stack beyond the bound along the same latents, per dimension."""
         return (self.pushed_bits - self.bound_bits) / self.dimensions
 
     def __add__(self, other: "ChainStatistics") -> "ChainStatistics":
-        """Of the images of both."""
-        added = {
-            name: getattr(self, name) + getattr(other, name)
-            for name in self.__dataclass_fields__
-            if name != "bounds"
-        }
-        return ChainStatistics(bounds=np.concatenate([self.bounds, other.bounds]), **added)
+        """For the images of both."""
+        added = {n: value + getattr(other, n) for n, value in vars(self).items() if n != "bounds"}
+        return ChainStatistics(bounds=np.append(self.bounds, other.bounds), **added)
 
 
 class Chain:
     """Codes batches of images on one stack, with the latents of a model.
 
-    **Arguments:**
-
-    - `model`: a model whose decoder is discrete. It is used without a condition.
-    - `logsnrs`: the T + 1 noise levels of the chain, decreasing, the data end first.
-    - `batch_size`: the images that go through the network together.
-    - `first_batch`: how many of these the first batch has. Its latents take the initial bits, so that a
-      small one makes for few. The next ones grow by a quarter of the images before them, which is about as
-      fast as these pay back, up to `batch_size`. By default `batch_size`, which is the fastest.
-    - `resolution`: points of a lattice to a standard deviation.
-    - `seed`: of the source of initial bits, from 0 to 2^64 - 1.
+    **Arguments:** `model`: a model with a discrete decoder, used without a condition; `logsnrs`: the T + 1
+    noise levels of the chain, decreasing, the data end first; `batch_size`: the number of images that go
+    through the network together; `first_batch`: the size of the first batch, whose latents take the initial
+    bits, by default `batch_size`, which is the fastest (later batches grow about as fast as images pay
+    back, up to `batch_size`); `resolution`: lattice points per standard deviation; `seed`: of the source of
+    initial bits, from 0 to 2^64 - 1.
 
     **Raises:** `CannotEncode` for a decoder that is not discrete, noise levels that do not decrease, or a
     number out of range.
@@ -147,7 +133,7 @@ class Chain:
     def __init__(
         self,
         model: dk.DiffusionModel,
-        logsnrs: Float[np.ndarray, " noise_levels"],
+        logsnrs: Floats,
         *,
         batch_size: int = 32,
         first_batch: int | None = None,
@@ -155,18 +141,20 @@ class Chain:
         seed: int = 0,
     ):
         if model.decoder.levels is None:
+            name = type(model.decoder).__name__
             raise CannotEncode(
-                "model must have a discrete decoder, such as decoder=discretized, to be coded without "
-                f"loss; got {type(model.decoder).__name__}, which is for continuous data."
+                f"model must have a discrete decoder; got {name}, which is for continuous data."
             )
-        if len(logsnrs) < 2 or not (np.isfinite(logsnrs).all() and (np.diff(logsnrs) < 0).all()):
+        self._logsnrs = logsnrs.astype(np.float32)
+        if not (len(logsnrs) > 1 and np.isfinite(logsnrs).all() and (np.diff(self._logsnrs) < 0).all()):
             raise CannotEncode(
-                "logsnrs must be at least two finite numbers, strictly decreasing from the data end, "
-                f"got {logsnrs}."
+                "logsnrs must be at least two finite numbers, strictly decreasing from the data end, in "
+                f"float32 too, got {logsnrs}."
             )
         if batch_size < 1:
             raise CannotEncode(f"batch_size must be at least 1, got {batch_size}.")
-        if first_batch is not None and not 1 <= first_batch <= batch_size:
+        first_batch = batch_size if first_batch is None else first_batch
+        if not 1 <= first_batch <= batch_size:
             raise CannotEncode(
                 f"first_batch must be from 1 to batch_size, which is {batch_size}, got {first_batch}."
             )
@@ -176,16 +164,8 @@ class Chain:
             raise CannotEncode(f"seed must be from 0 to {2**64 - 1}, got {seed}.")
         self._model = model
         self._levels: int = model.decoder.levels
-        self._logsnrs = logsnrs.astype(np.float32)
-        if not (np.diff(self._logsnrs) < 0).all():
-            raise CannotEncode(
-                "logsnrs must be strictly decreasing in float32 too: there are too many steps between "
-                f"{logsnrs[0]} and {logsnrs[-1]}."
-            )
-        self._batch_size = batch_size
-        self._first_batch = batch_size if first_batch is None else first_batch
-        self._resolution = resolution
-        self._seed = seed
+        self._batch_size, self._first_batch = batch_size, first_batch
+        self._resolution, self._seed = resolution, seed
         self._size = math.prod(model.shape)
         self._compiled = _Compiled(model, batch_size)
         self._forward, self._prior, self._spacing = _scales(self._logsnrs, resolution)
@@ -195,13 +175,8 @@ class Chain:
         """T."""
         return len(self._logsnrs) - 1
 
-    def with_logsnrs(
-        self, logsnrs: Float[np.ndarray, " noise_levels"], *, first_batch: int | None = None
-    ) -> "Chain":
-        """The same with other noise levels, and with another first batch if that is given.
-
-        The functions are compiled once for both.
-        """
+    def with_logsnrs(self, logsnrs: Floats, *, first_batch: int | None = None) -> "Chain":
+        """The same with other noise levels or another first batch; both share the compiled functions."""
         other = Chain(
             self._model,
             logsnrs,
@@ -218,30 +193,24 @@ class Chain:
         """The dtype of decoded images: the smallest that holds the levels."""
         return np.min_scalar_type(self._levels - 1)
 
-    def encode(
-        self,
-        images: Integer[np.ndarray, "count *shape"],
-        *,
-        progress: Callable[[float], None] | None = None,
-    ) -> tuple[UInt32[np.ndarray, " words"], ChainStatistics]:
+    def encode(self, images: Images, *, progress: _Progress | None = None) -> tuple[Words, ChainStatistics]:
         """Code images as the words of one stack.
 
-        **Arguments:** `images`: as stored, levels 0 ... levels - 1; `progress`: called now and then with
-        how many images are done, a part of a batch as a part.
+        **Arguments:** `images`: as stored; `progress`: called now and then with the number of finished
+        images, including fractions of a batch.
 
-        **Returns:** the words, and what coding took.
+        **Returns:** the words, and the cost of coding.
 
         **Raises:** `CannotEncode` for images of another shape or with other levels, or if the network's
         output is not finite.
         """
-        self._check(images)
+        self.check(images)
         clock = _Clock()
         stack = Stack(seed=self._seed)
         bounds = [np.zeros(0)]
         for rows in _Batches(len(images), self._first_batch, self._batch_size):
-            batch = images[rows]
-            told = _from(progress, rows.start, len(batch))
-            bounds.append(self._encode_batch(stack, batch, rows.start, clock, told))
+            told = _from(progress, rows.start, rows.stop - rows.start)
+            bounds.append(self._encode_batch(stack, images[rows], rows.start, clock, told))
         words, initial = stack.finish()
         return words, ChainStatistics(
             images=len(images),
@@ -254,20 +223,14 @@ class Chain:
             coding_seconds=clock.other(),
         )
 
-    def decode(
-        self,
-        words: UInt32[np.ndarray, " words"],
-        count: int,
-        *,
-        progress: Callable[[float], None] | None = None,
-    ) -> Integer[np.ndarray, "count *shape"]:
-        """The images that `encode` made these words of.
+    def decode(self, words: Words, count: int, *, progress: _Progress | None = None) -> Images:
+        """The images that `encode` turned into these words.
 
-        **Arguments:** `words`, and the `count` of images in them; `progress` as for `encode`.
+        **Arguments:** `words`, and the `count` of images in them; `progress` as in `encode`.
 
         **Raises:** `DamagedData` if the words run out, grow in number, do not end with the source's initial
-        bits, or lead to what cannot be; any of these if the network does not give the floats it gave for
-        encoding. `CannotEncode` for a negative count.
+        bits, or decode to impossible values, perhaps since the network does not repeat the floats of
+        encoding; `CannotEncode` for a negative count.
         """
         if count < 0:
             raise CannotEncode(f"count must be 0 or more, got {count}.")
@@ -280,7 +243,7 @@ class Chain:
                 self._decode_batch(stack, images[rows], rows.start, _Clock(), told)
                 if len(stack) > most:
                     raise DamagedData(
-                        f"the coded words are not such as are written: of {len(words)} words "
+                        f"the coded words are not those of an encoder: of {len(words)} words "
                         f"{len(stack)} are left."
                     )
         except CannotEncode as error:
@@ -291,48 +254,45 @@ class Chain:
     def reverse(
         self, y: Float[np.ndarray, "batch size"], step: int
     ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
-        """Mean and standard deviation of p(y_{step - 1} | y_step), as the network gives them.
-
-        By one compiled function with one batch shape, for encoding and for decoding.
+        """Mean and standard deviation of p(y_{step - 1} | y_step), from the network.
 
         **Arguments:** `y`: at most `batch_size` rescaled latents, flattened; `step` from 1 to T.
 
-        **Returns:** float32 arrays: the mean like `y`; the standard deviation like `y` where the model
-        predicts one for each dimension, else a scalar.
+        **Returns:** float32 arrays like `y`; the standard deviation may be one for all, a scalar.
         """
         padded = self._padded(y.reshape(len(y), *self._model.shape), np.float32)
         mean, std = self._compiled.reverse(padded, self._logsnrs[step], self._logsnrs[step - 1])
-        mean = np.asarray(mean)[: len(y)].reshape(y.shape)
-        std = np.asarray(std)
+        mean, std = np.asarray(mean)[: len(y)].reshape(y.shape), np.asarray(std)
         return mean, np.asarray(std[0]) if std.ndim == 1 else std[: len(y)].reshape(y.shape)
 
     def _padded(self, examples: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
-        """As many examples as a batch has, those that are missing zero."""
+        """The examples, padded with zeros to a batch."""
         padded = np.zeros((self._batch_size, *self._model.shape), dtype)
         padded[: len(examples)] = examples
         return padded
 
-    def _check(self, images: Integer[np.ndarray, "..."]) -> None:
+    def check(self, images: Integer[np.ndarray, "..."], first: int = 0) -> None:
+        """Check the shape and the levels of images; the message counts them from `first`.
+
+        **Raises:** `CannotEncode`.
+        """
         shape = self._model.shape
         if images.shape[1:] != shape:
-            raise CannotEncode(
-                f"images must be an array of shape (count, {', '.join(map(str, shape))}), got "
-                f"{images.shape}."
-            )
-        if images.size and not (images.min() >= 0 and images.max() < self._levels):
-            raise CannotEncode(
-                f"images must hold levels from 0 to {self._levels - 1}, got {images.min()} to "
-                f"{images.max()}."
-            )
+            expected = f"the model's shape {shape}, shape (count, {', '.join(map(str, shape))})"
+            raise CannotEncode(f"images must have {expected}, got {images.shape}.")
+        # Piece by piece, since the array may be mapped from a file larger than memory.
+        for rows in groups(len(images), max(1, 2**24 // max(1, self._size))):
+            piece = images[rows]
+            if piece.size and (piece.min() < 0 or piece.max() >= self._levels):
+                begin = first + rows.start
+                raise CannotEncode(
+                    f"images must hold levels from 0 to {self._levels - 1}, got {piece.min()} to "
+                    f"{piece.max()} in images {begin} to {begin + len(piece) - 1}."
+                )
 
     def _encode_batch(
-        self,
-        stack: Stack,
-        batch: Integer[np.ndarray, "count *shape"],
-        first_image: int,
-        clock: "_Clock",
-        progress: Callable[[float], None],
-    ) -> Float64[np.ndarray, " count"]:
+        self, stack: Stack, batch: Images, first_image: int, clock: "_Clock", progress: _Progress
+    ) -> Float64[np.ndarray, " images"]:
         """Push a batch; return the one-sample bound of each image in nats."""
         first = self._first(batch)
         stack.mask(batch.size, self._mask(first_image, 0))
@@ -354,14 +314,9 @@ class Chain:
         return bound.reshape(len(batch), -1).sum(axis=1)
 
     def _decode_batch(
-        self,
-        stack: Stack,
-        batch: Integer[np.ndarray, "count *shape"],
-        first_image: int,
-        clock: "_Clock",
-        progress: Callable[[float], None],
+        self, stack: Stack, batch: Images, first_image: int, clock: "_Clock", progress: _Progress
     ) -> None:
-        """Pop a batch, into the array given."""
+        """Pop a batch into the given array."""
         k = self._last(batch.size).pop(stack)
         for step in range(self.steps, 0, -1):
             cleaner = self._reverse(k, step, clock).pop(stack)
@@ -374,22 +329,22 @@ class Chain:
         stack.mask(batch.size, self._mask(first_image, 0))
 
     def _mask(self, first_image: int, step: int) -> int:
-        """Another number for each latent of each batch."""
+        """A different number for each latent of each batch."""
         return first_image * (self.steps + 1) + step
 
-    def _first(self, batch: Integer[np.ndarray, "count *shape"]) -> LatticeGaussians:
+    def _first(self, batch: Images) -> LatticeGaussians:
         """q(y_0 | x)."""
-        # Of one shape, since each has to be compiled.
+        # One shape, since each is compiled.
         values = self._model.encode(self._padded(batch, batch.dtype))
         x = np.asarray(values, np.float64)[: len(batch)].ravel()
         return LatticeGaussians(x, float(self._forward[0]), float(self._spacing[0]))
 
-    def _step(self, k: Int[np.ndarray, " n"], step: int) -> LatticeGaussians:
+    def _step(self, k: Ints, step: int) -> LatticeGaussians:
         """q(y_step | y_{step - 1})."""
         y = self._spacing[step - 1] * k
         return LatticeGaussians(y, float(self._forward[step]), float(self._spacing[step]))
 
-    def _reverse(self, k: Int[np.ndarray, " n"], step: int, clock: "_Clock") -> LatticeGaussians:
+    def _reverse(self, k: Ints, step: int, clock: "_Clock") -> LatticeGaussians:
         """p(y_{step - 1} | y_step)."""
         with clock:
             mean, std = self.reverse((self._spacing[step] * k).reshape(-1, self._size), step)
@@ -400,50 +355,34 @@ class Chain:
         """p(y_T)."""
         return LatticeGaussians(np.zeros(count), self._prior, float(self._spacing[-1]))
 
-    def _push_data(
-        self,
-        stack: Stack,
-        batch: Integer[np.ndarray, "count *shape"],
-        y: Float[np.ndarray, " n"],
-    ) -> Float64[np.ndarray, " n"]:
+    def _push_data(self, stack: Stack, batch: Images, y: Floats) -> Floats:
         """Push x by p(x | y_0); return the log probability of each dimension in nats."""
         x = batch.ravel().astype(np.int64)
         found = np.empty(len(x))
-        for rows in reversed(self._groups(len(y))):
+        for rows in reversed(groups(len(y), self._compiled.rows)):
             log_prob = self._data_log_prob(y[rows])
             stack.push(x[rows], weights_of(log_prob))
             found[rows] = np.take_along_axis(log_prob, x[rows, None], axis=1)[:, 0]
         return found
 
-    def _pop_data(
-        self,
-        stack: Stack,
-        batch: Integer[np.ndarray, "count *shape"],
-        y: Float[np.ndarray, " n"],
-    ) -> None:
-        x = [stack.pop(weights_of(self._data_log_prob(y[rows]))) for rows in self._groups(len(y))]
+    def _pop_data(self, stack: Stack, batch: Images, y: Floats) -> None:
+        parts = [y[rows] for rows in groups(len(y), self._compiled.rows)]
+        x = [stack.pop(weights_of(self._data_log_prob(part))) for part in parts]
         batch[...] = np.concatenate(x).reshape(batch.shape)
 
-    def _groups(self, count: int) -> list[slice]:
-        rows = self._compiled.rows
-        return [slice(first, first + rows) for first in range(0, count, rows)]
-
-    def _data_log_prob(self, y: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n levels"]:
-        """log p(x | y_0) of every level, for each dimension by itself."""
+    def _data_log_prob(self, y: Floats) -> Float[np.ndarray, "n levels"]:
+        """log p(x | y_0) of every value, for each dimension separately."""
         padded = np.zeros(self._compiled.rows, np.float32)
         padded[: len(y)] = y
-        log_prob = self._compiled.data_log_prob(padded, self._logsnrs[0])
-        log_prob = np.asarray(log_prob, np.float64)[: len(y)]
+        found = self._compiled.data_log_prob(padded, self._logsnrs[0])
+        log_prob = np.asarray(found, np.float64)[: len(y)]
         if not np.isfinite(log_prob.max(axis=1)).all():
             raise CannotEncode("the model's decoder gives probabilities that are not finite.")
         return log_prob
 
 
 class _Batches:
-    """Which images are coded together.
-
-    No list: how many images there are is what a file says.
-    """
+    """Which images are coded together. No list, since a file states the number of images."""
 
     def __init__(self, count: int, first_batch: int, batch_size: int):
         self._count, self._first_batch, self._batch_size = count, first_batch, batch_size
@@ -470,31 +409,15 @@ class _Compiled:
 
     def __init__(self, model: dk.DiffusionModel, batch_size: int):
         assert model.decoder.levels is not None
-        self._model = model
-        self._levels = model.decoder.levels
+        self._model, self._levels = model, model.decoder.levels
         self._shape = (batch_size, *model.shape)
-        # As many dimensions as go into one table.
+        # The number of dimensions of one table.
         self.rows = min(max(_ENTRIES // self._levels, 1), math.prod(self._shape))
 
-    def reverse(
-        self, y: Float[np.ndarray, "batch *shape"], logsnr_t: np.float32, logsnr_s: np.float32
-    ) -> tuple[Float[Array, "batch *shape"], Float[Array, "batch ..."]]:
-        """Mean and standard deviation of p(y_s | y_t) for a batch."""
-        return self._reverse(self._arrays, y, logsnr_t, logsnr_s)
-
-    def data_log_prob(
-        self, y: Float[np.ndarray, " rows"], logsnr: np.float32
-    ) -> Float[Array, "rows levels"]:
-        """log p(x | y_0) for every level of every dimension."""
-        return self._data(y, logsnr)
-
     @functools.cached_property
-    def _arrays(self) -> AbstractDenoiser:
-        return eqx.filter(self._model.denoiser, eqx.is_array)
-
-    @functools.cached_property
-    def _reverse(self) -> Callable:
-        rest = eqx.filter(self._model.denoiser, eqx.is_array, inverse=True)
+    def reverse(self) -> Callable[..., tuple[Float[Array, "..."], Float[Array, "..."]]]:
+        """Of a batch of y_t and the logsnr of t and s: mean and standard deviation of p(y_s | y_t)."""
+        arrays, rest = eqx.partition(self._model.denoiser, eqx.is_array)
 
         def reverse(arrays, y, logsnr_t, logsnr_s):
             denoiser = eqx.combine(arrays, rest)
@@ -502,10 +425,12 @@ class _Compiled:
             return jax.vmap(lambda y: denoiser(alpha * y, logsnr_t).reverse(logsnr_s))(y)
 
         y, logsnr = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (self._shape, ()))
-        return _compile(jax.jit(reverse).lower(self._arrays, y, logsnr, logsnr))
+        compiled = _compile(jax.jit(reverse).lower(arrays, y, logsnr, logsnr))
+        return functools.partial(compiled, arrays)
 
     @functools.cached_property
-    def _data(self) -> Callable:
+    def data_log_prob(self) -> Callable[..., Float[Array, "rows levels"]]:
+        """Of y_0 in `rows` dimensions and its logsnr: log p(x | y_0) for every level."""
         model, levels = self._model, jnp.arange(self._levels)
 
         def log_prob(y, logsnr):
@@ -517,18 +442,13 @@ class _Compiled:
 
 
 def _compile(lowered: jax.stages.Lowered) -> Callable:
-    """Compile so that the same input gives the same bits, in this process and in the next.
-
-    On a GPU this leaves out operations whose order of summation is open, and the tuning that takes the
-    kernel which happens to be the fastest. Elsewhere it changes nothing.
-    """
+    """Compile so that the same input gives the same bits in every process."""
+    # On a GPU: no autotuning, and no operations with an undefined order of summation.
     tpu = jax.default_backend() == "tpu"  # whose compiler does not know the option
     return lowered.compile({} if tpu else {"xla_gpu_deterministic_ops": True})
 
 
-def _scales(
-    logsnrs: Float[np.ndarray, " noise_levels"], resolution: float
-) -> tuple[Float[np.ndarray, " noise_levels"], float, Float[np.ndarray, " noise_levels"]]:
+def _scales(logsnrs: Floats, resolution: float) -> tuple[Floats, float, Floats]:
     """Standard deviations of the chain into each latent, that of the prior, and the lattices' spacings."""
     first = float(dk.VarianceExploding().at(logsnrs[0]).rho)
     prior = float(rescaled_prior_std(logsnrs[-1]))
@@ -550,7 +470,7 @@ def _step_stds(logsnr_s: Array, logsnr_t: Array) -> tuple[Array, Array]:
 
 
 class _Clock:
-    """Time since it was made, and how much of it was spent within."""
+    """Time since its creation, and the time spent inside."""
 
     def __init__(self):
         self._began = time.perf_counter()
@@ -567,9 +487,7 @@ class _Clock:
         return time.perf_counter() - self._began - self.network
 
 
-def _from(
-    progress: Callable[[float], None] | None, first: int, count: int
-) -> Callable[[float], None]:
+def _from(progress: _Progress | None, first: int, count: int) -> _Progress:
     """Progress within a batch, as progress in images."""
     if progress is None:
         return lambda share: None

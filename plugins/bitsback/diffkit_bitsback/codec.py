@@ -1,25 +1,22 @@
-"""The codec: images to a file and back, bit by bit, or an error that says why not.
+"""The codec: images to a file and back, bit by bit, or an error with the reason.
 
-What is decoded depends on every float that the network gives, so a file says what it was written with and
-the reader makes sure before it begins:
+Decoding depends on every float of the network. So a file records how it was written, and the reader checks
+this before it begins:
 
 * the *fingerprint* of the model, its parts and its parameters;
-* the *probe*: a few made-up images are coded through some of the steps, and what comes out has a digest.
-  Network, jax, NumPy and processor all have a part in it. A machine on which it comes out differently
-  rounds differently, and cannot read the file.
+* the *probe*: the digest of a few made-up images, coded through some of the steps. A machine with a
+  different probe rounds differently and cannot read the file. A model with the same parameters and the same
+  probe reads it, though a version of diffkit may name its parts otherwise.
 
-At the end the digest of each chunk's images is compared with that of what was encoded; before it is, no
-image is handed out.
+Each chunk's images are compared with the digest of the encoded ones before any is returned.
 """
 
 import copy
-import functools
 import hashlib
 import io
 import itertools
 import json
 import math
-import operator
 import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,10 +27,10 @@ from typing import Any, Final
 
 import jax
 import numpy as np
-from jaxtyping import Float64, Integer
+from jaxtyping import Float64
 
 import diffkit as dk
-from diffkit_bitsback.chain import RESOLUTION, Chain, ChainStatistics
+from diffkit_bitsback.chain import RESOLUTION, Chain, ChainStatistics, Images
 from diffkit_bitsback.container import Chunk, Damaged, Reader, Writer, digest, packed_names
 from diffkit_bitsback.errors import (
     CannotEncode,
@@ -44,47 +41,33 @@ from diffkit_bitsback.errors import (
 )
 from diffkit_bitsback.fingerprints import Fingerprint, fingerprint
 
-Images = Integer[np.ndarray, "images *shape"]
-"""Images as stored: integers 0 ... levels - 1, one after the other along the first axis."""
-
 Progress = Callable[[float, float | None], None]
-"""Told how many images are done, and the stored bits per dimension of the chunks that are, if any are."""
+"""Called with the number of finished images, and the bits per dimension of finished chunks, if any."""
 
-# What a file may ask for before anything of it has been decoded.
+# Limits on what a file may ask for before any of it is decoded.
 _MAX_STEPS: Final = 2**16
 _MAX_BATCH_DIMENSIONS: Final = 2**20
 _MAX_CHUNK_DIMENSIONS: Final = 2**26
 _MAX_LABEL: Final = 1000
 
 _DTYPES: Final = tuple(np.dtype(f"{kind}{size}").name for kind in "ui" for size in (1, 2, 4, 8))
-_SOFTWARE: Final = (
-    "diffkit",
-    "diffkit-bitsback",
-    "jax",
-    "jaxlib",
-    "numpy",
-    "constriction",
-)
+_SOFTWARE: Final = ("diffkit", "diffkit-bitsback", "jax", "jaxlib", "numpy", "constriction")
 _PROBE_STEPS: Final = 6
-# Of a codec, and as such in a file's header.
 _SOURCES: Final = ("array", "folder")
+# Of a codec, and as such in a file's header.
 _SETTINGS: Final = ("batch_size", "first_batch", "chunk", "resolution", "seed")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself.
+    """The header of a file.
 
-    **Attributes:**
-
-    - `model`: the fingerprint of the model; `label`: what its owner called it.
-    - `shape`, `levels`, `dtype`: of an image as stored.
-    - `steps`, `grid`, `logsnrs`: T, the grid's name with its options, and the digest of its values.
-    - `batch_size`, `first_batch`, `chunk`, `resolution`, `seed`: as given to the `Codec`.
-    - `probe`: the digest of the probe.
-    - `device`, `software`: what it was written on and with.
-    - `images`: how many there are, or `None` if that was not known when the file was begun.
-    - `source`: what they were read from, for whoever writes them again: `"array"` or `"folder"`.
+    **Attributes:** `model`: the fingerprint of the model; `label`: its owner's name for it; `shape`,
+    `levels`, `dtype`: of an image as stored; `steps`, `grid`, `logsnrs`: T, the grid's name with its
+    options, and the digest of its values; `batch_size`, `first_batch`, `chunk`, `resolution`, `seed`: as
+    given to the `Codec`; `probe`: the digest of the probe; `device`, `software`: used for writing;
+    `images`: their number, or `None` if unknown when writing began; `source`: what the images were read
+    from, and become again: `"array"` or `"folder"`.
     """
 
     model: Fingerprint
@@ -110,51 +93,43 @@ class Header:
     def read(cls, found: Mapping[str, Any]) -> "Header":
         """From the header of a file.
 
-        **Raises:** `DamagedFile` for anything that no `Codec` writes.
+        **Raises:** `DamagedFile` for a header that no `Codec` writes.
         """
         names = {each.name for each in fields(cls)}
         if set(found) != names:
-            raise DamagedFile(
-                f"the header must say {', '.join(sorted(names))}; got {sorted(found)!r:.500}."
-            )
-        given = dict(found)
-        _check("model", given["model"], _is_texts(given["model"], ("parameters", "structure")))
-        for text in given["model"].values():
-            _check("model", text, re.fullmatch("[0-9a-f]{1,64}", text) is not None)
-        _check("software", given["software"], _is_texts(given["software"], None))
+            raise DamagedFile(f"the header must say {sorted(names)}; got {sorted(found)!r:.500}.")
+
+        def check(name: str, good: bool) -> None:
+            if not good:
+                got = f"{name}={found[name]!r:.100}"
+                raise DamagedFile(f"the header says {got}, which no codec writes.")
+
+        model, shape, resolution = found["model"], found["shape"], found["resolution"]
+        check("model", _is_texts(model, ("parameters", "structure")))
+        check("model", all(re.fullmatch("[0-9a-f]{1,64}", text) for text in model.values()))
+        check("software", _is_texts(found["software"], None))
         for name in ("label", "dtype", "grid", "logsnrs", "probe", "device", "source"):
-            _check(name, given[name], isinstance(given[name], str))
-        shape = given["shape"]
-        _check("shape", shape, isinstance(shape, list) and 0 < len(shape) <= 8)
-        _check("shape", shape, all(_is_integer(n, 1, 2**28) for n in shape))
+            check(name, isinstance(found[name], str))
+        check("shape", isinstance(shape, list) and 0 < len(shape) <= 8)
+        check("shape", all(_is_integer(n, 1, 2**28) for n in shape))
         size = math.prod(shape)
-        _check("shape", shape, size <= _MAX_CHUNK_DIMENSIONS)
+        check("shape", size <= _MAX_CHUNK_DIMENSIONS)
         most = {
             "levels": (2, 2**31),
             "steps": (1, _MAX_STEPS),
             "batch_size": (1, max(1, _MAX_BATCH_DIMENSIONS // size)),
             "chunk": (1, max(1, _MAX_CHUNK_DIMENSIONS // size)),
             "seed": (0, 2**64 - 1),
+            "first_batch": (1, found["batch_size"]),  # which is checked before
         }
-        # Checked against the batch size, which is checked before.
-        most["first_batch"] = (1, given["batch_size"])
         for name, limits in most.items():
-            _check(name, given[name], _is_integer(given[name], *limits))
-        resolution = given["resolution"]
-        _check(
-            "resolution", resolution, isinstance(resolution, float) and 0.5 <= resolution <= 1024
-        )
-        images = given["images"]
-        _check("images", images, images is None or _is_integer(images, 0, 2**48))
-        _check("dtype", given["dtype"], given["dtype"] in _DTYPES)
-        _check("dtype", given["dtype"], np.iinfo(given["dtype"]).max >= given["levels"] - 1)
-        _check("source", given["source"], given["source"] in _SOURCES)
-        return cls(**given | {"model": Fingerprint(**given["model"]), "shape": tuple(shape)})
-
-
-def _check(name: str, value: Any, good: bool) -> None:
-    if not good:
-        raise DamagedFile(f"the header says {name}={value!r:.100}, which no codec writes.")
+            check(name, _is_integer(found[name], *limits))
+        check("resolution", isinstance(resolution, float) and 0.5 <= resolution <= 1024)
+        check("images", found["images"] is None or _is_integer(found["images"], 0, 2**48))
+        check("dtype", found["dtype"] in _DTYPES)
+        check("dtype", np.iinfo(found["dtype"]).max >= found["levels"] - 1)
+        check("source", found["source"] in _SOURCES)
+        return cls(**{**found, "model": Fingerprint(**model), "shape": tuple(shape)})
 
 
 def _check_number(name: str, value: int, most: int) -> None:
@@ -176,10 +151,9 @@ def _is_texts(value: Any, names: tuple[str, ...] | None) -> bool:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images that were decoded and compared with the digest of what was encoded.
+    """Decoded images, compared with the digest of the encoded ones.
 
-    **Attributes:** `first`: the number of the first one, counted from 0 over the whole file; `images`;
-    `names`: one for each, or none.
+    **Attributes:** `first`: the index of the first one in the file; `images`; `names`: one each, or none.
     """
 
     first: int
@@ -190,33 +164,27 @@ class Decoded:
 class Codec:
     """Codes images losslessly with a model: the better its likelihood, the shorter the file.
 
-    Bits-back coding with asymmetric numeral systems over all latents of the discrete-time model
-    (`diffkit_bitsback.Chain`), in chunks that are coded one by one, so that a file larger than memory is
-    coded and damage is confined.
-
-    Only the model that wrote a file can read it, on a machine that rounds as the one did that wrote it:
-    the same kind of processor or accelerator, with the same versions of jax. Both are tested before
-    anything is decoded. A file is no archive: keep the run, and the environment, or the images.
+    Bits-back coding over all latents of the discrete-time model (`diffkit_bitsback.Chain`), chunk by chunk,
+    so that files can exceed memory and damage is confined. Only the model that wrote a file can read it, on
+    the same kind of processor or accelerator, with the same versions of jax. So a file is no archive: keep
+    the run and the environment, or the images.
 
     **Arguments:**
 
-    - `model`: any model with a discrete decoder. One that takes conditions is used without.
-    - `steps`: T, how many steps of the model are coded. More make a shorter file and take longer.
-    - `grid`: where the steps are, by default even in time.
+    - `model`: any model with a discrete decoder, used without a condition.
+    - `steps`: T, the number of coded steps. More make a shorter file but take longer.
+    - `grid`: the placement of the steps, by default even in time.
     - `batch_size`: images that go through the network together.
-    - `first_batch`: how many of these the first batch of a chunk has. Its latents take the initial bits;
-      the next batches grow as fast as images pay back, up to `batch_size`. With 1 the file is smallest,
-      and some 15 batches more go through the network than with `batch_size`.
-    - `chunk`: images that are coded as one. Each has initial bits of its own.
-    - `resolution`: points of a latent's lattice to a standard deviation.
-    - `seed`: of the bits that lie below the first image.
-    - `label`: a word on the model, such as its checkpoint's step: the error for a wrong model repeats it.
+    - `first_batch`: the size of a chunk's first batch, whose latents take the initial bits. 1 makes the
+      smallest file, but takes about 15 more batches than `batch_size`.
+    - `chunk`: images per chunk, each with its own initial bits.
+    - `resolution`, `seed`: as in `diffkit_bitsback.Chain`.
+    - `label`: describes the model, such as its checkpoint's step, in the error for a wrong model.
 
-    **Attributes:** the arguments; `fingerprint`: that of the model; `logsnrs`: those of the steps, from
-    data to noise.
+    **Attributes:** the arguments; `fingerprint`: of the model; `logsnrs`: from data to noise.
 
     **Raises:** `CannotEncode` for a model without discrete levels; `ValueError` for a number out of range
-    or a label of more than 1000 characters.
+    or a label that is too long.
     """
 
     def __init__(
@@ -257,11 +225,7 @@ class Codec:
         self._other: Codec | None = None
 
     def with_steps(self, steps: int, *, grid: Any = None) -> "Codec":
-        """The same with other steps; what is compiled serves both.
-
-        **Arguments:** `steps` and `grid` as for the constructor; the grid is by default the one that
-        this one has.
-        """
+        """The same with other steps, and with another grid if given; both share the compiled functions."""
         _check_number("steps", steps, _MAX_STEPS)
         other = copy.copy(self)
         other.steps = steps
@@ -272,11 +236,9 @@ class Codec:
         return other
 
     def encode(self, images: Images) -> bytes:
-        """Images to the bytes of a file.
+        """Images, as stored, to the bytes of a file.
 
-        **Arguments:** `images`: integers 0 ... levels - 1 of any integer dtype.
-
-        **Raises:** `CannotEncode` for images that the model is not for; `CannotReproduce` if the network
+        **Raises:** `CannotEncode` for images that do not fit the model; `CannotReproduce` if the network
         does not give the same floats twice.
         """
         file = io.BytesIO()
@@ -284,15 +246,14 @@ class Codec:
         return file.getvalue()
 
     def decode(self, data: bytes) -> Images:
-        """The images in the bytes of a file, in the dtype in which they were given.
+        """The images in the bytes of a file, in their original dtype.
 
         **Raises:** a `CodecError`: `NotACodecFile`, `WrongVersion`, `DamagedFile`, `WrongModel` or
         `CannotReproduce`.
         """
         decoding = self.open(io.BytesIO(data))
-        parts = [part.images for part in decoding.chunks()]
-        header = decoding.header
-        return np.concatenate([np.zeros((0, *header.shape), header.dtype), *parts])
+        nothing = np.zeros((0, *decoding.header.shape), decoding.header.dtype)
+        return np.concatenate([nothing, *(part.images for part in decoding.chunks())])
 
     def encode_stream(
         self,
@@ -305,56 +266,48 @@ class Codec:
         verify: bool = False,
         progress: Progress | None = None,
     ) -> ChainStatistics:
-        """Code images as they come, a chunk at a time.
+        """Code a stream of images, one chunk at a time; return the bits of all chunks.
 
-        **Arguments:**
+        **Arguments:** `images`: arrays with any number of images each, all of one dtype; `file`: open for
+        writing in binary, and left open; `names`: of the images, in their order, to store with them;
+        `count`: the number of images, if known, so that a reader of a truncated file can name the missing;
+        `source`: what they were read from, `"array"` or `"folder"`; `verify`: decode each chunk before
+        writing it, which doubles the time; `progress`: called with the progress.
 
-        - `images`: arrays of images, each with as many as it likes, all of one dtype.
-        - `file`: open for writing in binary; it stays open.
-        - `names`: of the images, in their order, to be kept with them.
-        - `count`: how many there are, if that is known. A reader of a file that was cut short can then
-          say which are missing.
-        - `source`: what they were read from, `"array"` or `"folder"`.
-        - `verify`: decode each chunk before it is written, which takes as long again.
-        - `progress`: told how far it is.
-
-        **Returns:** the bits of all chunks.
-
-        **Raises:** as `encode`, and `ValueError` for more or fewer images than `count` or `names` says, for
-        another `source`, or for a folder without names.
+        **Raises:** as `encode`, and `ValueError` if `count` or `names` does not match the number of images,
+        for another `source`, or for a folder without names.
         """
         if source not in _SOURCES:
             raise ValueError(f"source must be one of {', '.join(_SOURCES)}, got {source!r}.")
         if source == "folder" and names is None:
             raise ValueError("names must be given for source='folder', one for each image.")
         arrays = iter(images)
-        head = next(arrays, None)
-        dtype = self._chain.dtype if head is None else head.dtype.newbyteorder("=")
-        header = self._header(dtype, images=count, source=source)
-        writer = Writer(file, header)
+        head = list(itertools.islice(arrays, 1))
+        dtype = head[0].dtype.newbyteorder("=") if head else self._chain.dtype
+        writer = Writer(file, self._header(dtype, images=count, source=source))
         supply = None if names is None else iter(names)
-        parts: list[ChainStatistics] = []
-        tell = None if progress is None else _Offset(progress, math.prod(self.model.shape))
-        given = itertools.chain([] if head is None else [head], arrays)
-        for first, chunk in self._chunks(given, dtype):
-            taken = () if supply is None else tuple(itertools.islice(supply, len(chunk)))
-            if supply is not None and len(taken) < len(chunk):
-                raise ValueError(f"names must be one for each image, got {first + len(taken)}.")
-            packed_names(taken)  # refuses what would be refused when all is done
+        total = ChainStatistics.nothing()
+        tell = _Offset(progress, math.prod(self.model.shape))
+        one_by_one = self._checked(itertools.chain(head, arrays), dtype)
+        while taken := list(itertools.islice(one_by_one, self.chunk)):
+            chunk, first = np.stack(taken).astype(dtype), writer.images
+            named = () if supply is None else tuple(itertools.islice(supply, len(chunk)))
+            if supply is not None and len(named) < len(chunk):
+                raise ValueError(f"names must be one for each image, got {first + len(named)}.")
+            packed_names(named)  # refuses early what would be refused at the end
             words, statistics = self._chain.encode(chunk, progress=tell)
-            seal = _images_digest(chunk)
+            coded = Chunk(first, len(chunk), words, _images_digest(chunk), named)
             if verify:
-                self._decoded(Chunk(first, len(chunk), words, seal, taken), dtype)
-            writer.write(Chunk(first, len(chunk), words, seal, taken))
-            parts.append(statistics)
-            if tell is not None:
-                tell.chunk_done(first + len(chunk), statistics.total_bits, len(chunk))
+                self._decoded(coded, dtype)
+            writer.write(coded)
+            total += statistics
+            tell.chunk_done(coded)
         if count is not None and writer.images != count:
             raise ValueError(f"count says {count} images, got {writer.images}.")
         if supply is not None and next(supply, None) is not None:
             raise ValueError(f"names must be one for each of the {writer.images} images, got more.")
         writer.close()
-        return functools.reduce(operator.add, parts, ChainStatistics.nothing())
+        return total
 
     def decode_stream(
         self,
@@ -363,38 +316,30 @@ class Codec:
         damaged: Damaged | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Images]:
-        """The images of a file, a chunk at a time.
+        """The images of a file, one chunk at a time.
 
-        **Arguments:**
+        **Arguments:** `file`: open for reading in binary, and seekable; `damaged`: if given, chunks that
+        cannot be decoded are skipped, and it is called with the missing images and the reason; `progress`:
+        called with the progress.
 
-        - `file`: open for reading in binary, and seekable.
-        - `damaged`: if given, chunks that cannot be decoded are passed over, and it is told which images
-          are missing, and why; else that is an error.
-        - `progress`: told how far it is.
-
-        **Raises:** as `decode`. What was yielded before is right.
+        **Raises:** as `decode`. Chunks yielded before are correct.
         """
         decoding = self.open(file)
         return (part.images for part in decoding.chunks(damaged=damaged, progress=progress))
 
     def open(self, file: BufferedIOBase) -> "Decoding":
-        """A file's header, checked, with the chunks to come.
+        """The checked header and the chunks of a file, open for reading in binary, and seekable.
 
-        **Arguments:** `file`: open for reading in binary, and seekable.
-
-        **Raises:** as `decode`; nothing of the images has been read then.
+        **Raises:** as `decode`, before any image is read.
         """
         reader = Reader(file)
         header = Header.read(reader.header)
         return Decoding(reader, header, self._for(header))
 
-    # What a file is compared with.
-
     def _header(self, dtype: np.dtype, *, images: int | None, source: str) -> dict[str, Any]:
         if dtype.name not in _DTYPES or np.iinfo(dtype).max < self.levels - 1:
-            raise CannotEncode(
-                f"images must be integers 0 ... {self.levels - 1}, got the dtype {dtype}."
-            )
+            most = self.levels - 1
+            raise CannotEncode(f"images must be integers 0 ... {most}, got the dtype {dtype}.")
         header = Header(
             model=self.fingerprint,
             label=self.label,
@@ -404,7 +349,7 @@ class Codec:
             steps=self.steps,
             grid=_describe(self.grid),
             logsnrs=_digest(self.logsnrs),
-            **{name: getattr(self, name) for name in _SETTINGS},
+            **_settings(self),
             probe=self._probe(),
             device=_device(),
             software=_software(),
@@ -414,89 +359,83 @@ class Codec:
         return asdict(header)
 
     def _for(self, header: Header) -> "Codec":
-        """This codec, or one with the settings of a file, after it has proved fit for it."""
+        """A codec with the settings of a file, after checking that it can read the file."""
         if header.shape != self.model.shape or header.levels != self.levels:
             raise WrongModel(
                 f"the file has images of the shape {header.shape} with {header.levels} levels; this "
                 f"model is for {self.model.shape} with {self.levels}."
             )
-        mine, named = self.fingerprint, f" ({header.label!r:.80})" if header.label else ""
-        own = f" ({self.label!r})" if self.label else ""
-        if header.model.structure != mine.structure:
-            raise WrongModel(
-                f"the file was written with a model{named} of other parts or options than this one"
-                f"{own}: fingerprint {header.model}, this one's is {mine}."
+        apart = None
+        if header.model != self.fingerprint:
+            named = f" ({header.label!r:.80})" if header.label else ""
+            own = f" ({self.label!r})" if self.label else ""
+            differs = f"other parts or options than this one{own}"
+            if header.model.structure == self.fingerprint.structure:
+                differs = (
+                    f"the same parts as this one{own}, but other parameters: another run, or another "
+                    "checkpoint of it"
+                )
+            apart = WrongModel(
+                f"the file was written with a model{named} with {differs}. Its fingerprint is "
+                f"{header.model}, this one's is {self.fingerprint}."
             )
-        if header.model.parameters != mine.parameters:
-            raise WrongModel(
-                f"the file was written with a model{named} of the same parts as this one{own}, but "
-                f"with other parameters: another run, or another checkpoint of it. Its fingerprint is "
-                f"{header.model}, this one's is {mine}."
-            )
+            # A version of diffkit may give the same parts other names: then grid and probe decide.
+            if header.model.parameters != self.fingerprint.parameters:
+                raise apart
         fit = self._with_settings(header)
         if _digest(fit.logsnrs) != header.logsnrs:
-            raise CannotReproduce(
+            raise apart or CannotReproduce(
                 f"the grid {header.grid!r:.200} comes out differently here: this machine "
-                f"rounds otherwise than the one that wrote the file. {_differences(header)}"
+                f"rounds differently from the one that wrote the file. {_differences(header)}"
             )
         try:
             probe = fit._probe()
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             raise CannotReproduce(
-                f"the network cannot be run here as the file was written, with {header.batch_size} images "
-                f"together: {error}"
+                f"the network cannot be run here with {header.batch_size} images together: {error}"
             ) from error
         if probe != header.probe:
-            raise CannotReproduce(
-                "the network gives other floats here than where the file was written, and so cannot "
+            raise apart or CannotReproduce(
+                "the network gives other floats here than where the file was written, so it cannot "
                 f"decode it. {_differences(header)}"
             )
         return fit
 
     def _with_settings(self, header: Header) -> "Codec":
-        theirs = {name: getattr(header, name) for name in _SETTINGS}
-        for known in (self, self._other):
-            if (
-                known is not None
-                and (known.steps, _describe(known.grid)) == (header.steps, header.grid)
-                and all(getattr(known, name) == value for name, value in theirs.items())
-            ):
+        theirs = _settings(header)
+        for known in filter(None, (self, self._other)):
+            place = (known.steps, _describe(known.grid))
+            if place == (header.steps, header.grid) and _settings(known) == theirs:
                 return known
         try:
-            grid = self.grid if _describe(self.grid) == header.grid else self._grid(header.grid)
-            if all(getattr(self, name) == value for name, value in theirs.items()):
+            grid = self.grid
+            if _describe(grid) != header.grid:
+                name, _, options = header.grid.partition(" ")
+                grid = (name, json.loads(options or "{}"))
+            if _settings(self) == theirs:
                 self._other = self.with_steps(header.steps, grid=grid)
             else:
                 self._other = Codec(self.model, header.steps, grid=grid, label=self.label, **theirs)
-        except Exception as error:  # whatever a file may say, and a stranger's part may raise
+        except Exception as error:  # from anything in a file, and any part of a stranger
             raise CannotReproduce(
                 f"the file was written with {header.steps} steps on the grid {header.grid!r:.200}, which "
                 f"cannot be made here ({error!s:.500}): make the Codec with it, grid=..."
             ) from error
         return self._other
 
-    def _grid(self, described: str) -> Any:
-        """The grid that a file names, with its options."""
-        name, _, options = described.partition(" ")
-        return dk.part("grid", (name, json.loads(options or "{}")), model=self.model)
-
     def _probe(self) -> str:
-        """The digest of what a batch of made-up images is coded to; tested once on the way back.
+        """The digest of a coded batch of made-up images, which is decoded once as a test.
 
-        With that of NumPy's functions, which may round one number in many otherwise on another processor:
-        that happens too rarely to be seen in a batch, and too often for a large file.
+        It includes NumPy's functions, which another processor rounds differently too rarely for a batch.
         """
         if self._known_probe is None:
             places = np.linspace(0, self.steps, min(self.steps, _PROBE_STEPS) + 1).round()
-            chain = self._chain.with_logsnrs(
-                self.logsnrs[np.unique(places.astype(int))], first_batch=self.batch_size
-            )
+            logsnrs = self.logsnrs[np.unique(places.astype(int))]
+            chain = self._chain.with_logsnrs(logsnrs, first_batch=self.batch_size)
             shape = (self.batch_size, *self.model.shape)
-            # Numbers that no version of NumPy makes differently.
+            # Numbers that are the same in every version of NumPy.
             raw = hashlib.shake_256(b"diffkit bitsback probe").digest(4 * math.prod(shape))
-            images = (np.frombuffer(raw, "<u4").reshape(shape) % self.levels).astype(
-                np.min_scalar_type(self.levels - 1)
-            )
+            images = (np.frombuffer(raw, "<u4").reshape(shape) % self.levels).astype(chain.dtype)
             words, _ = chain.encode(images)
             try:
                 good = np.array_equal(chain.decode(words, len(images)), images)
@@ -504,62 +443,27 @@ class Codec:
                 good = False
             if not good:
                 raise CannotReproduce(
-                    "what was encoded a moment ago does not decode: the network does not give the same "
-                    f"floats twice on this machine ({_device()}), although it was compiled to. Encode on "
-                    "the processor, with JAX_PLATFORMS=cpu."
+                    "a batch encoded just now does not decode: the network does not give the same floats "
+                    f"twice on this machine ({_device()}). Encode on the processor, with JAX_PLATFORMS=cpu."
                 )
             x = np.linspace(0.001, 60, 2**16)
             functions = (np.exp(-x), np.expm1(-x), np.log2(x), np.sqrt(x))
-            self._known_probe = _digest(
-                np.concatenate([words.astype(np.float64), *functions]).astype("<f8")
-            )
+            self._known_probe = _digest(np.concatenate([words, *functions]).astype("<f8"))
         return self._known_probe
 
-    # Chunks.
-
-    def _chunks(self, arrays: Iterable[Images], dtype: np.dtype) -> Iterator[tuple[int, Images]]:
-        """The images anew, as many at a time as a chunk has, with the number of the first one."""
-        first, waiting, held = 0, [], 0
+    def _checked(self, arrays: Iterable[Images], dtype: np.dtype) -> Iterator[np.ndarray]:
+        """The images one by one."""
+        first = 0
         for array in arrays:
-            self._check(array, dtype, first + held)
-            begin = 0
-            while held + len(array) - begin >= self.chunk:
-                end = begin + self.chunk - held
-                yield first, np.concatenate([*waiting, array[begin:end]]).astype(dtype)
-                first, waiting, held, begin = first + self.chunk, [], 0, end
-            if begin < len(array):
-                waiting.append(array[begin:])
-                held += len(array) - begin
-        if held:
-            yield first, np.concatenate(waiting).astype(dtype)
-
-    def _check(self, images: Images, dtype: np.dtype, first: int) -> None:
-        if images.shape[1:] != self.model.shape:
-            raise CannotEncode(
-                f"images must have the model's shape {self.model.shape}, that is an array of shape "
-                f"(images, {', '.join(map(str, self.model.shape))}), got {images.shape}."
-            )
-        if images.dtype.newbyteorder("=") != dtype:
-            raise CannotEncode(
-                f"all images must have one dtype, got {dtype} and then {images.dtype}."
-            )
-        # A row at a time where the array is mapped from a file that is larger than memory.
-        rows = max(1, 2**24 // max(1, math.prod(self.model.shape)))
-        for begin in range(0, len(images), rows):
-            piece = images[begin : begin + rows]
-            if piece.size and (piece.min() < 0 or piece.max() >= self.levels):
-                raise CannotEncode(
-                    f"images must hold integers from 0 to levels - 1 = {self.levels - 1}, got values "
-                    f"from {piece.min()} to {piece.max()} in images {first + begin} to "
-                    f"{first + begin + len(piece) - 1}."
-                )
+            if array.dtype.newbyteorder("=") != dtype:
+                both = f"{dtype} and then {array.dtype}"
+                raise CannotEncode(f"all images must have one dtype, got {both}.")
+            self._chain.check(array, first)
+            first += len(array)
+            yield from array
 
     def _decoded(
-        self,
-        chunk: Chunk,
-        dtype: np.dtype,
-        progress: Callable[[float], None] | None = None,
-        hint: str = "",
+        self, chunk: Chunk, dtype: np.dtype, progress: "_Offset | None" = None, hint: str = ""
     ) -> Decoded:
         last = chunk.first + chunk.count - 1
         what = f"images {chunk.first} to {last} were read as they were written"
@@ -569,16 +473,14 @@ class Codec:
             raise CannotReproduce(f"{what}, but do not decode: {error} {hint}".rstrip()) from error
         images = images.astype(dtype)
         if _images_digest(images) != chunk.images_digest:
-            raise CannotReproduce(
-                f"{what}, but decode to other images than were encoded. {hint}".rstrip()
-            )
+            raise CannotReproduce(f"{what}, but decode to other images. {hint}".rstrip())
         return Decoded(chunk.first, images, chunk.names)
 
 
 class Decoding:
-    """A file that is being decoded; made by `Codec.open`.
+    """A file being decoded, made by `Codec.open`.
 
-    **Attributes:** `header`: what the file says of itself.
+    **Attributes:** `header`: the file's `Header`.
     """
 
     def __init__(self, reader: Reader, header: Header, codec: Codec):
@@ -595,40 +497,36 @@ class Decoding:
         **Raises:** as `Codec.decode`.
         """
         header = self.header
-        tell = None if progress is None else _Offset(progress, math.prod(header.shape))
+        dtype, hint = np.dtype(header.dtype), _differences(header)
+        tell = _Offset(progress, math.prod(header.shape))
         for chunk in self._reader.chunks(most=header.chunk, total=header.images, damaged=damaged):
-            if tell is not None:
-                tell.first = chunk.first
+            tell.first = chunk.first
             try:
-                decoded = self._codec._decoded(
-                    chunk, np.dtype(header.dtype), tell, _differences(header)
-                )
+                decoded = self._codec._decoded(chunk, dtype, tell, hint)
             except CodecError as error:
                 if damaged is None:
                     raise
                 damaged(range(chunk.first, chunk.first + chunk.count), error)
                 continue
-            if tell is not None:
-                tell.chunk_done(chunk.first + chunk.count, 32 * chunk.words.size, chunk.count)
+            tell.chunk_done(chunk)
             yield decoded
 
 
 class _Offset:
-    """Progress inside a chunk, as progress of the whole."""
+    """Progress inside a chunk as progress of the whole."""
 
-    def __init__(self, progress: Progress, size: int):
-        self.first = 0
+    def __init__(self, progress: Progress | None, size: int):
         self._progress, self._size = progress, size
-        self._bits, self._images = 0, 0
+        self.first = self._bits = self._done = 0
 
     def __call__(self, images: float) -> None:
-        done = self._images * self._size
-        self._progress(self.first + images, self._bits / done if done else None)
+        if self._progress is not None:
+            self._progress(self.first + images, self._bits / self._done if self._done else None)
 
-    def chunk_done(self, last: int, bits: int, images: int) -> None:
-        self._bits += bits
-        self._images += images
-        self.first = last
+    def chunk_done(self, chunk: Chunk) -> None:
+        self._bits += 32 * chunk.words.size
+        self._done += chunk.count * self._size
+        self.first = chunk.first + chunk.count
         self(0)
 
 
@@ -637,13 +535,13 @@ def _logsnrs(model: dk.DiffusionModel, grid: Any, steps: int) -> Float64[np.ndar
     if not (np.isfinite(logsnrs).all() and (np.diff(logsnrs) < 0).all()):
         raise CannotEncode(
             f"the grid {_describe(grid)} of {steps} steps must be finite and strictly monotone in "
-            "float32: take fewer steps, or another grid."
+            "float32: use fewer steps or another grid."
         )
     return logsnrs
 
 
 def _describe(grid: Any) -> str:
-    """A grid's registered name with its options, or the name of its class if it is not registered."""
+    """A grid's registered name with its options, or the name of an unregistered class."""
     name = dk.registry.name_of("grid", grid) or type(grid).__qualname__
     options = {field.name: getattr(grid, field.name) for field in fields(grid)}
     try:
@@ -661,6 +559,10 @@ def _images_digest(images: Images) -> bytes:
     return digest(np.ascontiguousarray(images, dtype=little).tobytes())
 
 
+def _settings(owner: Codec | Header) -> dict[str, Any]:
+    return {name: getattr(owner, name) for name in _SETTINGS}
+
+
 def _device() -> str:
     device = jax.devices()[0]
     return f"{device.platform} {device.device_kind} {platform.machine()}"
@@ -671,7 +573,7 @@ def _software() -> dict[str, str]:
 
 
 def _differences(header: Header) -> str:
-    """What was otherwise where the file was written."""
+    """What differed where the file was written."""
     there = {"device": header.device, **header.software}
     here = {"device": _device(), **_software()}
     differ = [
@@ -679,11 +581,9 @@ def _differences(header: Header) -> str:
         for name in sorted(there.keys() | here.keys())
         if there.get(name) != here.get(name)
     ]
+    if differ:
+        return f"Since then, {'; '.join(differ)}."
     return (
-        "Since then, " + "; ".join(differ) + "."
-        if differ
-        else (
-            f"The versions and the kind of device ({here['device']}) are the same: the processor, the "
-            "number of its cores, jax's settings or, in a checkout, diffkit's own code must differ."
-        )
+        f"The versions and the kind of device ({here['device']}) are the same: the processor, the "
+        "number of its cores, jax's settings or, in a checkout, diffkit's own code must differ."
     )

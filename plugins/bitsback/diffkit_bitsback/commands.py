@@ -1,24 +1,18 @@
-"""`diffkit compress`, `diffkit decompress` and `diffkit rate`.
+"""`diffkit compress`, `diffkit decompress` and `diffkit rate`: entry points of `diffkit.commands`."""
 
-Entry points of the group `diffkit.commands`: each is given the words after its name and returns the exit
-status. Settings are written as elsewhere on diffkit's command line, `steps=250`; `--steps 250` works too.
-"""
-
-import argparse
 import contextlib
-import os
-import re
 import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 import diffkit as dk
+from diffkit.cli import Command
+from diffkit.configs import make
 from diffkit_bitsback.chain import RESOLUTION
 from diffkit_bitsback.codec import Codec
 from diffkit_bitsback.errors import DamagedFile
@@ -34,204 +28,124 @@ from diffkit_bitsback.images import (
 )
 from diffkit_bitsback.rate import other_codes, rates, show
 
+_SETTINGS = ("batch_size", "first_batch", "resolution")
+
 
 @dataclass(frozen=True)
-class _Setting:
-    default: Any
-    kind: Callable[[str], Any]
-    help: str
+class _CodingSettings:
+    """The settings of every command that codes images.
 
+    **Arguments:**
 
-def _truth(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
-    return text.lower() == "true"
-
-
-def _steps(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.strip("[]").split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be numbers such as 10,50, got {text!r}") from error
-
-
-_CODEC: Final = {
-    "grid": _Setting("uniform_t", str, "where the steps are; its options as grid.OPTION=VALUE"),
-    "batch_size": _Setting(32, int, "images that go through the network together"),
-    "first_batch": _Setting(
-        1, int, "images of a chunk's first batch; more make a longer file and take less time"
-    ),
-    "resolution": _Setting(
-        RESOLUTION, float, "points of a latent's lattice to a standard deviation"
-    ),
-}
-_OVERWRITE: Final = _Setting(False, _truth, "whether to write in place of an existing file")
-_INPUT: Final = (
-    "INPUT is a folder of images, a .npy file, the name of a data set (its test images; options as "
-    "data.OPTION=VALUE), or 'test' or 'train' for those of the run's own data."
-)
-
-_COMMANDS: Final[Mapping[str, tuple[str, tuple[str, ...], Mapping[str, _Setting], str]]] = {
-    "compress": (
-        "RUN INPUT OUT",
-        ("run", "input", "out"),
-        {
-            "steps": _Setting(250, int, "T: more make a shorter file and take longer"),
-            **_CODEC,
-            "chunk": _Setting(4096, int, "images that are coded as one"),
-            "count": _Setting(None, int, "the first so many images only"),
-            "verify": _Setting(False, _truth, "decode each chunk before it is written"),
-            "overwrite": _OVERWRITE,
-        },
-        f"Compress images without loss, with the model of a run. {_INPUT} The file can be read with the "
-        "same run, on a machine of the same kind with the same versions of jax.",
-    ),
-    "decompress": (
-        "RUN IN OUT",
-        ("run", "input", "out"),
-        {
-            "skip_damaged": _Setting(
-                False, _truth, "go on after damage, and say which images are missing"
-            ),
-            "overwrite": _OVERWRITE,
-        },
-        "Write the images of a file that 'diffkit compress' wrote: a folder of PNG images, if they were "
-        "one, with the same names and the same pixels; else a .npy file with the same array.",
-    ),
-    "rate": (
-        "RUN INPUT",
-        ("run", "input"),
-        {
-            "steps": _Setting([10, 50, 100, 250, 1000], _steps, "one or more T"),
-            **_CODEC,
-            "passes": _Setting(16, int, "draws for each image, for the bound"),
-            "count": _Setting(None, int, "the first so many images only"),
-        },
-        "Two tables: for each T the bound of the model, the net rate that is measured by coding, what "
-        "coding adds to the bound, the total rate with the initial bits, and the time; and what PNG, "
-        "WebP, JPEG XL and LZMA need for the same images, where they are installed. "
-        f"{_INPUT}",
-    ),
-}
-_NESTED: Final = ("data", "grid")
-
-
-def compress(arguments: list[str]) -> int:
-    """Compress images without loss with the model of a run: `diffkit compress RUN INPUT OUT`."""
-    return _run("compress", arguments, _compress)
-
-
-def decompress(arguments: list[str]) -> int:
-    """Write the images of a compressed file again: `diffkit decompress RUN IN OUT`."""
-    return _run("decompress", arguments, _decompress)
-
-
-def rate(arguments: list[str]) -> int:
-    """The rate of a run's model on some images, beside other codes: `diffkit rate RUN INPUT`."""
-    return _run("rate", arguments, _rate)
-
-
-def _parse(command: str, arguments: list[str]) -> dict[str, Any]:
-    """The settings that the words stand for.
-
-    **Raises:** `SystemExit` for help and for wrong usage, as argparse does.
+    - `run`: the run directory.
+    - `input`: a folder of images, a .npy file, or `test` or `train` for the images of the run's own data or
+      of data=NAME.
+    - `batch_size`: images that go through the network together.
+    - `first_batch`: images in a chunk's first batch; more make a longer file but take less time.
+    - `resolution`: lattice points per standard deviation of a latent.
+    - `count`: only this many images, from the first.
     """
-    usage, positional, settings, description = _COMMANDS[command]
-    parser = argparse.ArgumentParser(
-        prog=f"diffkit {command}",
-        usage=f"diffkit {command} {usage} [SETTING=VALUE ...]",
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    for name in positional:
-        parser.add_argument(name)
-    for name, setting in settings.items():
-        parser.add_argument(
-            f"--{name}",
-            type=setting.kind,
-            default=setting.default,
-            metavar="VALUE",
-            help=setting.help,
-        )
-    parser.add_argument("--cfg", choices=("job",), help="show the settings, and do nothing")
-    words, nested = [], {}
-    for word in arguments:
-        match = re.fullmatch(r"(?:--)?([a-z_]+)(?:\.([a-z_]+))?=(.*)", word, re.DOTALL)
-        if match is None:
-            words.append(word)
-            continue
-        name, option, value = match.groups()
-        if option is None and name in (*settings, "cfg"):
-            words.append(f"--{name}={value}")
-        elif option is not None and name in _NESTED and command != "decompress":
-            import yaml
 
-            try:
-                nested.setdefault(name, {})[option] = yaml.safe_load(value)
-            except Exception:  # of YAML itself, or of the type that the text seems to have
-                parser.error(f"the value of {word!r:.200} cannot be read as YAML")
-        # Only what is no setting can be a path: a sweep makes folders that are named as settings are.
-        elif not word.startswith("--") and os.path.exists(word):
-            words.append(word)
-        else:
-            parser.error(f"there is no setting {name if option is None else f'{name}.{option}'}")
-    found = vars(parser.parse_intermixed_args(words))
-    given = {name: found[name] for name in (*positional, *settings, "cfg")}
-    if "grid" in given:
-        given["grid"] = [given["grid"], nested.get("grid", {})]
-        given["data"] = nested.get("data", {})
-    return given
+    run: str | None = None
+    input: str | None = None
+    batch_size: int = 32
+    first_batch: int = 1
+    resolution: float = RESOLUTION
+    count: int | None = None
 
 
-def _run(command: str, arguments: list[str], task: Callable[[Mapping[str, Any]], int]) -> int:
-    try:
-        given = _parse(command, arguments)
-    except SystemExit as stopped:  # help, or wrong usage, which argparse has explained
-        return stopped.code if isinstance(stopped.code, int) else 2
-    if given.pop("cfg") == "job":
-        import yaml
+@dataclass(frozen=True)
+class CompressSettings(_CodingSettings):
+    """Compress images without loss with the model of a run.
 
-        print(yaml.safe_dump(given, sort_keys=False), end="")
-        return 0
-    try:
-        return task(given)
-    except ModuleNotFoundError as error:
-        print(
-            f"diffkit: '{command}' needs the package {error.name!r}: pip install 'diffkit[bitsback]'.",
-            file=sys.stderr,
-        )
-        return 1
-    except Exception as error:  # also what a stranger's part and Pillow raise
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        # Some have no message, such as MemoryError.
-        print(f"diffkit {command}: {str(error) or type(error).__name__}", file=sys.stderr)
-        return 1
+    Reading the file needs the same run, on a machine of the same kind with the same versions of jax.
+
+    **Arguments:**
+
+    - `out`: the file to write.
+    - `steps`: T; more make a shorter file but take longer.
+    - `chunk`: images per chunk, each coded separately.
+    - `verify`: decode each chunk before writing it.
+    - `overwrite`: replace an existing file.
+    """
+
+    out: str | None = None
+    steps: int = 250
+    chunk: int = 4096
+    verify: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class DecompressSettings:
+    """Restore the images of a file from `diffkit compress`.
+
+    A folder comes back as a folder of PNG images with the same names and pixels, anything else as a .npy
+    file with the same array.
+
+    **Arguments:**
+
+    - `run`: the run directory.
+    - `input`: the file.
+    - `out`: the folder or the .npy file to write.
+    - `skip_damaged`: continue after damage, and report the missing images.
+    - `overwrite`: replace an existing file.
+    """
+
+    run: str | None = None
+    input: str | None = None
+    out: str | None = None
+    skip_damaged: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class RateSettings(_CodingSettings):
+    """Measure how well a run's model compresses images, in two tables.
+
+    The first shows for each T the bound of the model, the measured net rate, the overhead of coding, the
+    total rate with the initial bits, and the time; the second the rates of PNG, WebP, JPEG XL and LZMA on
+    the same images, where installed.
+
+    **Arguments:**
+
+    - `steps`: one or more T, as `[10,50]`.
+    - `passes`: draws per image for the bound.
+    """
+
+    steps: list[int] = field(default_factory=lambda: [10, 50, 100, 250, 1000])
+    passes: int = 16
+
+    def __post_init__(self):
+        if self.passes < 1:
+            raise ValueError(f"passes must be at least 1, got {self.passes}.")
+        if not self.steps:
+            raise ValueError("steps must be one or more T, such as steps=[10,50], got none.")
+
+
+def _images(given: Mapping[str, Any], run: dk.Run) -> tuple[Any, int]:
+    """The images that a command names, and how many of them to code."""
+    source = find_images(given["input"], run, given.get("data") and make(given["data"]))
+    count = len(source) if given["count"] is None else given["count"]
+    if not 1 <= count <= len(source):
+        raise ValueError(f"count must be from 1 to {len(source)}, got {count}.")
+    return source, count
 
 
 def _codec(given: Mapping[str, Any], run: dk.Run, **settings: Any) -> Codec:
-    # The averaged model of the newest checkpoint; a file names it, for when the run has gone on.
+    # The averaged model of the newest checkpoint; a file names it, in case the run continues.
     label = f"step {run.step}"
     if "grid" in given:
-        settings["grid"] = tuple(given["grid"])
-        settings |= {name: given[name] for name in ("batch_size", "first_batch", "resolution")}
+        settings["grid"] = make(given["grid"])
+        settings |= {name: given[name] for name in _SETTINGS}
     return Codec(run.model, label=label, **settings)
 
 
-def _first(given: Mapping[str, Any], available: int) -> int:
-    count = available if given["count"] is None else given["count"]
-    if not 1 <= count <= available:
-        raise ValueError(f"count must be from 1 to {available}, got {count}.")
-    return count
-
-
-def _compress(given: Mapping[str, Any]) -> int:
+def _compress(given: Mapping[str, Any]) -> None:
     out = Path(given["out"]).expanduser()
     check_free(out, given["overwrite"])
     run = dk.load_run(given["run"])
-    source = find_images(given["input"], run, given["data"])
-    count = _first(given, len(source))
+    source, count = _images(given, run)
     codec = _codec(given, run, steps=given["steps"], chunk=given["chunk"])
     is_folder = isinstance(source, FolderSource)
     with new_file(out, overwrite=given["overwrite"]) as file, _Bar("coding", count) as bar:
@@ -251,8 +165,7 @@ def _compress(given: Mapping[str, Any]) -> int:
         f"bits {statistics.net_bits_per_dim:.4f} (T = {codec.steps})"
     )
     if is_folder:
-        print("names, order and pixels are kept; the images come back as PNG, without metadata")
-    return 0
+        print("names, order and pixels are kept; the images come back as PNG without metadata")
 
 
 def _decompress(given: Mapping[str, Any]) -> int:
@@ -270,12 +183,12 @@ def _decompress(given: Mapping[str, Any]) -> int:
         # Steps and grid are those of the file.
         decoding = _codec(given, run, steps=1).open(file)
         header = decoding.header
-        if header.source == "folder" and header.levels > 256:
-            raise DamagedFile(
-                "the file says that it holds a folder of images, which have at most 256 levels, got "
-                f"{header.levels}."
-            )
         if header.source == "folder":
+            if header.levels > 256:
+                raise DamagedFile(
+                    "the file says that it holds a folder of images, which have at most 256 levels, "
+                    f"got {header.levels}."
+                )
             folder, array = stack.enter_context(new_folder(out)), None
         else:
             place = stack.enter_context(new_file(out, overwrite=given["overwrite"]))
@@ -297,14 +210,11 @@ def _decompress(given: Mapping[str, Any]) -> int:
     return 1 if missing else 0
 
 
-def _rate(given: Mapping[str, Any]) -> int:
-    if given["passes"] < 1:
-        raise ValueError(f"passes must be at least 1, got {given['passes']}.")
+def _rate(given: Mapping[str, Any]) -> None:
     run = dk.load_run(given["run"])
-    source = find_images(given["input"], run, given["data"])
-    count = _first(given, len(source))
+    source, count = _images(given, run)
     images = np.concatenate(list(pieces(source, count)))
-    # Refuses numbers out of range, before any work begins.
+    # Refuses numbers out of range before any work begins.
     codec = _codec(given, run, steps=given["steps"][0])
     for steps in given["steps"][1:]:
         codec.with_steps(steps)
@@ -315,21 +225,24 @@ def _rate(given: Mapping[str, Any]) -> int:
             run.model,
             images,
             given["steps"],
-            grid=dk.part("grid", tuple(given["grid"]), model=run.model),
-            batch_size=given["batch_size"],
-            first_batch=given["first_batch"],
-            resolution=given["resolution"],
-            passes=given["passes"],
+            grid=codec.grid,
+            **{name: given[name] for name in (*_SETTINGS, "passes")},
             progress=lambda done: bar(done, None),
         )
     show(found, codes)
-    return 0
+
+
+_CODING = {"grid": "uniform_t", "data": None}
+
+compress = Command("compress", _compress, CompressSettings, ("run", "input", "out"), _CODING)
+decompress = Command("decompress", _decompress, DecompressSettings, ("run", "input", "out"))
+rate = Command("rate", _rate, RateSettings, ("run", "input"), _CODING)
 
 
 class _Bar:
-    """Images done, their rate, bits per dimension and time left.
+    """Finished images, their rate, bits per dimension and the time left.
 
-    On a terminal a live bar; elsewhere, such as in a log file, a line every few seconds.
+    A live bar on a terminal; elsewhere, such as in a log file, a line every few seconds.
     """
 
     def __init__(self, what: str, count: int | None, *, every: float = 10.0):

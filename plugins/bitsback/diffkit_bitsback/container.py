@@ -1,7 +1,7 @@
-r"""The file format: a header, chunks, an end record; all of it checked before it is used.
+r"""The file format: a header, chunks and an end record, all checked before use.
 
 All numbers are little-endian. A digest is BLAKE2b, 16 bytes; *keyed* means keyed with the digest of the
-header, so that a frame of another file is not taken for one of this.
+header, so that a frame of another file is not mistaken for one of this file.
 
     file    = magic (8)  version (2)  length (4)  header (length)  digest of all that (16)
               chunk ...  end
@@ -11,16 +11,13 @@ header, so that a frame of another file is not taken for one of this.
     end     = mark (8)  chunks (8)  images (8)  words (8)  keyed digest of the digests of all frames (16)
               keyed digest of all that (16)
 
-The header is canonical JSON: keys sorted, no spaces, ASCII. What is in it is the codec's affair. The names
-of a chunk, if it has any, are a JSON list of as many strings as it has images.
+The header is canonical JSON: keys sorted, no spaces, ASCII. The codec decides its contents. The names of a
+chunk, if any, are a JSON list with one string per image.
 
-A chunk can be read without those before it, and its frame says which images it holds. Where damage is to
-be confined, the reader looks for the next mark that begins a frame with a true digest, and so goes on
-after bytes that were changed, lost or added, whatever a length says. A file that ends without its end
-record was cut short.
-
-Lengths are compared with limits and with what is left of the file before anything of their size is
-allocated. The digests notice damage, not forgery: anyone can compute them.
+A chunk can be read without those before it, and its frame says which images it holds. To skip damage, the
+reader looks for the next mark that begins a frame with a valid digest. A file without its end record is
+truncated. Lengths are checked against limits and the rest of the file before any allocation. The digests
+detect damage, not forgery: anyone can compute them.
 """
 
 import hashlib
@@ -40,7 +37,7 @@ from diffkit_bitsback.errors import CodecError, DamagedFile, NotACodecFile, Wron
 MAGIC: Final = b"\x8bdkbb\r\n\x1a"
 VERSION: Final = 2
 
-# What a reader takes, and so what a writer may write. A chunk holds 1 GiB of words at most.
+# Limits of readers and writers. A chunk holds at most 1 GiB of words.
 MAX_HEADER: Final = 2**16
 MAX_NAMES: Final = 2**22
 MAX_WORDS: Final = 2**28
@@ -55,14 +52,11 @@ _END: Final = struct.Struct("<8sQQQ16s")
 _ANY_MARK: Final = re.compile(b"|".join(map(re.escape, (_CHUNK_MARK, _END_MARK))))
 
 Damaged = Callable[[range, CodecError], None]
-"""Told of damage that is passed over: the images that are missing, and why."""
+"""Called for skipped damage: the missing images, and the reason."""
 
 
 def digest(*parts: bytes | memoryview, key: bytes = b"") -> bytes:
-    """BLAKE2b of the parts, one after the other, 16 bytes.
-
-    **Arguments:** `parts`; `key`: up to 64 bytes, for a keyed digest.
-    """
+    """BLAKE2b of the concatenated parts, 16 bytes; keyed if `key` has any of up to 64 bytes."""
     hasher = hashlib.blake2b(digest_size=_DIGEST, key=key)
     for part in parts:
         hasher.update(part)
@@ -70,24 +64,21 @@ def digest(*parts: bytes | memoryview, key: bytes = b"") -> bytes:
 
 
 def canonical(value: Any) -> bytes:
-    """Canonical JSON: one text for one value.
+    """JSON, one text for one value.
 
-    **Raises:** `ValueError` for what JSON does not have, NaN and infinity included.
+    **Raises:** `ValueError` for values JSON cannot hold, including NaN and infinity.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def packed_names(names: Sequence[str]) -> bytes:
-    """The names of a chunk's images, as they are stored.
+    """The names of a chunk's images, as stored.
 
     **Raises:** `ValueError` if they are too long.
     """
     packed = canonical(names) if names else b""
     if len(packed) > MAX_NAMES:
-        raise ValueError(
-            f"names must have {MAX_NAMES} bytes in a chunk at most, got {len(packed)}: put fewer images "
-            "in a chunk."
-        )
+        raise ValueError(f"names must have {MAX_NAMES} bytes in a chunk at most, got {len(packed)}.")
     return packed
 
 
@@ -95,9 +86,8 @@ def packed_names(names: Sequence[str]) -> bytes:
 class Chunk:
     """Some consecutive images, coded.
 
-    **Attributes:** `first`: the number of the first one, counted from 0 over the whole file; `count`:
-    how many there are; `words`: what they were coded to; `images_digest`: of the images, 16 bytes, for
-    whoever decodes them to compare with; `names`: one for each image, or none.
+    **Attributes:** `first`: the index of the first one in the file; `count`: their number; `words`: their
+    code; `images_digest`: 16 bytes, to check decoded images; `names`: one for each image, or none.
     """
 
     first: int
@@ -108,9 +98,9 @@ class Chunk:
 
 
 class Writer:
-    """Writes a file, chunk after chunk; nothing is kept in memory.
+    """Writes a file chunk by chunk, keeping nothing in memory.
 
-    **Arguments:** `file`: open for writing in binary; `header`: what JSON can hold.
+    **Arguments:** `file`: open for writing in binary; `header`: values JSON can hold.
 
     **Raises:** `ValueError` for a header that is too large or that JSON cannot hold.
     """
@@ -128,37 +118,24 @@ class Writer:
         self.bytes_written = self._put(start, self._key)
 
     def write(self, chunk: Chunk) -> None:
-        """Write one chunk, the next one.
+        """Write the next chunk.
 
-        **Raises:** `ValueError` for a chunk that does not follow the one before, without images, with a
-        wrong number of names, or too large for the format.
+        **Raises:** `ValueError` for a chunk out of order, without images, with a wrong number of names, or
+        too large.
         """
         if chunk.first != self.images or not 1 <= chunk.count < 2**32:
+            got = f"first={chunk.first}, count={chunk.count}"
             raise ValueError(
-                f"chunk must begin with image {self.images} and hold one image or more, got first="
-                f"{chunk.first}, count={chunk.count}."
+                f"chunk must begin with image {self.images} and hold one image or more, got {got}."
             )
         if chunk.names and len(chunk.names) != chunk.count:
-            raise ValueError(
-                f"names must be none or {chunk.count}, one for each image, got {len(chunk.names)}."
-            )
+            raise ValueError(f"names must be none or {chunk.count}, got {len(chunk.names)}.")
         names = packed_names(chunk.names)
         if chunk.words.size > MAX_WORDS:
-            raise ValueError(
-                f"a chunk must have {MAX_WORDS} words at most, got {chunk.words.size}: put fewer images "
-                "in a chunk."
-            )
+            raise ValueError(f"chunk must have {MAX_WORDS} words at most, got {chunk.words.size}.")
         words = chunk.words.astype("<u4").tobytes()
-        frame = _FRAME.pack(
-            _CHUNK_MARK,
-            self._chunks,
-            chunk.first,
-            chunk.count,
-            len(names),
-            chunk.words.size,
-            chunk.images_digest,
-            digest(names, words),
-        )
+        numbers = self._chunks, chunk.first, chunk.count, len(names), chunk.words.size
+        frame = _FRAME.pack(_CHUNK_MARK, *numbers, chunk.images_digest, digest(names, words))
         seal = digest(frame, key=self._key)
         self._seals.update(seal)
         self.bytes_written += self._put(frame, seal, names, words)
@@ -178,15 +155,13 @@ class Writer:
 
 
 class Reader:
-    """Reads a file that `Writer` wrote, or says what is wrong with it.
+    """Reads a file from `Writer`, or reports what is wrong with it.
 
-    **Arguments:** `file`: open for reading in binary, seekable, at the start of what was written, which
-    reaches to its end.
+    **Arguments:** `file`: open for reading in binary, seekable, at the start of the data, which end it.
 
-    **Attributes:** `header`: as it was given.
+    **Attributes:** `header`: as given to `Writer`.
 
-    **Raises:** `NotACodecFile` for anything else; `WrongVersion`; `DamagedFile` for a header that is not
-    as it was written.
+    **Raises:** `NotACodecFile` for any other file; `WrongVersion`; `DamagedFile` for a damaged header.
     """
 
     def __init__(self, file: BufferedIOBase):
@@ -215,26 +190,25 @@ class Reader:
         self._key = self._take(_DIGEST, "the header")
         if digest(magic, rest, text) != self._key:
             raise DamagedFile("the header is damaged: its checksum does not fit.")
-        self.header: dict[str, Any] = _parsed(text)
+        self.header: dict[str, Any] = _json(text, "the header")
+        if not isinstance(self.header, dict):
+            raise DamagedFile(f"the header must be a mapping, got {type(self.header).__name__}.")
         self._body = file.tell()
 
     def chunks(
         self, *, most: int, total: int | None = None, damaged: Damaged | None = None
     ) -> Iterator[Chunk]:
-        """The chunks in their order, each checked as a whole; may be asked for again.
+        """The chunks in order, each checked as a whole; can be repeated.
 
-        **Arguments:**
+        **Arguments:** `most`: the most images of a chunk; `total`: the number of images in all, if known;
+        `damaged`: if given, damage is skipped and reported to it, otherwise it is an error.
 
-        - `most`: how many images a chunk may have.
-        - `total`: how many images there are in all, if that is known beforehand.
-        - `damaged`: if given, damage is passed over and told to it; else it is an error.
-
-        **Raises:** `DamagedFile`. With `damaged` only where there is so much damage that going on would
-        take more than a few times the time of reading the file.
+        **Raises:** `DamagedFile`. With `damaged` only if there is so much damage that continuing would take
+        more than a few times the time of reading the file.
         """
         seals = hashlib.blake2b(digest_size=_DIGEST, key=self._key)
         here, index, expected, words, read = self._body, 0, 0, 0, 0
-        whole = True  # so far, nothing was passed over
+        whole = True  # nothing skipped so far
         gap: DamagedFile | None = None  # what is wrong with the bytes since the last good chunk
         while True:
             self._file.seek(here)
@@ -244,10 +218,10 @@ class Reader:
                     break
                 if (found.index, found.first) != (index, expected):
                     error = DamagedFile(
-                        f"chunk {found.index} with the images from {found.first} on stands where chunk "
-                        f"{index} with those from {expected} on should."
+                        f"chunk {found.index}, with images from {found.first}, stands where chunk "
+                        f"{index}, with images from {expected}, should."
                     )
-                    # Those between are lost. Where it is one of an earlier place it is passed over.
+                    # Those between are lost. A chunk from an earlier place is skipped.
                     if damaged is None or found.index < index or found.first < expected:
                         raise error
                     gap = gap or error
@@ -257,7 +231,7 @@ class Reader:
                 if damaged is None:
                     raise
                 gap, whole = gap or error, False
-                # Hostile frames may overlap, each with all the rest of the file as its payload.
+                # Malicious frames may overlap, each with the rest of the file as its payload.
                 if read > 4 * self._size:
                     raise DamagedFile("the file is damaged in too many places.") from error
                 here = self._next_mark(here + 1)
@@ -272,27 +246,24 @@ class Reader:
             seals.update(found.seal)
             index, expected, words = found.index + 1, found.first + found.count, words + found.words
             yield Chunk(found.first, found.count, payload, found.images_digest, names)
-        self._file.seek(here + _END.size + _DIGEST)
-        try:
-            told = (found.chunks, found.images, found.words, found.seals)
-            if whole and told != (index, expected, words, seals.digest()):
-                raise DamagedFile(
-                    f"the end record says {found.chunks} chunks, {found.images} images and "
-                    f"{found.words} words; read were {index}, {expected} and {words}."
-                )
-            if total is not None and found.images != total:
-                raise DamagedFile(f"the file must hold {total} images, got {found.images}.")
-            if trailing := self._size - self._file.tell():
-                raise DamagedFile(f"{trailing} bytes follow the end record.")
-        except DamagedFile as error:
+        trailing = self._size - (here + _END.size + _DIGEST)
+        told = (found.chunks, found.images, found.words, found.seals)
+        if whole and told != (index, expected, words, seals.digest()):
+            gap = DamagedFile(
+                f"the end record says {found.chunks} chunks, {found.images} images and "
+                f"{found.words} words; read were {index}, {expected} and {words}."
+            )
+        elif total is not None and found.images != total:
+            gap = gap or DamagedFile(f"the file must hold {total} images, got {found.images}.")
+        elif trailing:
+            gap = gap or DamagedFile(f"{trailing} bytes follow the end record.")
+        if gap is not None:
             if damaged is None:
-                raise
-            gap = gap or error
-        if gap is not None and damaged is not None:
+                raise gap
             damaged(range(expected, max(expected, found.images if total is None else total)), gap)
 
     def _next(self, most: int) -> "_Frame | _End":
-        """The frame, or the end record, that begins here."""
+        """The frame or end record that begins here."""
         begin = self._file.tell()
         mark = self._take(len(_CHUNK_MARK), "the next chunk, or the end record,")
         if mark not in (_CHUNK_MARK, _END_MARK):
@@ -310,10 +281,8 @@ class Reader:
             return end
         frame = _Frame(raw, seal)
         if not 1 <= frame.count <= most or frame.first + frame.count > MAX_IMAGES:
-            raise DamagedFile(
-                f"a chunk must have 1 to {most} images of {MAX_IMAGES}, got {frame.count} from "
-                f"{frame.first} on."
-            )
+            got = f"{frame.count} from {frame.first} on"
+            raise DamagedFile(f"a chunk must have 1 to {most} images of {MAX_IMAGES}, got {got}.")
         if frame.words > MAX_WORDS or frame.names > MAX_NAMES:
             raise DamagedFile(
                 f"a chunk must have {MAX_WORDS} words and {MAX_NAMES} bytes of names at most, got "
@@ -330,8 +299,8 @@ class Reader:
         return _names(payload[: frame.names], frame.count), words.astype(np.uint32)
 
     def _next_mark(self, start: int) -> int | None:
-        """Where the next frame or end record with a true digest begins."""
-        length = 2**12  # and then more, so that a near mark is found with little reading
+        """Where the next frame or end record with a valid digest begins."""
+        length = 2**12  # then more: a near mark needs little reading
         overlap = len(_CHUNK_MARK) - 1
         while start < self._size:
             self._file.seek(start)
@@ -350,33 +319,19 @@ class Reader:
     def _take(self, length: int, what: str) -> bytes:
         left = self._size - self._file.tell()
         if length > left:
-            raise DamagedFile(
-                f"the file is cut short, or a length in it is wrong: {what} needs {length} bytes, "
-                f"{left} are left."
-            )
+            short = "the file is cut short, or a length in it is wrong"
+            raise DamagedFile(f"{short}: {what} needs {length} bytes, {left} are left.")
         taken = self._file.read(length)
         if len(taken) != length:
-            raise DamagedFile(f"the file became shorter while it was read: {what} is missing.")
+            raise DamagedFile(f"the file shrank while it was read: {what} is missing.")
         return taken
 
 
 class _Frame:
     def __init__(self, raw: bytes, seal: bytes):
-        self.seal = seal
-        (
-            _,
-            self.index,
-            self.first,
-            self.count,
-            self.names,
-            self.words,
-            self.images_digest,
-            self.payload_digest,
-        ) = _FRAME.unpack(raw)
-
-    @property
-    def payload(self) -> int:
-        return self.names + 4 * self.words
+        _, self.index, self.first, self.count, self.names, self.words, *digests = _FRAME.unpack(raw)
+        self.images_digest, self.payload_digest = digests
+        self.seal, self.payload = seal, self.names + 4 * self.words
 
 
 class _End:
@@ -384,14 +339,10 @@ class _End:
         _, self.chunks, self.images, self.words, self.seals = _END.unpack(raw)
 
 
-def _refuse(text: str) -> Any:
-    raise ValueError(f"JSON has no {text}")
-
-
 def _json(text: bytes, what: str) -> Any:
     try:
-        value = json.loads(text.decode("ascii"), parse_constant=_refuse)
-        same = canonical(value) == text
+        value = json.loads(text.decode("ascii"))
+        same = canonical(value) == text  # which refuses NaN and infinity
     except (ValueError, RecursionError) as error:
         raise DamagedFile(f"{what} cannot be read: {error}") from error
     if not same:
@@ -399,21 +350,10 @@ def _json(text: bytes, what: str) -> Any:
     return value
 
 
-def _parsed(text: bytes) -> dict[str, Any]:
-    value = _json(text, "the header")
-    if not isinstance(value, dict):
-        raise DamagedFile(f"the header must be a mapping, got {type(value).__name__}.")
-    return value
-
-
 def _names(text: bytes, count: int) -> tuple[str, ...]:
     if not text:
         return ()
-    value = _json(text, "the names of a chunk")
-    if not (
-        isinstance(value, list)
-        and len(value) == count
-        and all(isinstance(name, str) for name in value)
-    ):
+    names = _json(text, "the names of a chunk")
+    if not (isinstance(names, list) and list(map(type, names)) == count * [str]):
         raise DamagedFile(f"the names of a chunk of {count} images must be {count} strings.")
-    return tuple(value)
+    return tuple(names)

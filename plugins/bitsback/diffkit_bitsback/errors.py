@@ -1,40 +1,33 @@
-"""What can go wrong when images are coded and decoded: one class for each thing to do about it.
-
-All are `ValueError`s and all derive from `CodecError`, so `except CodecError` catches them together.
-"""
+"""The errors of coding and decoding: one class for each remedy. `except CodecError` catches them all."""
 
 
 class CodecError(ValueError):
-    """Images that cannot be coded, or a file that cannot be decoded: the base of the errors here."""
+    """The base class: images that cannot be coded, or a file that cannot be decoded."""
 
 
 class CannotEncode(CodecError):
-    """Images or a model that the codec does not take: of another shape, levels or process."""
+    """The codec does not support these images or this model: wrong shape, levels or process."""
 
 
 class NotACodecFile(CodecError):
-    """The file does not begin as a file of this codec: it is something else."""
+    """The file does not begin like a file of this codec."""
 
 
 class WrongVersion(CodecError):
-    """The file's format is of a version that this code does not read."""
+    """The file has a version of the format that this code does not read."""
 
 
 class WrongModel(CodecError):
-    """The file was written with another model: only the model that wrote it can read it."""
+    """The file was written with another model; only that model can read it."""
 
 
 class CannotReproduce(CodecError):
-    """This machine's network does not give the floats that the file was written with.
-
-    Another version of jax or another kind of device rounds differently, and one different bit in a
-    mean is enough: everything decoded after it would be noise.
-    """
+    """The network rounds differently on this machine: a different bit in a mean turns the rest to noise."""
 
 
 class DamagedFile(CodecError):
-    """The file's frame is damaged: cut short, changed, or with lengths that cannot be true."""
+    """The file's frame is damaged: truncated, changed, or with impossible lengths."""
 
 
 class DamagedData(DamagedFile):
-    """The coded words of a chunk do not decode: what they hold is not what was written."""
+    """The coded words of a chunk do not decode: they are not those that were written."""

@@ -1,8 +1,4 @@
-"""What a model is, in a few bytes: which parts it is made of, and which parameters they have.
-
-Both digests are the same in every process and on every machine. Neither says how the model's floats are
-rounded when it runs: that depends on the machine, and is what `diffkit_bitsback.Codec` tests.
-"""
+"""The identity of a model in a few bytes: its parts and their parameters, the same on every machine."""
 
 import functools
 import hashlib
@@ -24,11 +20,8 @@ _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 class Fingerprint:
     """Two BLAKE2b digests of a model, in hexadecimal.
 
-    **Attributes:**
-
-    - `structure`: of its parts, by the names of their classes, of their options, and of the places,
-      dtypes and shapes of all arrays.
-    - `parameters`: of what is in the arrays, bit by bit.
+    **Attributes:** `structure`: of the names of its parts' classes, their options, and the places, dtypes
+    and shapes of all arrays; `parameters`: of the contents of the arrays, bit by bit.
     """
 
     structure: str
@@ -39,11 +32,7 @@ class Fingerprint:
 
 
 def fingerprint(model: DiffusionModel) -> Fingerprint:
-    """The fingerprint of a model.
-
-    Models whose parts and parameters are equal have one fingerprint; a bit more or less in a parameter,
-    another option of a part, or a part of another class make another.
-    """
+    """The fingerprint of a model: a changed bit or option, or a part of another class, changes it."""
     structure = hashlib.blake2b(digest_size=8)
     parameters = hashlib.blake2b(digest_size=16)
     _walk(model, "", structure, parameters)
@@ -52,7 +41,7 @@ def fingerprint(model: DiffusionModel) -> Fingerprint:
 
 def _walk(node: Any, path: str, structure: Any, parameters: Any) -> None:
     def note(*words: object) -> None:
-        # Lengths first, so that no two trees make one text.
+        # Lengths first, so that no two trees give the same text.
         for word in (path, *map(str, words)):
             raw = word.encode(errors="surrogatepass")
             structure.update(len(raw).to_bytes(8, "little") + raw)
@@ -81,9 +70,8 @@ def _walk(node: Any, path: str, structure: Any, parameters: Any) -> None:
             inside(f"[{key!r}]", node[key])
     elif isinstance(node, functools.partial):
         note("partial")
-        inside(".func", node.func)
-        inside(".args", node.args)
-        inside(".keywords", node.keywords)
+        for name in ("func", "args", "keywords"):
+            inside(f".{name}", getattr(node, name))
     elif hasattr(node, "__qualname__"):  # a class or a function, which no process places alike
         note("named", _name(node))
     else:

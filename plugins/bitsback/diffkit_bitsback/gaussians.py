@@ -1,42 +1,42 @@
-r"""Gaussians on a lattice, as distributions that a stack codes with.
+r"""Gaussians on a lattice, as distributions for a stack.
 
-A latent must be coded with finitely many bits, so it is restricted to the points $k \delta$ of a lattice
-and has there the probabilities
+To code a latent with finitely many bits, it is restricted to the points $k \delta$ of a lattice, with the
+probabilities
 
 $$P(k) \propto \exp\left(-\frac{(k \delta - \mu)^2}{2 \sigma^2}\right).$$
 
 By Poisson's summation formula a sum over the lattice of a Gaussian times a polynomial differs from
 $1 / \delta$ times the integral by a factor $1 + O(e^{-2 \pi^2 (\sigma / \delta)^2})$: 3e-9 for
-$\sigma = \delta$, 5e-35 for $\sigma = 2 \delta$. So $P(k)$ is $\delta$ times the density, the mean and
-the variance are those of the Gaussian, and the divergence between two such distributions is that of the
-Gaussians. A lattice as coarse as one or two points to a standard deviation loses nothing, where bins over
-which the density is integrated would add their own variance $\delta^2 / 12$.
+$\sigma = \delta$. So $P(k)$ is $\delta$ times the density, and mean, variance and divergences are those of
+the Gaussians. One or two points per standard deviation lose nothing, whereas bins with the integrated
+density would add their own variance $\delta^2 / 12$.
 
-The points within five standard deviations have one symbol each, with the frequency that they should
-have, in units of $2^{-24}$. Each tail beyond them is one symbol with the probability of the whole tail; how
-far out it is comes after, by an Elias gamma code with the tail's own probability of stopping at once.
-Every point can be coded, however far from the mean: a model may be bad, but its code is lossless.
+Each point within five standard deviations has its own symbol, with its exact frequency in units of
+$2^{-24}$. Each tail beyond is one symbol, followed by the distance in an Elias gamma code with the tail's
+own probability of stopping at once. So every point can be coded: even a bad model codes without loss.
 """
 
 import math
 from typing import no_type_check
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from diffkit_bitsback.errors import CannotEncode
-from diffkit_bitsback.stack import TOTAL, Stack
+from diffkit_bitsback.stack import TOTAL, Ints, Stack, Weights, groups
 
-# How many standard deviations have symbols of their own.
+Floats = Float[np.ndarray, " n"]
+Flags = Bool[np.ndarray, " n"]
+
+# The standard deviations whose points have their own symbols.
 _BULK = 5.0
-# Standard deviations of more points than this are coded in cells of several points. The density is
-# taken as constant within a cell, of at most 1/64 standard deviation, which costs (1/64)^2/24 nats.
+# Standard deviations of more points than this are coded in cells of several points. The density counts as
+# constant within a cell of at most 1/64 standard deviation, which costs (1/64)^2/24 nats.
 _WIDE = 64.0
-# Where means and standard deviations are cut off, in points of the lattice, so that all is exact in
-# float64 and int64. A longer code for what lies beyond is the only effect.
+# Limits in lattice points, so that all is exact in float64 and int64. Beyond them the code gets longer.
 _FARTHEST = 2.0**40
 _NARROWEST, _WIDEST = 2.0**-10, 2.0**20
-# How many entries the table of a group of rows has, so that it stays in the processor's cache.
+# The entries of the table for a group of rows, which must fit into the processor's cache.
 _ENTRIES = 1 << 16
 # Probability 2^-(n + 1) for a distance of n bits after the leading one, at least one unit.
 _MOST_BITS = 44
@@ -48,34 +48,23 @@ _LENGTHS[0] += TOTAL - len(_LENGTHS) - _LENGTHS.sum()
 class LatticeGaussians:
     """Independent Gaussians, each restricted to the points of one lattice.
 
-    **Arguments:**
-
-    - `mean`: the mean of each.
-    - `std`: the standard deviation of each, or one for all.
-    - `spacing`: the distance of the lattice's points, which are its multiples.
+    **Arguments:** `mean`; `std`: of each, or one for all; `spacing`, of which the points are multiples.
 
     **Raises:** `CannotEncode` for a mean or a standard deviation that is not finite.
     """
 
-    def __init__(
-        self,
-        mean: Float[np.ndarray, " n"],
-        std: Float[np.ndarray, " n"] | float,
-        spacing: float,
-    ):
+    def __init__(self, mean: Floats, std: Floats | float, spacing: float):
         self._mean = mean.astype(np.float64) / spacing
         self._std = np.asarray(std, np.float64) / spacing
         if not (np.isfinite(self._mean).all() and np.isfinite(self._std).all()):
-            raise CannotEncode(
-                "the model predicts a mean or a standard deviation that is not finite."
-            )
+            raise CannotEncode("the model predicts a mean or a deviation that is not finite.")
         std = np.clip(self._std, _NARROWEST, _WIDEST)
         mean = np.clip(self._mean, -_FARTHEST, _FARTHEST)
         # Cells of 2^bits points.
         self._bits = np.maximum(np.ceil(np.log2(std / _WIDE)), 0).astype(np.int64)
         centre = np.rint(mean)
         self._centre = centre.astype(np.int64)
-        # From here on in cells. One of an even number of points has its middle half a point lower.
+        # From here on in cells. A cell with an even number of points has its middle half a point lower.
         size = np.exp2(self._bits)
         self._offset = (mean - centre + np.where(self._bits > 0, 0.5, 0.0)) / size
         self._inverse = size / std
@@ -83,20 +72,15 @@ class LatticeGaussians:
         # Relative to the lowest point of the cell around the mean.
         self._lowest = self._centre - (np.left_shift(1, self._bits) >> 1)
 
-    def log_prob(self, k: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    def log_prob(self, k: Ints) -> Floats:
         """The log of the Gaussian density at the point k, times the spacing, in nats."""
-        return (
-            -0.5 * np.square((k - self._mean) / self._std)
-            - np.log(self._std)
-            - 0.5 * math.log(2 * math.pi)
-        )
+        exponent = -0.5 * np.square((k - self._mean) / self._std)
+        return exponent - np.log(self._std) - 0.5 * math.log(2 * math.pi)
 
-    def pop(self, stack: Stack) -> Int[np.ndarray, " n"]:
+    def pop(self, stack: Stack) -> Ints:
         """Draw a point of each from the stack."""
-        cell = np.concatenate(
-            [stack.pop(self._weights(rows)) for rows in self._groups()], dtype=np.int64
-        )
-        cell -= self._half + 1
+        drawn = [stack.pop(self._weights(rows)) for rows in self._groups()]
+        cell = np.concatenate(drawn, dtype=np.int64) - (self._half + 1)
         bits = np.broadcast_to(self._bits, cell.shape)
         within = stack.pop_bits(bits)
         far = np.flatnonzero(np.abs(cell) > self._half)
@@ -104,10 +88,10 @@ class LatticeGaussians:
             cell[far] += np.sign(cell[far]) * self._pop_distance(stack, far, cell[far] > 0)
         return self._lowest + (cell << bits) + within
 
-    def push(self, stack: Stack, k: Int[np.ndarray, " n"]) -> None:
-        """Undo `pop`: afterwards it would give these points.
+    def push(self, stack: Stack, k: Ints) -> None:
+        """Undo `pop`: a `pop` afterwards returns these points.
 
-        **Raises:** `CannotEncode` for a point too far away for the numbers that describe it.
+        **Raises:** `CannotEncode` for a point too far away to describe.
         """
         relative = k - self._lowest
         bits = np.broadcast_to(self._bits, k.shape)
@@ -122,17 +106,16 @@ class LatticeGaussians:
             stack.push(symbols[rows], self._weights(rows))
 
     def _groups(self) -> list[slice]:
-        count = max(_ENTRIES // (2 * self._half + 3), 1)
-        return [slice(first, first + count) for first in range(0, len(self._mean), count)]
+        return groups(len(self._mean), max(_ENTRIES // (2 * self._half + 3), 1))
 
-    def _weights(self, rows: slice) -> Float[np.ndarray, "rows symbols"]:
+    def _weights(self, rows: slice) -> Weights:
         """The frequencies, less one, of the cells -half ... half, between those of the two tails."""
         half = self._half
         offset = self._offset[rows, None]
         rate = self._inverse if self._inverse.ndim == 0 else self._inverse[rows, None]
         rate = -0.5 * np.square(rate)
         j = np.arange(-half - 1.0, half + 2.0)
-        # (j - offset)^2 less that of j = 0, which is next to the mean: nothing underflows everywhere.
+        # (j - offset)^2 minus that of j = 0, next to the mean, so that not every weight underflows.
         weights = j - 2 * offset
         weights *= j
         weights *= rate
@@ -147,32 +130,22 @@ class LatticeGaussians:
         weights[:, half + 1] += TOTAL - len(j) - weights.sum(axis=1)
         return weights
 
-    def _stop(
-        self, far: Int[np.ndarray, " m"], upper: Bool[np.ndarray, " m"]
-    ) -> Float[np.ndarray, "m 2"]:
-        """The weights of stopping at the first cell of a tail, and of going on."""
+    def _stop(self, far: Ints, upper: Flags) -> Weights:
+        """The weights of stopping at the first cell of a tail and of continuing."""
         inverse = self._inverse if self._inverse.ndim == 0 else self._inverse[far]
         offset = np.where(upper, self._offset[far], -self._offset[far])
         stop = -np.expm1(-np.square(inverse) * (self._half + 1.5 - offset))
         weight = np.clip(np.rint(TOTAL * stop - 1), 0, TOTAL - 2)
         return np.stack([weight, TOTAL - 2 - weight], axis=1)
 
-    def _pop_distance(
-        self, stack: Stack, far: Int[np.ndarray, " m"], upper: Bool[np.ndarray, " m"]
-    ) -> Int[np.ndarray, " m"]:
+    def _pop_distance(self, stack: Stack, far: Ints, upper: Flags) -> Ints:
         distance = stack.pop(self._stop(far, upper)).astype(np.int64)
         on = np.flatnonzero(distance)
         length = stack.pop(np.tile(_LENGTHS, (len(on), 1))).astype(np.int64)
         distance[on] = (1 << length) + stack.pop_bits(length)
         return distance
 
-    def _push_distance(
-        self,
-        stack: Stack,
-        distance: Int[np.ndarray, " m"],
-        far: Int[np.ndarray, " m"],
-        upper: Bool[np.ndarray, " m"],
-    ) -> None:
+    def _push_distance(self, stack: Stack, distance: Ints, far: Ints, upper: Flags) -> None:
         on = np.flatnonzero(distance)
         # The exponent of float64, exact for integers below 2^53.
         length = np.frexp(distance[on].astype(np.float64))[1].astype(np.int64) - 1

@@ -1,8 +1,7 @@
-"""What the commands read and write: folders of images, arrays, data sets.
+"""The input and output of the commands: folders of images, arrays, data sets.
 
-A folder comes back with the same names, in the same order, and each image with the same pixels; as PNG,
-whatever it was. What is not kept: the files' own bytes and the way they were compressed, metadata such as
-EXIF, colour profiles and dates, and hidden files.
+A folder comes back with the same names, order and pixels, always as PNG. Not kept: the files' own bytes,
+metadata such as EXIF, colour profiles and dates, and hidden files.
 """
 
 import contextlib
@@ -11,38 +10,33 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Int, Integer, UInt8
 
 import diffkit as dk
-from diffkit.data import AbstractSource
+from diffkit.data import AbstractDataset, AbstractSource, ArraySource
+from diffkit.lazy import needed
 from diffkit_bitsback.errors import CannotEncode, DamagedFile
 
-# Images that are read at a time.
+# Images read at a time.
 _PIECE: Final = 64
-# Modes of Pillow that are grey or colour without loss: black and white, grey, a palette, RGB.
-_AS_GREY: Final = ("1", "L")
-_AS_COLOUR: Final = ("1", "L", "P", "RGB")
-# Folders below one another, and the last part: more are of no use, and mkdir and rmtree are recursive.
+# By the number of channels: a name, Pillow's mode, and the modes that become it without loss.
+_KINDS: Final = {1: ("grey", "L", ("1", "L")), 3: ("RGB", "RGB", ("1", "L", "P", "RGB"))}
+# The most parts of a path: more are useless, and mkdir and rmtree are recursive.
 _MAX_DEPTH: Final = 64
 # Windows takes these for devices, with any extension.
-_DEVICE: Final = re.compile(
-    r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[1-9¹²³]) *(\..*)?", re.IGNORECASE
-)
+_DEVICE: Final = re.compile(r"(?i)(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[1-9¹²³]) *(\..*)?")
 
 
-@dataclass(frozen=True)
-class FolderSource:
-    """The images of a folder and of those below it, by name.
+class FolderSource(AbstractSource):
+    """The images of a folder and its subfolders, by name.
 
-    **Attributes:** `folder`; `names`: paths in it with `/`, in the order of the names; `shape`: the
-    shape that all images must have, (channels, height, width).
+    **Attributes:** `folder`; `names`: paths in it with `/`, sorted; `shape`: that all images must have.
     """
 
     folder: Path
@@ -53,139 +47,98 @@ class FolderSource:
         return len(self.names)
 
     def kept_names(self) -> tuple[str, ...]:
-        """The names under which the images come back, which end in .png."""
+        """The names of the restored images, which end in .png."""
         kept: dict[str, str] = {}
         for name in self.names:
             path = PurePosixPath(name)
             png = name if path.suffix.lower() == ".png" else str(path.with_suffix(".png"))
             if png in kept:
-                raise CannotEncode(
-                    f"{kept[png]!r} and {name!r} would both come back as {png!r}: rename one of them."
-                )
+                both = f"{kept[png]!r} and {name!r}"
+                raise CannotEncode(f"{both} would both come back as {png!r}: rename one of them.")
             if not _is_safe(png):
                 raise CannotEncode(f"the file name {name!r} cannot be kept in a file: rename it.")
             kept[png] = name
         return tuple(kept)
 
-    def read(self, first: int, last: int) -> UInt8[np.ndarray, "images channels height width"]:
-        """The images with the numbers `first` ... `last` - 1."""
-        files = [self.folder / name for name in self.names[first:last]]
-        return np.stack([_pixels(file, self.shape) for file in files])
+    def gather(self, indices: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n *shape"]:
+        return np.stack([_pixels(self.folder / self.names[i], self.shape) for i in indices])
 
 
-@dataclass(frozen=True)
-class ArrayOfImages:
-    """The images in an array, or in a source of a data set."""
-
-    source: Integer[np.ndarray, "images *shape"] | AbstractSource
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def read(self, first: int, last: int) -> Integer[np.ndarray, "images *shape"]:
-        """The images with the numbers `first` ... `last` - 1."""
-        if isinstance(self.source, np.ndarray):
-            return np.ascontiguousarray(self.source[first:last])
-        return np.asarray(self.source.gather(np.arange(first, last)))
-
-
-def pieces(
-    source: FolderSource | ArrayOfImages, count: int
-) -> Iterator[Integer[np.ndarray, "images *shape"]]:
+def pieces(source: AbstractSource, count: int) -> Iterator[Integer[np.ndarray, "images *shape"]]:
     """The first `count` images, a few at a time."""
     for first in range(0, count, _PIECE):
-        yield source.read(first, min(first + _PIECE, count))
+        yield source.gather(np.arange(first, min(first + _PIECE, count)))
 
 
-def find_images(
-    given: str, run: dk.Run, options: Mapping[str, Any]
-) -> FolderSource | ArrayOfImages:
-    """What an argument of a command names.
+def find_images(given: str, run: dk.Run, data: AbstractDataset | None = None) -> AbstractSource:
+    """The images that an argument of a command names.
 
-    **Arguments:** `given`: a folder, a .npy file, the name of a data set, whose test images are meant, or
-    `test` or `train` for those of the run's own data; what exists as a path is one. `run`: the run;
-    `options`: of the data set.
+    **Arguments:** `given`: a folder, a .npy file, or `test` or `train`; an existing path takes precedence.
+    `run`: the run; `data`: the dataset of `test` and `train`, by default the run's own.
 
-    **Raises:** `ValueError` if it is none of these or does not fit the model; `FileNotFoundError`.
+    **Raises:** `ValueError` if it does not fit the model; `FileNotFoundError` if it is none of these.
     """
     path = Path(given).expanduser()
-    if path.exists() and options:
-        raise ValueError(f"{given!r} is a path and has no options, got data.{next(iter(options))}.")
+    if path.exists() and data is not None:
+        raise ValueError(f"{given!r} is a path: data= is for test and train.")
     if path.is_dir():
         return _folder(path, run.model.shape)
     if path.exists():
-        return ArrayOfImages(_array(path, run.model.shape))
-    if given in ("test", "train"):
-        if options:
-            raise ValueError(f"the run's own data have their own options, got {sorted(options)}.")
-        data = run.data()
-        source = data.test if given == "test" else data.train
-    elif given in dk.available("data"):
-        try:
-            source = dk.get("data", given)(**options).test
-        except TypeError as error:
-            raise ValueError(f"data set {given!r}: {error}") from error
-    else:
+        return ArraySource(_array(path, run.model.shape))
+    if given not in ("test", "train"):
         raise FileNotFoundError(
-            f"there is nothing at {given!r}, and no data set of this name. Give a folder of images, a "
-            f".npy file, test or train for the run's own data, or one of "
-            f"{', '.join(dk.available('data'))}."
+            f"there is nothing at {given!r}. Give a folder of images, a .npy file, or test or train: of "
+            f"the run's own data, or of data=NAME, one of {', '.join(dk.available('data'))}."
         )
+    data = run.data() if data is None else data
+    source = data.test if given == "test" else data.train
     if source.shape != run.model.shape:
-        raise ValueError(
-            f"the images of {given!r} have the shape {source.shape}, the model is for "
-            f"{run.model.shape}."
-        )
-    return ArrayOfImages(source)
+        found = f"the images of {given!r} have the shape {source.shape}"
+        raise ValueError(f"{found}, the model is for {run.model.shape}.")
+    return source
 
 
 def _array(path: Path, shape: tuple[int, ...]) -> Integer[np.ndarray, "images *shape"]:
-    expected = f"a .npy file of integers of the shape (images, {', '.join(map(str, shape))})"
+    sizes = ", ".join(map(str, shape))
+    wrong = f"{str(path)!r} must be a .npy file of integers of the shape (images, {sizes})"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # by the kind of damage
-        raise ValueError(f"{str(path)!r} must be {expected}: {error}") from error
+        raise ValueError(f"{wrong}: {error}") from error
     if not isinstance(array, np.ndarray):  # an archive
         array.close()
-        raise ValueError(f"{str(path)!r} must be {expected}, got a .npz archive.")
+        raise ValueError(f"{wrong}, got a .npz archive.")
     if array.shape[1:] != shape or array.ndim < 2 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"{str(path)!r} must be {expected}, got {array.dtype} of the shape {array.shape}."
-        )
+        raise ValueError(f"{wrong}, got {array.dtype} of the shape {array.shape}.")
     return array
 
 
 def _folder(folder: Path, shape: tuple[int, ...]) -> FolderSource:
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(
-            f"a folder of images is for models of grey or RGB images, got a model of the shape {shape}: "
-            "give a .npy file."
-        )
+    if len(shape) != 3 or shape[0] not in _KINDS:
+        expected = "a folder of images is for models of grey or RGB images"
+        raise ValueError(f"{expected}, got a model of the shape {shape}: give a .npy file.")
     found = sorted(file.relative_to(folder).as_posix() for file in _files(folder))
     if not found:
         raise ValueError(f"there are no files in the folder {str(folder)!r}.")
-    source = FolderSource(folder, tuple(found), shape)
+    source = FolderSource(folder=folder, names=tuple(found), shape=shape)
     source.kept_names()
-    for name in source.names:  # the headers, before any work begins
+    for name in source.names:  # headers first, before any work begins
         with _opened(folder / name, shape):
             pass
     return source
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files in a folder and in those below it, but for hidden ones; none is left out in silence."""
+    """The files in a folder and its subfolders, except hidden ones; none is silently skipped."""
 
-    def fail(error: OSError) -> None:  # os.walk passes over what it cannot read
+    def fail(error: OSError) -> None:  # os.walk skips what it cannot read
         raise error
 
     for top, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]  # where it goes on
         for below in (Path(top, name) for name in folders):
             if below.is_symlink():
-                raise ValueError(
-                    f"{str(below)!r} is a link to a folder, and links to folders are not followed: "
-                    "give the real folder."
-                )
+                raise ValueError(f"{str(below)!r} is a link to a folder: give the real folder.")
         for file in (Path(top, name) for name in files if not name.startswith(".")):
             if not file.is_file():
                 raise ValueError(f"{str(file)!r} is not a file: a broken link, a pipe or the like.")
@@ -194,50 +147,44 @@ def _files(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _opened(file: Path, shape: tuple[int, ...]) -> Iterator[Any]:
-    """An image file whose pixels an array of this shape holds without loss."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("images need Pillow: pip install 'diffkit[train]'") from error
+    """An image file whose pixels fit an array of this shape without loss."""
+    Image = needed("PIL.Image", "images need Pillow")
     with contextlib.ExitStack() as stack:
         try:
             image = stack.enter_context(Image.open(file))
             frames = getattr(image, "n_frames", 1)  # which reads on
         except Exception as error:  # Pillow raises several kinds, by format and damage
             raise ValueError(f"{str(file)!r} is not an image that can be read: {error}") from error
-        modes = _AS_GREY if shape[0] == 1 else _AS_COLOUR
-        kind = "grey" if shape[0] == 1 else "RGB"
-        if image.mode not in modes or "transparency" in image.info:
+        kind, _, modes = _KINDS[shape[0]]
+        transparent = " with transparency" * ("transparency" in image.info)
+        if image.mode not in modes or transparent:
             raise ValueError(
                 f"{str(file)!r} must be {kind} with 8 bits per channel and without transparency, so "
-                f"that no pixel changes, got the mode {image.mode!r}"
-                f"{' with transparency' if 'transparency' in image.info else ''}."
+                f"that no pixel changes, got the mode {image.mode!r}{transparent}."
             )
         if frames > 1:
             raise ValueError(f"{str(file)!r} must be one image, got {frames} frames.")
         if (image.height, image.width) != shape[1:]:
-            raise ValueError(
-                f"{str(file)!r} must have {shape[1]} x {shape[2]} pixels (height x width) as the "
-                f"model has, got {image.height} x {image.width}."
-            )
+            wrong = f"{str(file)!r} must have {shape[1]} x {shape[2]} pixels (height x width)"
+            raise ValueError(f"{wrong} as the model has, got {image.height} x {image.width}.")
         yield image
 
 
 def _pixels(file: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "channels height width"]:
     with _opened(file, shape) as image:
         try:
-            pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"))
+            pixels = np.asarray(image.convert(_KINDS[shape[0]][1]))
         except Exception as error:
             raise ValueError(f"{str(file)!r} cannot be decoded: {error}") from error
     return pixels.reshape(*shape[1:], shape[0]).transpose(2, 0, 1)
 
 
 def _is_safe(name: str) -> bool:
-    """Whether a name leads to a PNG file inside of a folder, whatever the operating system."""
+    """Whether a name leads to a PNG file inside a folder on every operating system."""
     parts = name.split("/")
     try:
         lengths = [len(part.encode()) for part in parts]
-    except UnicodeEncodeError:  # bytes that are no text
+    except UnicodeEncodeError:  # bytes that are not text
         return False
     return (
         name.lower().endswith(".png")
@@ -250,44 +197,40 @@ def _is_safe(name: str) -> bool:
     )
 
 
-# Writing: under a temporary name, which becomes the file's own when all is done.
-
-
 def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse to write in place of what exists.
+    """Refuse to replace what exists.
 
     **Raises:** `FileExistsError`.
     """
     if out.is_dir():
         raise FileExistsError(f"OUT must not exist yet, {str(out)!r} is a folder.")
     if out.exists() and not overwrite:
-        raise FileExistsError(
-            f"OUT must not exist yet, there is a file at {str(out)!r}: name another, or add "
-            "overwrite=true."
-        )
+        found = f"there is a file at {str(out)!r}"
+        raise FileExistsError(f"OUT must not exist yet, {found}: name another, or add overwrite=true.")
 
 
 def _check_free_for_folder(out: Path) -> None:
     if out.exists():
+        found = f"{str(out)!r} is a {'folder' if out.is_dir() else 'file'}"
         raise FileExistsError(
-            f"OUT must not exist yet, {str(out)!r} is a {'folder' if out.is_dir() else 'file'}: what is "
-            "written is a folder, which never replaces anything. Name another."
+            f"OUT must not exist yet, {found}, which a folder never replaces: name another."
         )
 
 
-def _hidden(out: Path) -> Path:
+def _temporary(out: Path) -> Path:
+    """A hidden name beside `out`, until all is written."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     return out.parent / f".diffkit-{secrets.token_hex(4)}.part"
 
 
 @contextlib.contextmanager
 def new_file(out: Path, *, overwrite: bool) -> Iterator[io.BufferedRandom]:
-    """A file that is there when it is complete, and not before.
+    """A file that appears only when it is complete.
 
-    **Raises:** `FileExistsError` where something is in its place, at the beginning or at the end.
+    **Raises:** `FileExistsError` if something is in its place, at the beginning or at the end.
     """
     check_free(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = _hidden(out)
+    place = _temporary(out)
     try:
         with place.open("x+b") as file:
             yield file
@@ -301,13 +244,12 @@ def new_file(out: Path, *, overwrite: bool) -> Iterator[io.BufferedRandom]:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder that is there when it is complete, and not before.
+    """A folder that appears only when it is complete.
 
     **Raises:** `FileExistsError` as `new_file`; a folder never replaces anything.
     """
     _check_free_for_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    place = _hidden(out)
+    place = _temporary(out)
     place.mkdir()
     try:
         yield place
@@ -330,16 +272,10 @@ class ArrayWriter:
         file.write(self._start())
 
     def _start(self) -> bytes:
-        # NumPy leaves room in it, so that it keeps its length when the number of images grows.
-        start = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            start,
-            {
-                "shape": (self._count, *self._shape),
-                "fortran_order": False,
-                "descr": np.lib.format.dtype_to_descr(self._dtype),
-            },
-        )
+        # NumPy leaves room in it, so its length does not change when the number of images grows.
+        start, descr = io.BytesIO(), np.lib.format.dtype_to_descr(self._dtype)
+        header = {"shape": (self._count, *self._shape), "fortran_order": False, "descr": descr}
+        np.lib.format.write_array_header_1_0(start, header)
         return start.getvalue()
 
     def write(self, images: Integer[np.ndarray, "images *shape"]) -> None:
@@ -348,7 +284,7 @@ class ArrayWriter:
         self._count += len(images)
 
     def close(self) -> None:
-        """Say at the start of the file how many there are; the file stays open."""
+        """Write the number of images at the start of the file; the file stays open."""
         start = self._start()
         if len(start) != self._length:
             raise RuntimeError("NumPy's header of a .npy file has changed its length.")
@@ -362,20 +298,15 @@ def write_images(
 ) -> None:
     """Write images into a new folder, as PNG.
 
-    **Raises:** `DamagedFile` for names that lead out of the folder, come twice, or are missing, and for
-    images of more than 8 bits per channel.
+    **Raises:** `DamagedFile` for names that lead out of the folder, are repeated or missing, and for values
+    above 255.
     """
     from PIL import Image
 
-    if len(names) != len(images) or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise DamagedFile(
-            "the file says that it holds a folder of images, but not with which names."
-        )
+    if len(names) != len(images) or images.ndim != 4 or images.shape[1] not in _KINDS:
+        raise DamagedFile("the file says that it holds a folder of images, but gives no names.")
     if images.max(initial=0) > 255:
-        raise DamagedFile(
-            "the file says that it holds a folder of images, which have values from 0 to 255, got "
-            f"{images.max()}."
-        )
+        raise DamagedFile(f"a folder of images has values from 0 to 255, got {images.max()}.")
     for name, image in zip(names, images, strict=True):
         if not _is_safe(name):
             raise DamagedFile(f"{name!r:.200} cannot be the name of an image in a folder.")
@@ -386,6 +317,4 @@ def write_images(
             with path.open("xb") as file:
                 Image.fromarray(pixels[:, :, 0] if len(image) == 1 else pixels).save(file, "PNG")
         except (FileExistsError, NotADirectoryError) as error:
-            raise DamagedFile(
-                f"the name {name!r:.200} stands for two things in the folder."
-            ) from error
+            raise DamagedFile(f"the name {name!r:.200} stands for two things.") from error

@@ -155,13 +155,13 @@ def test_writer_refuses_a_header_that_is_too_large_or_no_json():
         (packed(header=[1, 2]), DamagedFile, "must be a mapping, got list"),
         (packed(count=MOST + 1), DamagedFile, "1 to 5 images .* got 6"),
         (packed(count=0), DamagedFile, "1 to 5 images .* got 0"),
-        (packed(count=4), DamagedFile, "images from 10 on stands where .* from 9 on"),
+        (packed(count=4), DamagedFile, "images from 10, stands where .* from 9, should"),
         (packed(first=2**64 - 1), DamagedFile, "got 5 from 18446744073709551615 on"),
         (packed(words=2**32 - 1), DamagedFile, f"{MAX_WORDS} words .* got 4294967295"),
         (packed(words=MAX_WORDS), DamagedFile, "needs 1073741824 bytes, 2"),
         (packed(names=2**32 - 1), DamagedFile, "bytes of names at most, got 0 and 4294967295"),
         (packed(names=4), DamagedFile, "chunk 1 is damaged: its checksum"),
-        (packed(index=2), DamagedFile, "chunk 2 .* stands where chunk 1"),
+        (packed(index=2), DamagedFile, "chunk 2, .* stands where chunk 1"),
         (packed(end=(4, 12, 28)), DamagedFile, "says 4 chunks.*read were 3, 12 and 28"),
         (packed(end=(3, 2**40, 28)), DamagedFile, "1099511627776 images"),
         (packed(end=(3, 2**63, 28)), DamagedFile, "images at most"),
@@ -364,11 +364,7 @@ def test_fuzz():
 
 
 def test_lengths_that_lie_allocate_nothing():
-    lies = [
-        packed(**{field: 2**32 - 1 - k})
-        for field in ("count", "names", "words")
-        for k in (0, 2**31)
-    ]
+    lies = [packed(**{field: 2**32 - 1 - k}) for field in ("count", "names", "words") for k in (0, 2**31)]
     lies += [packed(words=MAX_WORDS), packed(names=2**22), packed(header_length=65536)]
     tracemalloc.start()
     for lie in lies:

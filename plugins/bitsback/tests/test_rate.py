@@ -2,6 +2,7 @@
 
 import io
 import lzma
+import math
 
 import numpy as np
 import pytest
@@ -36,9 +37,7 @@ def test_sizes_are_those_of_files_that_hold_the_images(channels, monkeypatch):
             (8 * sum(sizes[:7]) / stored.size, 8 * sum(sizes[7:]) / stored.size)
         )
         # WebP knows no grey; its three channels are the same.
-        grey = [
-            pixels[..., 0] if channels == 1 and pixels.ndim == 3 else pixels for pixels in opened
-        ]
+        grey = [pixels[..., 0] if channels == 1 and pixels.ndim == 3 else pixels for pixels in opened]
         for pixels, image in zip(grey[:7], stored, strict=False):
             expected = image[0] if channels == 1 else image.transpose(1, 2, 0)
             np.testing.assert_array_equal(pixels, expected)
@@ -109,8 +108,9 @@ def test_the_error_of_the_gap_is_that_of_the_differences():
     # Two images of four dimensions, whose bounds differ by 0.5 and by 0.1 bits per dimension.
     statistics = ChainStatistics(2, 8, 64, 32, 31.5, np.array([4.0, 8.0]), 1.0, 1.0)
     each = np.array([0.5, 1.9])
-    term = (0.0, 0.0)
-    evaluation = dk.training.Evaluation(term, term, term, (1.2, 0.7), 2, 1, 10, "pilot", each)
+    term, nats = (0.0, 0.0), 4 * math.log(2)
+    total = (1.2 * nats, 0.7 * nats)
+    evaluation = dk.training.Evaluation(term, term, term, total, 2, 1, 10, "pilot", nats * each, 4)
     gap, error = rate.Rate(10, statistics, evaluation).gap
     assert gap == pytest.approx(32 / 8 - 1.2)
     assert error == pytest.approx(0.2)  # (0.5 - 0.1) / 2

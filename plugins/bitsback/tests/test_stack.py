@@ -136,9 +136,7 @@ def test_only_what_was_taken_from_the_source_is_kept():
 
 @pytest.mark.parametrize("words", [[], [1], [5, 0], [0, 0, 0]])
 def test_words_that_are_no_stack(words):
-    with pytest.raises(
-        DamagedData, match="must hold at least 2 words and end with one that is not 0"
-    ):
+    with pytest.raises(DamagedData, match="must hold at least 2 words and end with one that is not 0"):
         Stack(np.array(words, np.uint32))
 
 

@@ -3,8 +3,7 @@ r"""The discrete noise levels of DDPM and improved DDPM, read as schedules in co
 A chain $q(z_k \mid z_{k-1}) = N(\sqrt{1 - \beta_k}\, z_{k-1}, \beta_k I)$ has the noise levels
 $\bar\alpha_k = \prod_{i \le k} (1 - \beta_i)$ (DDPM, arXiv 2006.11239, equation 4), that is
 $\lambda_k = \log \bar\alpha_k - \log(1 - \bar\alpha_k)$. With K of them, counted from k = 0, the time
-t = k / (K - 1) is level k: t = 0 has the least noise, t = 1 the most. Between them stands a monotone
-cubic, so that every time has a noise level and a slope.
+t = k / (K - 1) is level k, with a monotone cubic between them.
 """
 
 import math
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import diffkit as dk
-from diffkit.typing import Scalar, ScalarLike, as_float
+from diffkit.typing import Scalar, ScalarLike, as_float, check_at_least
 
 # No step leaves the interval, since the slopes at its ends are at most twice the chord's. The
 # published schedules need three in float32; seven are enough for slopes from a twentieth of it.
@@ -24,14 +23,11 @@ _NEWTON_STEPS = 7
 class DiscreteBetas(dk.AbstractSchedule):
     r"""Any discrete chain of variances $\beta_k$ as a schedule in continuous time.
 
-    Choose it to train or evaluate a model over the very noise levels of a published discrete-time
-    model; `linear_beta` and `iddpm_cosine` are the two well-known ones. At t = k / (K - 1) it is the
-    chain's own level, to the rounding of t. Between two levels it is the monotone cubic of Fritsch and
-    Butland (1984), also known as PCHIP: the slope at a level is the harmonic mean of the secants on its
-    two sides, so that the curve is strictly decreasing and its slope continuous, and neither is zero.
-
-    Its coefficients are computed in float64 and kept in a `diffkit.Buffer`: they are neither trained
-    nor averaged.
+    Choose it to train or evaluate a model over the exact noise levels of a published discrete-time
+    model; `linear_beta` and `iddpm_cosine` are the two well-known ones. Between two levels it is the
+    monotone cubic of Fritsch and Butland (1984), also known as PCHIP: the slope at a level is the harmonic
+    mean of the secants on its two sides, so the curve is strictly decreasing and smooth. Its coefficients
+    are kept in a `diffkit.Buffer`: neither trained nor averaged.
 
     **Arguments:** `betas`: the variances of the K forward steps, least noise first.
 
@@ -44,16 +40,18 @@ class DiscreteBetas(dk.AbstractSchedule):
     def __init__(self, betas: Float[np.ndarray, " levels"]):
         if len(betas) < 2:
             raise ValueError(f"betas must have at least 2 entries, got {len(betas)}.")
-        if not np.all((betas > 0) & (betas < 1)):
-            raise ValueError(
-                f"betas must be in (0, 1), got values from {betas.min()} to {betas.max()}."
-            )
-        self.cubics = dk.Buffer(jnp.asarray(_monotone_cubics(_logsnr(betas))))
+        low, high = betas.min(), betas.max()
+        if not 0 < low <= high < 1:
+            raise ValueError(f"betas must be in (0, 1), got values from {low} to {high}.")
+        # From log alpha_bar, to keep the digits at both ends.
+        log_alpha_bar = np.cumsum(np.log1p(-betas.astype(np.float64)))
+        logsnr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
+        self.cubics = dk.Buffer(jnp.asarray(_monotone_cubics(logsnr)))
 
     def __call__(self, t: ScalarLike) -> Scalar:
         table = self.cubics.get()
         position = as_float(t) * (len(table) - 1)
-        # The last row is a straight line, so that t = 1 is exact.
+        # The last row is a straight line: t = 1 is exact.
         index = jnp.clip(jnp.floor(position), 0, len(table) - 1).astype(int)
         return _cubic(table[index], position - index)[0]
 
@@ -61,15 +59,9 @@ class DiscreteBetas(dk.AbstractSchedule):
         table, logsnr = self.cubics.get(), as_float(logsnr)
         # The number of levels above, not a binary search: one pass, and no loop on an accelerator.
         index = jnp.clip(jnp.sum(table[:, 0] > logsnr) - 1, 0, len(table) - 2)
-        # Relative to the wanted value, so that the difference keeps its digits.
+        # Relative to the wanted value, to keep the digits of the difference.
         row = jnp.append(table[index, 0] - logsnr, table[index, 1:])
         return (index + _root(row)) / (len(table) - 1)
-
-
-def _logsnr(betas: np.ndarray) -> np.ndarray:
-    """log SNR of each level, from log alpha_bar, so that neither end loses its digits."""
-    log_alpha_bar = np.cumsum(np.log1p(-betas.astype(np.float64)))
-    return log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
 
 
 def _monotone_cubics(values: np.ndarray) -> np.ndarray:
@@ -81,9 +73,8 @@ def _monotone_cubics(values: np.ndarray) -> np.ndarray:
         slopes[1:-1] = 2 * before * after / (before + after)
         slopes[0], slopes[-1] = _end_slope(*secants[:2]), _end_slope(*secants[:-3:-1])
     start, end = slopes[:-1], slopes[1:]
-    rows = np.stack(
-        [values[:-1], start, 3 * secants - 2 * start - end, start + end - 2 * secants], axis=1
-    )
+    square, cube = 3 * secants - 2 * start - end, start + end - 2 * secants
+    rows = np.stack([values[:-1], start, square, cube], axis=1)
     return np.append(rows, [[values[-1], slopes[-1], 0, 0]], axis=0)
 
 
@@ -107,28 +98,19 @@ def _root(row: Float[Array, " 4"]) -> Scalar:
     return w
 
 
-def _check_steps(steps: int) -> None:
-    if steps < 2:
-        raise ValueError(f"steps must be at least 2, got {steps}.")
-
-
 @dk.register("schedule", "linear_beta")
-def linear_beta(
-    *, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
-) -> DiscreteBetas:
+def linear_beta(*, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> DiscreteBetas:
     r"""DDPM's schedule: $\beta_k$ in even steps from $10^{-4}$ to 0.02, 1000 of them.
 
     Ho, Jain and Abbeel 2020 (arXiv 2006.11239), section 4. log SNR runs from 9.2 to -10.1. Choose it to
-    reproduce DDPM and what is built on it; improved DDPM found that it destroys the information of
-    small images sooner than need be.
+    reproduce DDPM and its successors; improved DDPM found it too noisy too soon for small images.
 
     **Arguments:** `steps`: the number of noise levels; `beta_start`, `beta_end`: the variances of the
-    first and of the last forward step. With another number of steps the ends should change in inverse
-    proportion.
+    first and of the last forward step, which should change in inverse proportion to `steps`.
 
     **Raises:** `ValueError` for fewer than two steps, or a variance that is not in (0, 1).
     """
-    _check_steps(steps)
+    check_at_least("steps", steps, 2)
     for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
         if not 0 < beta < 1:
             raise ValueError(f"{name} must be in (0, 1), got {beta}.")
@@ -141,16 +123,14 @@ def iddpm_cosine(*, steps: int = 1000, offset: float = 0.008) -> DiscreteBetas:
 
     $\bar\alpha_k = f((k + 1) / K) / f(0)$ with $f(u) = \cos^2(\frac\pi2 \frac{u + s}{1 + s})$, and
     $\beta_k = \min(1 - \bar\alpha_k / \bar\alpha_{k - 1},\ 0.999)$: Nichol and Dhariwal 2021 (arXiv
-    2102.09672), equation 17 and below. log SNR runs from 10.1 to -19.8; the last step is nearly all of
-    the signal that is left. Choose it to reproduce improved DDPM; `cosine` of diffkit is the same
-    curve in continuous time, with the ends where you want them.
+    2102.09672), equation 17 and below. log SNR runs from 10.1 to -19.8. Choose it to reproduce improved
+    DDPM; diffkit's `cosine` is the same curve in continuous time, with ends of your choice.
 
-    **Arguments:** `steps`: K, the number of noise levels; `offset`: s, which keeps the first step
-    from being too small.
+    **Arguments:** `steps`: K, the number of noise levels; `offset`: s, for a larger first step.
 
     **Raises:** `ValueError` for fewer than two steps, or an offset that is negative.
     """
-    _check_steps(steps)
+    check_at_least("steps", steps, 2)
     if not (math.isfinite(offset) and offset >= 0):
         raise ValueError(f"offset must be a number of at least 0, got {offset}.")
     angle = np.pi / 2 * (np.arange(steps + 1) / steps + offset) / (1 + offset)

@@ -59,9 +59,7 @@ def curves():
 )
 def test_published_ends(name, first, last):
     with jax.enable_x64(True):
-        start, end = (
-            float(value) for value in jax.jit(lambda s: s.endpoints)(dk.get("schedule", name)())
-        )
+        start, end = (float(value) for value in jax.jit(lambda s: s.endpoints)(dk.get("schedule", name)()))
     assert 1 / (1 + np.exp(start)) == pytest.approx(first, rel=1e-6)
     assert np.exp(end) == pytest.approx(last, rel=2e-5)
     if name == "linear_beta":

@@ -12,17 +12,17 @@ import diffkit as dk
 
 
 @pytest.mark.parametrize(
-    ("name", "channels", "size", "millions"),
-    # iDDPM's network has twice the channels at both ends. The published networks have 35.7 million
+    ("name", "outputs", "size", "millions"),
+    # The published networks have 35.7 million
     # (DDPM appendix B) and 50 million (the name of iDDPM's checkpoint), with one more block at each
     # resolution on the way up.
-    [("ddpm", 3, 32, 29.1), ("iddpm", 6, 32, 42.2), ("simple_diffusion", 3, 128, 613.0)],
+    [("ddpm", 1, 32, 29.1), ("iddpm", 2, 32, 42.2), ("simple_diffusion", 1, 128, 613.0)],
 )
-def test_size_of_the_network(name, channels, size, millions):
+def test_size_of_the_network(name, outputs, size, millions):
     chosen, options = dk.get("preset", name).choice("network")
     make = dk.get("network", chosen)
     network = eqx.filter_eval_shape(
-        lambda key: make((channels, size, size), **options, key=key), jax.random.key(0)
+        lambda key: make((3, size, size), **options, outputs=outputs, key=key), jax.random.key(0)
     )
     shapes = [leaf.shape for leaf in jax.tree.leaves(network) if hasattr(leaf, "shape")]
     assert sum(map(math.prod, shapes)) / 1e6 == pytest.approx(millions, abs=0.05)
@@ -90,7 +90,7 @@ def test_variance_of_the_reverse_step(name, spread):
 
 def test_iddpm_learns_both_halves_and_samples_at_its_own_levels():
     small = ("mlp", {"width": 8, "depth": 1})
-    model = dk.preset("iddpm", shape=(2,), levels=8, key=jax.random.key(0), network=small)
+    model = dk.preset("iddpm", network=small).model(shape=(2,), levels=8, key=jax.random.key(0))
     chosen = dk.get("preset", "iddpm")
     parts = {
         kind: dk.part(kind, getattr(chosen, kind), model=model)

@@ -9,7 +9,6 @@ from jaxtyping import Array
 
 import diffkit as dk
 import diffkit_ddpm
-from diffkit.objectives import diffusion_term
 
 X, EPS = np.array([0.7, -0.4]), np.array([0.3, 1.1])
 SHIFT, RAW = np.array([0.2, -0.1]), np.array([-0.3, 0.5])
@@ -24,19 +23,24 @@ class Line(dk.networks.AbstractNetwork):
     raw: Array | None
 
     def __call__(self, z, logsnr, condition=None, *, key=None):
-        if self.raw is None:
-            return self.gain * z + self.shift
-        z, rest = jnp.split(z, 2)
-        return jnp.concatenate([self.gain * z + self.shift, self.raw + rest])
+        eps = self.gain * z + self.shift
+        return eps if self.raw is None else jnp.concatenate([eps, self.raw])
 
 
 def make(schedule, raw=None, *, shift=SHIFT, steps=4, vlb_weight=0.001):
     part = dk.Epsilon()
     if raw is not None:
         part = diffkit_ddpm.EpsilonRange(steps=steps, vlb_weight=vlb_weight)
-    network = Line(jnp.asarray(GAIN), jnp.asarray(shift), None if raw is None else jnp.asarray(raw))
+    raw = None if raw is None else jnp.asarray(raw)
+    network = Line(jnp.asarray(GAIN), jnp.asarray(shift), raw, outputs=part.outputs)
     denoiser = dk.Denoiser(network, part, dk.VariancePreserving())
     return dk.DiffusionModel(denoiser, schedule, dk.GaussianDecoder(), (2,))
+
+
+def losses(model, t, x=X, eps=EPS, **options):
+    """The losses at these times, in the dtype of `t`."""
+    x, eps = (jnp.broadcast_to(jnp.asarray(each, t.dtype), (len(t), 2)) for each in (x, eps))
+    return dk.DiffusionLoss(**options).at(model, x, t, eps)
 
 
 class Chain:
@@ -79,9 +83,7 @@ def test_bound_is_the_gaussian_divergence():
     with jax.enable_x64(True):
         model = make(small_schedule(), RAW)
         t = (jnp.arange(1, 5) - 0.5) / 4
-        found = jax.jit(
-            jax.vmap(lambda t: diffusion_term(model, jnp.asarray(X), t, jnp.asarray(EPS), steps=4))
-        )(t)
+        found = jax.jit(lambda t: losses(model, t, steps=4, extra=False))(t)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
@@ -90,9 +92,8 @@ def test_bound_at_both_ends_in_float32():
     chain, levels = Chain(np.linspace(1e-4, 0.02, 1000)), np.array([1, 2, 50, 300, 700, 999])
     expected = [999 * chain.divergence(k, X, EPS, RAW) for k in levels]
     model = make(diffkit_ddpm.linear_beta(), RAW.astype(np.float32), steps=999)
-    x, eps = jnp.asarray(X, jnp.float32), jnp.asarray(EPS, jnp.float32)
     t = jnp.asarray((levels - 0.5) / 999, jnp.float32)
-    found = jax.jit(jax.vmap(lambda t: diffusion_term(model, x, t, eps, steps=999)))(t)
+    found = jax.jit(lambda t: losses(model, t, steps=999, extra=False))(t)
     np.testing.assert_allclose(found, expected, rtol=2e-3)
 
 
@@ -127,15 +128,14 @@ def test_ancestral_step_has_the_predicted_variance():
 def test_hybrid_loss_and_its_stopped_mean():
     weight, bits = 0.3, np.log(2)
     with jax.enable_x64(True):
-        x, eps = jnp.asarray(X), jnp.asarray(EPS)
 
         def loss(network, model, t):
             model = eqx.tree_at(lambda m: m.denoiser.network, model, network)
-            return diffusion_term(model, x, t, eps, weighting=weighting, hybrid=True)
+            return losses(model, t[None], weighting=weighting)[0]
 
         def bound(network, model, t):
             model = eqx.tree_at(lambda m: m.denoiser.network, model, network)
-            return diffusion_term(model, x, t - 0.125, eps, steps=4)
+            return losses(model, t[None] - 0.125, steps=4, extra=False)[0]
 
         model = make(small_schedule(), RAW, vlb_weight=weight)
         without = make(small_schedule(), RAW, vlb_weight=0.0)
@@ -262,7 +262,6 @@ class StandardNormal(dk.networks.AbstractNetwork):
     """The exact eps for standard normal data, sigma z, with the forward step's variance."""
 
     def __call__(self, z, logsnr, condition=None, *, key=None):
-        z, _ = jnp.split(z, 2)
         return jnp.concatenate([jnp.sqrt(jax.nn.sigmoid(-logsnr)) * z, jnp.ones_like(z)])
 
 
@@ -270,17 +269,25 @@ def test_forward_variance_is_exact_for_standard_normal_data():
     # The reverse step is then the true one, and its mean divergence is what z_s knows of x beyond z_t:
     # I(x; z) = 1/2 log(1 + SNR) for each dimension.
     with jax.enable_x64(True):
-        model = eqx.tree_at(
-            lambda m: m.denoiser.network, make(small_schedule(), RAW), StandardNormal()
-        )
+        model = make(small_schedule(), RAW)
+        network = StandardNormal(outputs=2)
+        model = eqx.tree_at(lambda m: m.denoiser.network, model, network)
         bar, before = SMALL.alpha_bar[1::3], SMALL.alpha_bar[0:4:3]
         # The divergence is linear in the squared error, whose mean alpha^2 these two have.
         x, eps = (np.tile(part, (2, 1)).T for part in (-np.sqrt(1 - bar), np.sqrt(bar)))
-        found = jax.jit(jax.vmap(lambda *at: diffusion_term(model, *at, steps=4)))(
-            jnp.asarray(x), jnp.asarray([0.125, 0.875]), jnp.asarray(eps)
-        )
+        t = jnp.asarray([0.125, 0.875])
+        found = jax.jit(lambda t: losses(model, t, x, eps, steps=4, extra=False))(t)
     known_s, known_t = -np.log(1 - before), -np.log(1 - bar)
     np.testing.assert_allclose(found, 4 * (known_s - known_t), rtol=1e-9)
+
+
+def test_a_network_of_one_output_is_refused():
+    line = Line(jnp.asarray(GAIN), jnp.asarray(SHIFT), None)
+    message = r"network must have outputs=2, as parameterization EpsilonRange asks, but Line has outputs=1"
+    with pytest.raises(ValueError, match=message):
+        dk.Denoiser(line, diffkit_ddpm.EpsilonRange(), dk.VariancePreserving())
+    with pytest.raises(ValueError, match=message):
+        dk.preset("iddpm", network=line).model(shape=(2,), key=jax.random.key(0))
 
 
 def test_wrong_options_are_refused():

@@ -11,7 +11,6 @@ from jaxtyping import Array
 
 import diffkit as dk
 import diffkit_ddpm
-from diffkit.objectives import diffusion_term
 
 
 def eps_weighting(schedule):
@@ -61,16 +60,18 @@ class Line(dk.networks.AbstractNetwork):
     scale: Array = eqx.field(default_factory=lambda: jnp.asarray(0.5))
 
     def __call__(self, z, logsnr, condition=None, *, key=None):
-        return self.scale * z + 0.3
+        prediction = self.scale * z + 0.3
+        return jnp.tile(prediction, self.outputs)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "iddpm", "simple_diffusion"])
 def test_presets_minimise_the_plain_error_of_eps(name):
-    model = dk.preset(name, shape=(2,), key=jax.random.key(0), network=Line())
+    network = Line(outputs=2 if name == "iddpm" else 1)
+    model = dk.preset(name, network=network).model(shape=(2,), key=jax.random.key(0))
     weighting = dk.part("weighting", dk.get("preset", name).weighting, model=model)
-    x, eps = jnp.asarray([0.7, -0.4]), jnp.asarray([0.3, 1.1])
+    x, eps = (jnp.tile(jnp.asarray(each), (7, 1)) for each in ([0.7, -0.4], [0.3, 1.1]))
     t = jnp.asarray([0.0, 0.01, 0.3, 0.5, 0.9, 0.999, 1.0])
-    found = jax.jit(jax.vmap(lambda t: diffusion_term(model, x, t, eps, weighting=weighting)))(t)
+    found = eqx.filter_jit(dk.DiffusionLoss(weighting, extra=False).at)(model, x, t, eps)
     logsnr = np.asarray(jax.jit(jax.vmap(model.schedule))(t), np.float64)
     alpha, sigma = (np.sqrt(1 / (1 + np.exp(-s * logsnr)))[:, None] for s in (1, -1))
     z = alpha * np.asarray(x, np.float64) + sigma * np.asarray(eps, np.float64)
@@ -111,13 +112,8 @@ def test_in_discrete_time_the_loss_is_l_simple_at_every_level():
     x = np.random.default_rng(0).uniform(-1, 1, (len(levels), 2))
     seen = []
     with jax.enable_x64(True):
-        model = dk.preset(
-            "ddpm",
-            shape=(2,),
-            levels=None,
-            decoder="gaussian",
-            network=Watched(seen),
-            key=jax.random.key(0),
+        model = dk.preset("ddpm", decoder="gaussian", network=Watched(seen)).model(
+            shape=(2,), levels=None, key=jax.random.key(0)
         )
         loss = eqx.filter_jit(dk.denoising_loss)(
             model,

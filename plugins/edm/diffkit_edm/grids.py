@@ -16,13 +16,9 @@ class RhoGrid(dk.AbstractGrid):
       (\sigma_{min}^{1/\rho} - \sigma_{max}^{1/\rho})\right)^{\rho}, \qquad i = 0, \dots, n,$$
 
     with $\sigma = e^{-\lambda / 2}$ between the schedule's own endpoints (Karras et al. 2022, arXiv
-    2206.00364, equation 5, where n is N - 1: the published step from $\sigma_{min}$ to 0 is the
-    decoder's part here). $\rho = 1$ is uniform in $\sigma$, and $\rho \to \infty$ in $\lambda$; in
-    between, as with the 7 of EDM, the steps get shorter towards the data. Choose it for samples in few
-    steps, of any model: what counts in the schedule is its endpoints only.
-
-    Each half is computed from its own end, by `log1p` and `expm1`, so that both endpoints are exact
-    and the steps keep their digits in float32.
+    2206.00364, equation 5, where n is N - 1: here the decoder takes the published step from $\sigma_{min}$
+    to 0). $\rho = 1$ is uniform in $\sigma$, and $\rho \to \infty$ in $\lambda$. Choose it to sample any
+    model in few steps: of the schedule it uses only the endpoints, which are exact.
 
     **Arguments:** `rho`: at least 1.
 
@@ -41,7 +37,7 @@ class RhoGrid(dk.AbstractGrid):
         maximum, minimum = schedule.endpoints
         done, left = jnp.arange(steps + 1) / steps, jnp.arange(steps, -1, -1) / steps
         width = (maximum - minimum) / (2 * self.rho)
-        # sigma^(1 / rho) relative to its value at the noise end and at the data end.
+        # sigma^(1 / rho) relative to its value at the noise end and at the data end, for each half.
         from_noise = minimum - 2 * self.rho * jnp.log1p(done * jnp.expm1(-width))
         from_data = maximum - 2 * self.rho * jnp.log1p(left * jnp.expm1(width))
         return jnp.where(done < 0.5, from_noise, from_data)

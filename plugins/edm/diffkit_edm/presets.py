@@ -1,8 +1,8 @@
-"""EDM as a preset: which parts make it up, and where each constant is from.
+"""EDM as a preset: its parts, and the source of each constant.
 
 "The paper" is Karras, Aittala, Aila and Laine 2022 (arXiv 2206.00364), "the code" its published
-implementation (github.com/NVlabs/edm). By its README the checkpoint cifar10-32x32-uncond-vp has train.py's
-defaults, with `--cond=0 --arch=ddpmpp`.
+implementation (github.com/NVlabs/edm). According to its README the checkpoint cifar10-32x32-uncond-vp uses
+train.py's defaults with `--cond=0 --arch=ddpmpp`.
 """
 
 import diffkit as dk
@@ -21,6 +21,7 @@ EDM = dk.register("preset", "edm")(
         time_sampler="uniform",  # independent noise levels
         sampler="edm_heun",  # generate.py for CIFAR-10: without churn
         grid="rho",  # rho = 7, table 1
+        sample_steps=18,  # 35 network calls, table 2
         decoder="discretized",
         # DDPM++ in train.py: 128 channels, multipliers 2, 2, 2 over 32x32, 16x16 and 8x8, dropout 0.13
         # (table 7). Four blocks each and attention at 16x16 are defaults of SongUNet in networks.py.
@@ -53,7 +54,6 @@ EDM = dk.register("preset", "edm")(
 )
 """EDM with the paper's hyper-parameters for unconditional CIFAR-10 (configuration F, DDPM++).
 
-The paper samples it in 18 steps, 35 network calls. Not here: its augmentation of the data, and the
-re-arranged U-Net inside (`unet` is the nearest). The ramp of the moving average is another one: see
-docs/plugins/edm.md.
+Not here: its augmentation of the data, and its re-arranged U-Net (`unet` is the nearest). The ramp of the
+moving average is another one: see docs/plugins/edm.md.
 """

@@ -3,11 +3,12 @@ r"""EDM's distribution of noise levels in training, as a schedule."""
 import functools
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 import diffkit as dk
-from diffkit.typing import Scalar, ScalarLike, as_float
+from diffkit.typing import Scalar, ScalarLike, as_float, check_positive
 
 # exp(z^2 / 2), the slope of the quantile function, is finite in float32 up to z = 13.3.
 _LARGEST_DEVIATION = 12.0
@@ -27,65 +28,48 @@ class LogNormal(dk.AbstractSchedule):
       z = \frac{\ln \sigma - P_{mean}}{P_{std}}$$
 
     with $\lambda = -2 \ln \sigma$ and $\Phi$ the standard normal distribution, so that a uniform t *is*
-    the distribution with which EDM trains (Karras et al. 2022, arXiv 2206.00364, table 1), cut off at
-    the noise levels between which it samples. At the default values the cut loses 1.6e-5 of it. Choose
-    it for good samples: nearly all of its time is at middle noise levels. For likelihoods it is
-    wasteful, since both ends are hardly ever visited. To sample, use the grid `rho`.
+    EDM's training distribution (Karras et al. 2022, arXiv 2206.00364, table 1), cut off at the noise levels
+    between which EDM samples. Choose it for good samples: it spends nearly all of its time at middle noise
+    levels, which is wasteful for likelihoods. To sample, use the grid `rho`.
 
-    In float32 both tails keep their digits: the smaller of the two probabilities is computed, never its
-    complement to 1. What remains is the rounding of t itself, 6e-8 next to 1.
+    It computes the smaller of the two probabilities, so both tails keep their digits in float32.
 
-    **Arguments:**
+    **Arguments:** `P_mean`, `P_std`: mean and standard deviation of $\ln \sigma$; `sigma_min`, `sigma_max`:
+    the noise levels at t = 0 and at t = 1.
 
-    - `P_mean`, `P_std`: mean and standard deviation of $\ln \sigma$, as EDM calls them.
-    - `sigma_min`, `sigma_max`: the noise levels at t = 0 and at t = 1.
-
-    **Raises:** `ValueError` if a value is not finite, `P_std` is not positive, the noise levels are not
-    positive and increasing, or one is more than 12 standard deviations from the mean.
+    **Raises:** `ValueError` if a value is not finite, `P_std` not positive, the noise levels not positive
+    and increasing, or one more than 12 standard deviations from the mean.
     """
 
-    P_mean: float
-    P_std: float
-    sigma_min: float
-    sigma_max: float
+    P_mean: float = eqx.field(default=-1.2, converter=float, static=True)
+    P_std: float = eqx.field(default=1.2, converter=float, static=True)
+    sigma_min: float = eqx.field(default=0.002, converter=float, static=True)
+    sigma_max: float = eqx.field(default=80.0, converter=float, static=True)
 
-    def __init__(
-        self,
-        P_mean: float = -1.2,
-        P_std: float = 1.2,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-    ):
-        if not math.isfinite(P_mean):
-            raise ValueError(f"P_mean must be finite, got {P_mean}.")
-        if not (math.isfinite(P_std) and P_std > 0):
-            raise ValueError(f"P_std must be a positive number, got {P_std}.")
-        if not (math.isfinite(sigma_max) and sigma_max > sigma_min > 0):
+    def __check_init__(self):
+        if not math.isfinite(self.P_mean):
+            raise ValueError(f"P_mean must be finite, got {self.P_mean}.")
+        check_positive("P_std", self.P_std)
+        if not (math.isfinite(self.sigma_max) and self.sigma_max > self.sigma_min > 0):
+            got = f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}"
             raise ValueError(
-                "sigma_min must be positive and sigma_max finite and greater than it, "
-                f"got {sigma_min=}, {sigma_max=}."
+                f"sigma_min must be positive and sigma_max finite and greater than it, got {got}."
             )
-        self.P_mean, self.P_std = float(P_mean), float(P_std)
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         for name, z in zip(("sigma_min", "sigma_max"), self._ends(), strict=True):
             if abs(z) > _LARGEST_DEVIATION:
                 raise ValueError(
-                    f"{name} must be within {_LARGEST_DEVIATION:.0f} standard deviations of the mean, "
-                    f"since float32 knows no probabilities beyond: ln({getattr(self, name)}) is "
-                    f"{z:.1f} of them from it, with {P_mean=}, {P_std=}."
+                    f"{name} must be within {_LARGEST_DEVIATION:.0f} standard deviations of the mean, got "
+                    f"{getattr(self, name)}, {z:.1f} from P_mean={self.P_mean} with P_std={self.P_std}."
                 )
 
     def _ends(self) -> tuple[float, float]:
-        low, high = (
-            (math.log(sigma) - self.P_mean) / self.P_std
-            for sigma in (self.sigma_min, self.sigma_max)
-        )
-        return low, high
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return (low - self.P_mean) / self.P_std, (high - self.P_mean) / self.P_std
 
     def _tails(self) -> tuple[float, float, float]:
         """The probabilities below, above, and between the two ends."""
         low, high = self._ends()
-        if low > 0:  # each from the side on which it is no difference of numbers near 1
+        if low > 0:  # each from the side without a difference of numbers near 1
             mass = _upper_tail(low) - _upper_tail(high)
         else:
             mass = _upper_tail(-high) - _upper_tail(-low)
@@ -105,23 +89,19 @@ class LogNormal(dk.AbstractSchedule):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
 def _quantile(
-    t: Scalar,
-    mean: float,
-    std: float,
-    tails: tuple[float, float, float],
-    ends: tuple[float, float],
+    t: Scalar, mean: float, std: float, tails: tuple[float, float, float], ends: tuple[float, float]
 ) -> Scalar:
     """`logsnr` at t, for the probabilities `tails` and the values `ends` at t = 0 and t = 1."""
     below, above, mass = tails
     t = jnp.clip(t, 0, 1)
-    # Both products, and not `above + (1 - t) * mass`: where the mass rounds to 1, XLA would make that
-    # (above + 1) - t, in which the tail is lost.
+    # Two products, not `above + (1 - t) * mass`: where the mass rounds to 1, XLA would turn this into
+    # (above + 1) - t, which loses the tail.
     lower = (1 - t) * below + t * (below + mass)
     upper = (1 - t) * (above + mass) + t * above
     z = jax.scipy.special.ndtri(jnp.minimum(lower, upper))
     logsnr = -2 * (mean + std * jnp.where(lower < upper, z, -z))
     start, end = ends
-    # Rounding must not lead beyond the ends, which are exact.
+    # Rounding must not lead beyond the exact ends.
     return jnp.where(t == 0, start, jnp.where(t == 1, end, jnp.clip(logsnr, end, start)))
 
 

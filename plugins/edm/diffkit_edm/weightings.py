@@ -17,25 +17,20 @@ def edm(
     data_std: float = 1.0,
     logsnr_range: tuple[float, float] = (-2 * math.log(0.002), -2 * math.log(80.0)),
 ) -> Implied:
-    r"""EDM's training loss, whatever the schedule and the parameterization of the model.
+    r"""EDM's training loss, for any schedule and parameterization of the model.
 
     EDM minimises the plain squared error of its F over log-normal noise levels (Karras et al. 2022,
-    arXiv 2206.00364, equation 8 with $\lambda(\sigma) = 1 / c_{out}^2$). The weighting is derived from
-    just that, `implied_weighting` of `F` under `LogNormal`. Up to a constant it is
+    arXiv 2206.00364, equation 8 with $\lambda(\sigma) = 1 / c_{out}^2$). That is the weighting
 
     $$w(\lambda) \propto N(\lambda;\, -2 P_{mean},\, (2 P_{std})^2)\, (e^{-\lambda} + s^2)$$
 
-    with s = `sigma_data`. Choose it for samples: most of its weight is on middle noise levels. With a
-    schedule of the model's own it is the same objective, estimated with another variance.
+    with s = `sigma_data`, as `implied_weighting` of `F` under `LogNormal` derives it. Choose it for
+    samples: most of its weight is on middle noise levels.
 
-    **Arguments:**
-
-    - `P_mean`, `P_std`: of $\ln \sigma$, see `LogNormal`.
-    - `sigma_data`: the standard deviation of the data in F; EDM's 0.5 is that of images in [-1, 1]. None
-      is the model's own `data_std`, so that it is the plain error of the F that such a model predicts.
-    - `data_std`: the model's, for `sigma_data=None`. diffkit fills it in.
-    - `logsnr_range`: (max, min), the noise levels between which the weighting is needed. diffkit fills
-      in the ends of the model's schedule.
+    **Arguments:** `P_mean`, `P_std`: of $\ln \sigma$, see `LogNormal`; `sigma_data`: the standard deviation
+    of the data in F (EDM's 0.5 is that of images in [-1, 1]), `None` for the model's `data_std`, which
+    gives the plain error of the F that the model predicts; `data_std`, `logsnr_range`: the model's, and
+    (max, min) of its schedule, which diffkit fills in.
 
     **Raises:** `ValueError` for a value out of its range, or a range wider than `LogNormal` takes.
     """

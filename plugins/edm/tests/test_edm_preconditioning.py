@@ -84,9 +84,9 @@ def test_denoiser_is_the_published_formula(logsnr):
         for name, value in zip(names, (c_skip, c_out, c_in, c_noise), strict=True):
             np.testing.assert_allclose(getattr(known, name), value, rtol=1e-13, atol=1e-16)
     # And in float32, where the error may be some roundings of the largest term.
-    in_float32 = eqx.tree_at(
-        lambda d: d.network.weight, denoiser, jnp.asarray(weight, jnp.float32)
-    )(jnp.asarray(z, jnp.float32), logsnr)
+    in_float32 = eqx.tree_at(lambda d: d.network.weight, denoiser, jnp.asarray(weight, jnp.float32))(
+        jnp.asarray(z, jnp.float32), logsnr
+    )
     np.testing.assert_allclose(in_float32.x, expected, rtol=3e-6, atol=3e-6 * min(sigma, 1) + 1e-7)
 
 
@@ -122,8 +122,8 @@ def test_error_factor_is_that_of_the_loss():
 
 
 def test_model_hands_the_same_data_std_to_both():
-    model = dk.preset(
-        "edm", shape=(2,), levels=8, key=jax.random.key(0), network=("mlp", {"width": 8})
+    model = dk.preset("edm", network=("mlp", {"width": 8})).model(
+        shape=(2,), levels=8, key=jax.random.key(0)
     )
     assert model.denoiser.data_std == 0.5
     assert model.denoiser.parameterization == diffkit_edm.F(data_std=0.5)

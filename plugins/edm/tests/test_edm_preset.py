@@ -14,7 +14,7 @@ KINDS = ("schedule", "process", "parameterization", "decoder", "network")
 
 def small(**parts):
     parts = {"network": ("mlp", {"width": 8, "depth": 1})} | parts
-    return dk.preset("edm", shape=(2,), levels=8, key=jax.random.key(0), **parts)
+    return dk.preset("edm", **parts).model(shape=(2,), levels=8, key=jax.random.key(0))
 
 
 def test_published_numbers():
@@ -39,9 +39,7 @@ def test_published_numbers():
 
 def test_network_of_the_preset_can_be_made():
     name, options = diffkit_edm.EDM.choice("network")
-    made = jax.eval_shape(
-        lambda: dk.get("network", name)((3, 32, 32), **options, key=jax.random.key(0))
-    )
+    made = jax.eval_shape(lambda: dk.get("network", name)((3, 32, 32), **options, key=jax.random.key(0)))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(made) if hasattr(leaf, "size"))
     # The published DDPM++ has 56 million.
     assert 40e6 < parameters < 80e6
@@ -58,9 +56,8 @@ def test_weighting_is_what_the_loss_implies():
 
 def test_weighting_takes_the_standard_deviation_of_the_model():
     # `data_std=0.3` on the command line reaches input, target and loss alike.
-    parts = {kind: dk.presets.resolve(kind, getattr(diffkit_edm.EDM, kind)) for kind in KINDS}
-    parts["network"] = dk.presets.resolve("network", ("mlp", {"width": 8, "depth": 1}))
-    model = dk.presets.build_model(parts, shape=(2,), levels=8, key=jax.random.key(0), data_std=0.3)
+    edm = dk.preset("edm", network=("mlp", {"width": 8, "depth": 1}), data_std=0.3)
+    model = edm.model(shape=(2,), levels=8, key=jax.random.key(0))
     logsnr = jnp.linspace(-8.7, 12.4, 50)
 
     def ratio(choice, s=0.3):

@@ -122,9 +122,7 @@ def moments(sampler, logsnr):
         slope = (step(jnp.asarray(MEAN) + 1, silent) - at_mean)[0]
         return at_mean - MEAN, slope, ((step(jnp.asarray(MEAN), sampler) - at_mean) / normal)[0]
 
-    shifts, slopes, scales = map(
-        np.asarray, affine(jnp.asarray(logsnr[:-1]), jnp.asarray(logsnr[1:]))
-    )
+    shifts, slopes, scales = map(np.asarray, affine(jnp.asarray(logsnr[:-1]), jnp.asarray(logsnr[1:])))
     variance = STD**2 + np.exp(-logsnr[0])
     for slope, scale in zip(slopes, scales, strict=True):
         variance = slope**2 * variance + scale**2
@@ -220,8 +218,10 @@ def test_churn_goes_around_any_deterministic_sampler():
 
 def test_wrong_arguments_are_refused():
     make = diffkit_edm.edm_heun
-    with pytest.raises(ValueError, match="sampler must be deterministic, got Ancestral"):
+    with pytest.raises(ValueError, match="sampler must be deterministic and of one step, got Ancestral"):
         diffkit_edm.Churn(dk.samplers.Ancestral())
+    with pytest.raises(ValueError, match="of one step, got Multistep"):
+        diffkit_edm.Churn(dk.get("sampler", "multistep")())
     with pytest.raises(ValueError, match="churn must be a number of at least 0, got -1"):
         make(churn=-1.0)
     with pytest.raises(ValueError, match="noise must be a number of at least 0, got nan"):

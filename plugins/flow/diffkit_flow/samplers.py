@@ -1,4 +1,4 @@
-r"""The solvers of rectified flow: two that diffkit has, by their names along the straight path."""
+r"""The solvers of rectified flow: two of diffkit's, by their names along the straight path."""
 
 import diffkit as dk
 from diffkit.samplers import DDIM, RungeKutta2
@@ -8,15 +8,11 @@ from diffkit.samplers import DDIM, RungeKutta2
 def euler() -> DDIM:
     r"""Euler's method along the straight path: $z_s = z_t + (\tau_s - \tau_t)\, v(z_t, \tau_t)$.
 
-    With $z = (1 - \tau)\, x + \tau\, \epsilon$ and $v = \hat\epsilon - \hat x$ it gives
-    $z_s = (1 - \tau_s)\, \hat x + \tau_s\, \hat\epsilon$: it keeps the predicted data and moves the
-    predicted noise, which is DDIM with $\eta = 0$. So that is what this name returns. (Euler's method in
-    $\sigma$, as of EDM, is the same step too.) The sampler of rectified flow (Liu, Gong and Liu 2023,
-    arXiv 2209.03003) and of Esser et al. 2024 (arXiv 2403.03206). Order 1, one network call a step, no
-    random numbers. Choose it for nearly straight flows, such as those after reflow; elsewhere a method of
-    higher order needs fewer calls.
-
-    **Returns:** `diffkit.samplers.DDIM()`.
+    With $v = \hat\epsilon - \hat x$ it gives $z_s = (1 - \tau_s)\, \hat x + \tau_s\, \hat\epsilon$, which
+    is DDIM with $\eta = 0$, and EDM's Euler method in $\sigma$. It is the sampler of rectified flow (Liu,
+    Gong and Liu 2023, arXiv 2209.03003) and of Esser et al. 2024 (arXiv 2403.03206). Order 1, one network
+    call per step, deterministic. Choose it for nearly straight flows, such as those after reflow; otherwise
+    a higher-order method needs fewer calls.
     """
     return DDIM()
 
@@ -26,11 +22,9 @@ def midpoint() -> RungeKutta2:
     r"""The midpoint rule along the straight path: a step with the velocity in its middle.
 
     $z_m = z_t + \tfrac12 \Delta\, v(z_t, \tau_t)$ and $z_s = z_t + \Delta\, v(z_m, \tau_t + \tfrac12
-    \Delta)$ with $\Delta = \tau_s - \tau_t$, one of the fixed-step solvers with which Lipman et al. 2023
-    (arXiv 2210.02747, section 6.2) sample. Order 2, two network calls a step, no random numbers. Choose
-    it where the flow is not straight, from some twenty calls on. A long step is two steps of DDIM, as in
+    \Delta)$ with $\Delta = \tau_s - \tau_t$, one of the fixed-step solvers of Lipman et al. 2023 (arXiv
+    2210.02747, section 6.2). Order 2, two network calls per step, deterministic. Choose it if the flow is
+    not straight, from about twenty calls. A long step becomes two steps of DDIM, as in
     `diffkit.samplers.RungeKutta2`.
-
-    **Returns:** `diffkit.samplers.RungeKutta2(form="velocity", node=0.5)`.
     """
     return RungeKutta2(form="velocity", node=0.5)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import diffkit as dk
-from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
+from diffkit.time_samplers import Times
+from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float, check_at_least, check_positive
 
 
 @dk.register("time_sampler", "logit_normal")
@@ -17,23 +18,15 @@ class LogitNormal(dk.AbstractTimeSampler):
     $$p(t) = \frac{1}{s \sqrt{2 \pi}}\, \frac{1}{t (1 - t)}
       \exp\!\left(-\frac{(\mathrm{logit}\, t - m)^2}{2 s^2}\right)$$
 
-    Esser et al. 2024 (arXiv 2403.03206, equation 19), who call their best choice rf/lognorm(0, 1). The
-    middle of the path, where the velocity is hardest to predict, is seen more often; the ends hardly
-    ever. As every time sampler it changes the variance of a loss and not the loss. Where the papers mean
-    the loss itself to prefer the middle, the weighting says so: `weighting=simple
-    weighting.times=logit_normal`.
+    Esser et al. 2024 (arXiv 2403.03206, equation 19), who call their best choice rf/lognorm(0, 1). It draws
+    the middle of the path, where the velocity is hardest to predict, more often, and the ends hardly ever.
+    If the loss itself should prefer the middle, choose `weighting=simple weighting.times=logit_normal`.
 
-    Choose it with weightings that vanish at the ends as its density does, such as that one. Never for a
-    bound (`weighting=elbo`, `diffkit.vlb`): the density goes to zero at t = 0 and t = 1, the importance
-    1 / p is unbounded there, and with a weighting that does not vanish too the estimate has no finite
-    variance. Any finite number of draws then misses what the ends contribute, and most estimates are
-    too small.
+    Choose it with weightings that vanish at the ends as its density does, such as that one. Never use it
+    for a bound (`weighting=elbo`, `diffkit.vlb`): the importance 1 / p is unbounded at both ends, so the
+    estimate has infinite variance, and most estimates miss the contribution of the ends.
 
-    A draw is never exactly 0 or 1, and its importance 1 / p comes from the normal variable, not from a
-    t that was rounded.
-
-    **Arguments:** `mean`, `std`: m and s. A negative mean prefers data, a positive one noise; a larger
-    deviation spreads the times.
+    **Arguments:** `mean`, `std`: m and s. A negative mean prefers data, a positive one noise.
 
     **Raises:** `ValueError` if the mean is not finite or the deviation is not positive.
     """
@@ -44,17 +37,13 @@ class LogitNormal(dk.AbstractTimeSampler):
     def __check_init__(self):
         if not math.isfinite(self.mean):
             raise ValueError(f"mean must be finite, got {self.mean}.")
-        if not (math.isfinite(self.std) and self.std > 0):
-            raise ValueError(f"std must be a positive number, got {self.std}.")
+        check_positive("std", self.std)
 
-    def __call__(
-        self, key: PRNGKey, batch_size: int
-    ) -> tuple[Float[Array, " {batch_size}"], Float[Array, " {batch_size}"]]:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    def __call__(self, key: PRNGKey, batch_size: int) -> Times:
+        check_at_least("batch_size", batch_size, 1)
         normal = jax.random.normal(key, (batch_size,))
         logit = self.mean + self.std * normal
-        # t (1 - t) / (s p(normal)).
+        # From the normal variable, not from the rounded t: t (1 - t) s / p(normal).
         importance = (self.std * math.sqrt(2 * math.pi)) * jnp.exp(
             jax.nn.log_sigmoid(logit) + jax.nn.log_sigmoid(-logit) + 0.5 * jnp.square(normal)
         )

@@ -1,5 +1,6 @@
 """What the losses of flow models weigh, and the presets."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,6 @@ from scipy import stats
 
 import diffkit as dk
 import diffkit_flow
-from diffkit.objectives import diffusion_term
 from diffkit.weightings import implied_weighting
 
 LOGSNR = np.linspace(-9.9, 13.2, 40)
@@ -16,7 +16,7 @@ LOGSNR = np.linspace(-9.9, 13.2, 40)
 
 def small(name, **parts):
     parts = {"network": ("mlp", {"width": 8, "depth": 1})} | parts
-    return dk.preset(name, shape=(2,), levels=256, key=jax.random.key(0), **parts)
+    return dk.preset(name, **parts).model(shape=(2,), levels=256, key=jax.random.key(0))
 
 
 def over(weighting, logsnr):
@@ -80,28 +80,25 @@ def test_logit_normal_times_by_monte_carlo():
 def test_training_loss_is_the_error_of_the_velocity(name):
     # Per draw, importance included: exactly what the papers write, sum |eps - x - v_hat|^2.
     model, chosen = small(name), dk.get("preset", name)
-    network = jax.tree.map(
-        lambda a: a + 0.1 if isinstance(a, jax.Array) else a, model.denoiser.network
-    )
+    network = jax.tree.map(lambda a: a + 0.1 if isinstance(a, jax.Array) else a, model.denoiser.network)
     denoiser = dk.Denoiser(network, model.denoiser.parameterization, model.process)
     model = dk.DiffusionModel(denoiser, model.schedule, model.decoder, model.shape)
     weighting = dk.part("weighting", chosen.weighting, model=model)
     times = dk.part("time_sampler", chosen.time_sampler, model=model)
     t, importance = times(jax.random.key(0), 50)
-    x, eps = jnp.asarray([0.3, -0.6]), jnp.asarray([1.0, 0.2])
+    x, eps = (jnp.tile(jnp.asarray(each), (50, 1)) for each in ([0.3, -0.6], [1.0, 0.2]))
+    loss = eqx.filter_jit(dk.DiffusionLoss(weighting).at)(model, x, t, eps, importance=importance)
 
     @jax.jit
     @jax.vmap
-    def both(t, importance):
-        loss = importance * diffusion_term(model, x, t, eps, weighting=weighting)
+    def error(t, x, eps):
         level = model.level(t)
         z = level.alpha * x + level.sigma * eps
         # The network's own output, with its input scaled to unit variance.
         output = network(z / jnp.hypot(level.alpha, level.sigma), level.logsnr)
-        return loss, jnp.sum(jnp.square(eps - x - output))
+        return jnp.sum(jnp.square(eps - x - output))
 
-    loss, expected = both(t, importance)
-    np.testing.assert_allclose(loss, expected, rtol=1e-3)
+    np.testing.assert_allclose(loss, error(t, x, eps), rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["rectified_flow", "flow_matching"])
@@ -128,7 +125,5 @@ def test_presets(name):
     assert x.shape == (3, 2)
     assert np.all((np.asarray(x) >= 0) & (np.asarray(x) < 256))
     network, options = chosen.choice("network")
-    made = jax.eval_shape(
-        lambda: dk.get("network", network)((3, 32, 32), **options, key=jax.random.key(0))
-    )
+    made = jax.eval_shape(lambda: dk.get("network", network)((3, 32, 32), **options, key=jax.random.key(0)))
     assert made.multipliers == (1, 2, 2, 2)

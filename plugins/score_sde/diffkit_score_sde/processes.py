@@ -17,17 +17,14 @@ class SubVP(dk.AbstractProcess):
     $$\alpha = \frac{2}{\rho + \sqrt{\rho^2 + 4}} = e^{-\operatorname{arsinh}(\rho / 2)},
       \qquad \sigma = \rho\,\alpha.$$
 
-    At equal $\lambda$ it differs from the other processes by the scale of the latent alone, so that
-    neither likelihoods nor samples depend on the choice; its name in the literature comes from the
-    schedule `sub_vp_beta`. Choose it to reproduce that paper, or for a latent that a network trained
-    there expects. In float32 both factors keep their relative precision at both ends: they are
-    computed without differences, and $\sigma$ as $2 / (1 + \sqrt{1 + 4 / \rho^2})$, which stays
-    finite where $\rho$ overflows.
+    Choose it, with the schedule `sub_vp_beta`, to reproduce that paper, or for the latent that a network of
+    that paper expects. At equal $\lambda$ neither likelihoods nor samples depend on the choice.
     """
 
     def at(self, logsnr: ScalarLike) -> dk.NoiseLevel:
         logsnr = as_float(logsnr)
         rho, inverse_rho = jnp.exp(-logsnr / 2), jnp.exp(logsnr / 2)
+        # Without differences, and finite where rho overflows.
         return dk.NoiseLevel(
             logsnr,
             alpha=2 / (rho + jnp.hypot(rho, 2.0)),

@@ -1,23 +1,22 @@
 r"""Samplers of the reverse-time SDE (Song et al. 2021, arXiv 2011.13456).
 
-In the rescaled latent $y = z / \alpha$ every SDE is the variance exploding one, $dy = \sqrt{d\rho^2}\,
-dw$, with the score $-\hat\epsilon / \rho$. What the paper writes once for each SDE is one formula here.
+In the rescaled latent $y = z / \alpha$ every SDE is the variance exploding one, $dy = \sqrt{d\rho^2}\, dw$,
+with the score $-\hat\epsilon / \rho$: one formula covers each SDE of the paper.
 """
 
 import math
-from typing import Any
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 import diffkit as dk
-from diffkit.samplers import AbstractSampler, between, is_long
-from diffkit.samplers.base import Denoise
+from diffkit.samplers import AbstractOneStepSampler, Denoise, Step, between, is_long
 from diffkit.typing import Example, PRNGKey, Scalar
 
-# The most noise that a step leaves, in units of the level that it leads to. With twice that level, 16 even
-# steps from rho = 80 to 0.002, and all finer ones, have the published noise.
+# The most noise that a step leaves, in units of the level at its end: 16 even steps from rho = 80 to 0.002,
+# and all finer ones, have the published noise.
 _MOST_NOISE = 2.0
 
 
@@ -32,92 +31,65 @@ def _reverse(
 
 
 @dk.register("sampler", "euler_maruyama")
-class EulerMaruyama(AbstractSampler):
+class EulerMaruyama(AbstractOneStepSampler):
     r"""The Euler-Maruyama method for the reverse-time SDE, of weak order 1.
 
     $$y_s = y_t + (\rho_t^2 - \rho_s^2)\,\nabla \log p(y_t) + \sqrt{\rho_t^2 - \rho_s^2}\;\xi,
       \qquad \nabla \log p(y_t) = -\hat\epsilon / \rho_t,$$
 
     with $\xi$ standard normal: the predictor of the paper's algorithm 2 ("reverse diffusion",
-    appendix E). The mean is that of ancestral sampling; the noise is that of the forward step, larger
-    by the factor $\rho_t / \rho_s$, so that it leaves too much variance at few steps where ancestral
-    sampling leaves too little. The paper discretises the VP and sub-VP SDE in their own latents and
-    times; the limit and the order are the same.
+    appendix E). The mean is that of ancestral sampling; the noise is that of the forward step, larger by
+    the factor $\rho_t / \rho_s$, which leaves too much variance with few steps. The paper discretises the
+    VP and sub-VP SDE in their own latents and times; the limit and the order are the same.
 
-    In a step in which $\rho$ falls to less than half, the noise has the standard deviation
-    $2 \rho_s \sqrt{1 - \rho_s^2 / \rho_t^2}$ in place of $\sqrt{\rho_t^2 - \rho_s^2}$. Otherwise a single
-    step from $\rho_t = 80$ would leave noise of that size in the sample.
+    If $\rho$ falls to less than half in a step, the noise has the standard deviation
+    $2 \rho_s \sqrt{1 - \rho_s^2 / \rho_t^2}$ instead of $\sqrt{\rho_t^2 - \rho_s^2}$. Without this cap a
+    single step from $\rho_t = 80$ would leave noise of that size in the sample.
 
-    Choose it, with a thousand steps, to reproduce the paper's VP and sub-VP samples. The noise of the
-    last step stays in the sample; the paper leaves that one out (its appendix G, "Denoising"), which
-    matters where the last step is large.
+    Choose it, with a thousand steps, to reproduce the paper's VP and sub-VP samples. The noise of the last
+    step stays in the sample; the paper omits it (its appendix G, "Denoising").
     """
 
-    @property
-    def stochastic(self) -> bool:
-        return True
+    stochastic: ClassVar[bool] = True
+    order: ClassVar[int] = 1
 
-    @property
-    def order(self) -> int:
-        return 1
-
-    @property
-    def calls(self) -> int:
-        return 1
-
-    def init(self, y: Example) -> None:
-        return None
-
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: Any,
-        key: PRNGKey | None,
-    ) -> tuple[Example, None]:
-        assert key is not None
-        noise = jax.random.normal(key, y.shape, y.dtype)
-        return _reverse(y, denoise(y, logsnr_t), logsnr_s, noise, _MOST_NOISE), None
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        prediction = denoise(y, step.logsnr_t)
+        return _reverse(y, prediction, step.logsnr_s, step.noise(y), _MOST_NOISE)
 
 
 @dk.register("sampler", "predictor_corrector")
-class PredictorCorrector(AbstractSampler):
+class PredictorCorrector(AbstractOneStepSampler):
     r"""Langevin steps at a noise level, then one Euler-Maruyama step to the next.
 
-    Each corrector step exchanges a part of the noise for a fresh one, at the level of t:
+    Each corrector step replaces a part of the noise by fresh noise, at the level of t:
 
     $$y' = y + \rho^2 (1 - a)\,\nabla \log p(y) + \rho \sqrt{1 - a^2}\;\xi
          = \hat x + \rho\,(a\,\hat\epsilon + \sqrt{1 - a^2}\;\xi),
       \qquad a = e^{-c\,(\lambda_s - \lambda_t)},$$
 
-    the exact solution of the Langevin equation for a frozen $\hat x$. Of weak order 1. Errors of the
-    network or of too large steps are forgotten faster, at the price of more calls: choose it where
-    samples from a trained network matter more than time.
+    the exact solution of the Langevin equation for a frozen $\hat x$. Its weak order is 1. It forgets
+    errors faster, at the price of more calls: choose it if samples matter more than time.
 
-    **Where it departs from the paper** (algorithms 1 and 4), and why. There the step size
-    $2 (r \lVert \xi \rVert / \lVert \nabla \log p \rVert)^2$ comes from a ratio of norms, the same
-    for every number of steps. On a Gaussian in many dimensions that leaves a variance too large by the
-    factor $1 + r^2$ (2.6 % at the paper's r = 0.16), however many steps are taken; in two dimensions
-    the ratio has no mean; and over a batch it ties examples together. Tied to the step, the corrector
-    vanishes with it, so that the whole converges, each example by itself. Where there is only noise,
-    the paper's step is $1 - a = 2 r^2$: r = 0.16 at 1000 steps from 50 to 0.01 is c = 3.09. Correctors
-    come before the predictor, as in the published code; algorithm 1 has them after it.
+    **How it differs from the paper** (algorithms 1 and 4). There the step size
+    $2 (r \lVert \xi \rVert / \lVert \nabla \log p \rVert)^2$ comes from a ratio of norms, the same for
+    every number of steps. On a Gaussian in many dimensions that leaves a variance too large by the factor
+    $1 + r^2$, however many steps are taken; and it ties the examples of a batch together. Here the
+    corrector vanishes with the step, so the method converges. Where there is only noise, the paper's step
+    is $1 - a = 2 r^2$: r = 0.16 at 1000 steps from 50 to 0.01 is c = 3.09. Correctors come before the
+    predictor, as in the published code.
 
-    In a long step (`diffkit.samplers.is_long`) a correction at the level of t is wasted: the error of the
-    step comes after it. There the same calls of the network are ancestral steps along the way.
+    A long step (`diffkit.samplers.is_long`) uses the same network calls for ancestral steps along the way.
 
-    **Arguments:**
-
-    - `corrector`: c, how much noise is exchanged per step. 1 exchanges as much as the step removes; on
-      a Gaussian the bias is then a third of Euler-Maruyama's. Larger values correct more where the
-      data fill few directions, and lose variance where they are spread out.
-    - `corrector_steps`: corrector steps before each predictor, each one call of the network.
+    **Arguments:** `corrector`: c, the amount of noise replaced per step, where 1 is as much as the step
+    removes, and larger values correct more where the data fill few directions but lose variance where they
+    are spread out; `corrector_steps`: corrector steps before each predictor, each one network call.
 
     **Raises:** `ValueError` if `corrector` is not positive and finite or `corrector_steps` is below 1.
     """
 
+    stochastic: ClassVar[bool] = True
+    order: ClassVar[int] = 1
     corrector: float = 1.0
     corrector_steps: int = eqx.field(default=1, static=True)
 
@@ -125,35 +97,15 @@ class PredictorCorrector(AbstractSampler):
         if not (math.isfinite(self.corrector) and self.corrector > 0):
             raise ValueError(f"corrector must be positive and finite, got {self.corrector}.")
         if self.corrector_steps < 1:
-            raise ValueError(
-                f"corrector_steps must be at least 1, got {self.corrector_steps}; "
-                "without correctors it is the sampler euler_maruyama."
-            )
-
-    @property
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    def order(self) -> int:
-        return 1
+            got = f"{self.corrector_steps}; without correctors it is the sampler euler_maruyama"
+            raise ValueError(f"corrector_steps must be at least 1, got {got}.")
 
     @property
     def calls(self) -> int:
         return 1 + self.corrector_steps
 
-    def init(self, y: Example) -> None:
-        return None
-
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: Any,
-        key: PRNGKey | None,
-    ) -> tuple[Example, None]:
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        logsnr_t, logsnr_s, key = step
         assert key is not None
         predictor_key, corrector_key = jax.random.split(key)
         time = self.corrector * (logsnr_s - logsnr_t)
@@ -174,4 +126,4 @@ class PredictorCorrector(AbstractSampler):
         y, _ = jax.lax.scan(correct, y, (levels[:-1], levels[1:], keys))
         noise = jax.random.normal(predictor_key, y.shape, y.dtype)
         most = jnp.where(long, 1.0, _MOST_NOISE)
-        return _reverse(y, denoise(y, levels[-1]), logsnr_s, noise, most), None
+        return _reverse(y, denoise(y, levels[-1]), logsnr_s, noise, most)

@@ -72,6 +72,7 @@ def ddim_distance(logsnr):
     return distance(MEAN * (1 - kept), kept * np.sqrt(1 + rho[0] ** 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["euler_maruyama", "predictor_corrector"])
 def test_few_steps_are_at_most_twice_as_far_off_as_ddim(name):
     # Under a process that is not the SDE's own, and through the loop; the law has more steps and grids. The
@@ -224,7 +225,5 @@ def test_calls_and_errors():
     assert len(counted) == 4
     with pytest.raises(ValueError, match=r"corrector must be positive and finite, got 0.0"):
         PredictorCorrector(corrector=0.0)
-    with pytest.raises(
-        ValueError, match=r"corrector_steps must be at least 1, got 0; .* euler_mar"
-    ):
+    with pytest.raises(ValueError, match=r"corrector_steps must be at least 1, got 0; .* euler_mar"):
         PredictorCorrector(corrector_steps=0)

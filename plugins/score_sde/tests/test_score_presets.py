@@ -14,13 +14,8 @@ each_preset = pytest.mark.parametrize("name", PRESETS)
 
 def small(name):
     """The preset with an MLP in place of its U-Net, for data in two dimensions."""
-    return dk.preset(
-        name,
-        shape=(2,),
-        levels=None,
-        key=jax.random.key(0),
-        decoder="gaussian",
-        network=("mlp", {"width": 8, "depth": 1}),
+    return dk.preset(name, decoder="gaussian", network=("mlp", {"width": 8, "depth": 1})).model(
+        shape=(2,), levels=None, key=jax.random.key(0)
     )
 
 
@@ -69,9 +64,7 @@ def test_sigma_squared_is_in_front_of_the_error_of_the_score(name):
     )
     maximum, minimum = model.schedule.endpoints
     logsnr = jnp.linspace(maximum, minimum, 21)[1:-1]
-    np.testing.assert_allclose(
-        jax.vmap(weighting)(logsnr), jax.vmap(spelled_out)(logsnr), rtol=1e-5
-    )
+    np.testing.assert_allclose(jax.vmap(weighting)(logsnr), jax.vmap(spelled_out)(logsnr), rtol=1e-5)
 
 
 def test_noise_levels_of_ve_are_twice_as_large_on_data_twice_as_wide():

@@ -1,44 +1,38 @@
 r"""The probability-flow ODE to a tolerance, through diffrax."""
 
-import math
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 
 import diffkit as dk
-from diffkit.samplers import FORMS
-from diffkit.samplers.base import Denoise
-from diffkit.typing import Example, PRNGKey, Scalar
+from diffkit.samplers import FORMS, AbstractOneStepSampler, Denoise, Step
+from diffkit.typing import Example, check_at_least, check_positive
 
 _METHODS = {"tsit5": "Tsit5", "dopri8": "Dopri8"}
 
 
 @dk.register("sampler", "adaptive")
-class Adaptive(dk.AbstractSampler):
+class Adaptive(AbstractOneStepSampler):
     r"""An adaptive Runge-Kutta solver of the probability-flow ODE.
 
-    Each step of the grid is solved to the tolerance, by as many steps of the solver as that takes, each
-    example by itself (in a batch all wait for the slowest). The number of steps of the grid does not
-    matter for the result; one is the cheapest. Choose it for a reference, or where the error must be
-    known; it calls the network some hundreds of times.
+    Solves each step of the grid to the tolerance, separately for each example (a batch waits for its
+    slowest). One step of the grid is the cheapest. Choose it as a reference, or if the error must be known;
+    it calls the network some hundreds of times.
 
-    It solves the form `v`, $u = \cos\varphi\, y$ with $du / d\varphi = v$ and $\tan \varphi = \rho$
-    (u is the latent of the variance preserving process), with the logsnr in place of time:
-    $du / d\lambda = -\tfrac12 \sin\varphi \cos\varphi\, v$. Both u and that derivative stay of order one
-    at both ends, so that one absolute tolerance is right for all noise levels.
+    It solves the form `v`, $u = \cos\varphi\, y$ with $du / d\varphi = v$ and $\tan \varphi = \rho$, with
+    the logsnr in place of time: $du / d\lambda = -\tfrac12 \sin\varphi \cos\varphi\, v$. Both stay of order
+    one at both ends, so one absolute tolerance fits all noise levels.
 
-    **Arguments:**
+    **Arguments:** `rtol`, `atol`: the relative and absolute tolerance of each of the solver's steps (about
+    1e-6 is the limit in float32); `method`: `tsit5` (Tsitouras, order 5) or `dopri8` (Dormand and Prince,
+    order 8, for float64); `max_steps`: the most steps of the solver in one step of the grid (more is an
+    error at run time).
 
-    - `rtol`, `atol`: the relative and absolute tolerance of each of the solver's steps. In float32
-      about 1e-6 is the limit.
-    - `method`: `tsit5` (Tsitouras' method of order 5) or `dopri8` (Dormand and Prince's of order 8,
-      for tolerances below some 1e-7, in float64).
-    - `max_steps`: the most steps of the solver in one step of the grid; more is an error at run time.
-
-    **Raises:** `ValueError` for a tolerance that is not positive, an unknown method or less than one
-    step.
+    **Raises:** `ValueError` for a tolerance that is not positive, an unknown method or less than one step.
     """
 
+    order: ClassVar[None] = None
+    calls: ClassVar[None] = None
     rtol: float = eqx.field(default=1e-5, static=True)
     atol: float = eqx.field(default=1e-5, static=True)
     method: str = eqx.field(default="tsit5", static=True)
@@ -46,42 +40,15 @@ class Adaptive(dk.AbstractSampler):
 
     def __check_init__(self):
         for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive number, got {value}.")
+            check_positive(name, getattr(self, name))
         if self.method not in _METHODS:
             raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {self.method!r}.")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}.")
+        check_at_least("max_steps", self.max_steps, 1)
 
-    @property
-    def stochastic(self) -> bool:
-        return False
+    def advance(self, denoise: Denoise, y: Example, step: Step) -> Example:
+        import diffrax  # takes a second, for which every look-up in the registry would wait
 
-    @property
-    def order(self) -> None:
-        return None
-
-    @property
-    def calls(self) -> None:
-        return None
-
-    def init(self, y: Example) -> None:
-        return None
-
-    def step(
-        self,
-        denoise: Denoise,
-        y: Example,
-        logsnr_t: Scalar,
-        logsnr_s: Scalar,
-        state: None,
-        key: PRNGKey | None,
-    ) -> tuple[Example, None]:
-        # Here and not above: it takes a second to import, and every look at the registry would wait.
-        import diffrax
-
-        form = FORMS["v"]
+        form, (logsnr_t, logsnr_s, _) = FORMS["v"], step
 
         def derivative(logsnr: Any, u: Any, _) -> Example:
             prediction = denoise(u / form.scale(logsnr), logsnr)
@@ -98,4 +65,4 @@ class Adaptive(dk.AbstractSampler):
             max_steps=self.max_steps,
         )
         assert solution.ys is not None
-        return solution.ys[0] / form.scale(logsnr_s), None
+        return solution.ys[0] / form.scale(logsnr_s)

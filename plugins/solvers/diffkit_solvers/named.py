@@ -9,9 +9,8 @@ from diffkit_solvers.multistep import Multistep
 def dpmpp_2m() -> Multistep:
     r"""DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), of order 2.
 
-    The predicted data are extrapolated along a straight line in logsnr to the middle of the step. Choose
-    it to compare with published samples, many of which were made with it, or under strong guidance,
-    where higher orders are less stable.
+    Extrapolates the predicted data along a straight line in logsnr to the middle of the step. Choose it to
+    compare with published samples, or under strong guidance, where higher orders are less stable.
     """
     return Multistep(form="x", points=2, corrector=False, midpoint=True)
 
@@ -20,9 +19,8 @@ def dpmpp_2m() -> Multistep:
 def dpmpp_3m() -> Multistep:
     r"""The third-order multistep DPM-Solver++ (arXiv 2211.01095, appendix), of order 3.
 
-    The predicted data are a parabola in logsnr. Choose it to compare, from some twenty calls on. (The
-    second derivative is taken whole here. Where half of it is taken, as in two well-known
-    implementations, the order is 2.)
+    The predicted data are a parabola in logsnr. Choose it to compare, from some twenty calls on. (With half
+    of the second derivative, as in two well-known implementations, the order is 2.)
     """
     return Multistep(form="x", points=3, corrector=False)
 
@@ -31,8 +29,7 @@ def dpmpp_3m() -> Multistep:
 def dpmpp_2m_sde(eta: float = 1.0) -> Multistep:
     r"""SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, appendix), of weak order 2.
 
-    Choose it for random sampling in fewer steps than ancestral sampling needs: the noise mends errors of
-    earlier steps, and mean and variance converge with the square of the number of steps.
+    Choose it for random sampling in fewer steps than ancestral sampling.
 
     **Arguments:** `eta`: the strength of the noise; 1 is the SDE of ancestral sampling, 0 is `dpmpp_2m`.
 
@@ -46,9 +43,8 @@ def unipc(order: int = 3, variable: str = "logsnr") -> Multistep:
     r"""UniPC (Zhao et al. 2023, arXiv 2302.04867): DPM-Solver++ with a corrector that costs no call.
 
     `order` is that of the predictor, as in the paper's UniPC-p; with the corrector it converges with order
-    p + 1. The coefficients are the exact integrals ($B(h)$ of the paper stands for approximations).
-    Choose it in place of `multistep`, to compare with published samples. With `variable="rho"` it is more
-    accurate below forty calls.
+    p + 1. The coefficients are the exact integrals. Choose it instead of `multistep` to compare with
+    published samples. With `variable="rho"` it is more accurate below forty calls.
 
     **Arguments:** `order`, 1 to 4; `variable`: that of the interpolating polynomial, as in `Multistep`.
 
@@ -61,11 +57,9 @@ def unipc(order: int = 3, variable: str = "logsnr") -> Multistep:
 def deis(order: int = 3, variable: str = "logsnr") -> Multistep:
     r"""DEIS: the exponential Adams-Bashforth method (Zhang and Chen 2023, arXiv 2204.13902, section 3).
 
-    The predicted noise is a polynomial in `variable`. With `rho` it is the paper's rhoAB-DEIS, the
-    classical Adams-Bashforth method in sigma (k-diffusion's LMS). The paper prefers the time of the
-    schedule; logsnr, into which no schedule enters, was more accurate than rho in all that we
-    measured. Choose it below twenty calls on grids even in logsnr or in a power of rho (`uniform_logsnr`,
-    `rho`).
+    The predicted noise is a polynomial in `variable`. With `rho` it is the paper's rhoAB-DEIS
+    (k-diffusion's LMS), which was less accurate in all our measurements. Choose it below twenty calls on
+    grids even in logsnr or in a power of rho (`uniform_logsnr`, `rho`).
 
     **Arguments:** `order`, 1 to 4 (1 is DDIM); `variable`, as in `Multistep`.
 
@@ -79,10 +73,8 @@ def ab_v(order: int = 3) -> Multistep:
     r"""The Adams-Bashforth method for v in the angle $\varphi = \arctan \rho$.
 
     In the angle the probability-flow ODE of the variance preserving process is $dz / d\varphi = v$
-    (Salimans and Ho 2022, arXiv 2202.00512, appendix D), with a right-hand side that stays of order one at
-    both ends. Choose it on grids uniform in time (`uniform_t`) from twenty calls on, under the cosine
-    schedule, on the straight path and under the VP SDE alike. On `uniform_logsnr` and `rho` it is less
-    accurate than `multistep`.
+    (Salimans and Ho 2022, arXiv 2202.00512, appendix D). Choose it on grids uniform in time (`uniform_t`)
+    from twenty calls on. On `uniform_logsnr` and `rho` it is less accurate than `multistep`.
 
     **Arguments:** `order`, 1 to 4.
 
@@ -96,8 +88,7 @@ def heun() -> RungeKutta2:
     r"""Heun's method for $dy / d\rho = \hat\epsilon$, of order 2 with two calls a step.
 
     EDM's deterministic sampler (Karras et al. 2022, arXiv 2206.00364, algorithm 1). Choose it as a
-    reference: it needs no history, and so any change of guidance between steps, and is robust; the
-    multistep methods reach its accuracy in half the calls or less. A step in which rho falls to less than a
-    fifth is two steps of DDIM (see `diffkit.samplers.RungeKutta2`).
+    reference: it is robust and needs no history; the multistep methods reach its accuracy in half the calls
+    or less. A step in which rho falls to less than a fifth becomes two steps of DDIM.
     """
     return RungeKutta2(form="eps", node=1.0)

@@ -50,6 +50,7 @@ def test_is_exact_to_its_tolerance_whatever_method_process_and_grid(method, proc
     assert np.abs(found).max() < 1e-8
 
 
+@pytest.mark.slow
 def test_the_tolerance_decides_in_float32():
     assert np.abs(errors(Adaptive())).max() < 2e-4
     assert 2e-4 < np.abs(errors(Adaptive(rtol=1e-3, atol=1e-3))).max() < 2e-2

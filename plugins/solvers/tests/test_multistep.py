@@ -155,9 +155,7 @@ def test_order_of_convergence_under_every_process(name, mixture_end):
             assert found > sampler.order - 0.2, (name, PROCESSES[index])
         for grid in (uniform, karras):
             steps = (80, 160, 320) if name in ("unipc", "multistep") else (320, 640)
-            found = slope(
-                [error(sampler, mixture(), MIXTURE_START, mixture_end, grid(n)) for n in steps]
-            )
+            found = slope([error(sampler, mixture(), MIXTURE_START, mixture_end, grid(n)) for n in steps])
             assert found > sampler.order - 0.2
             # With a corrector the range in which the order is seen is narrow: next comes the start's.
             assert len(steps) > 2 or found < sampler.order + 0.2
@@ -174,9 +172,7 @@ def test_unipc_of_order_p_converges_with_order_p_plus_1(points, mixture_end):
             (mixture(), MIXTURE_START, mixture_end, karras),
         ]
         for denoiser, start, goal, grid in problems:
-            found = slope(
-                [error(sampler, denoiser, start, goal, grid(steps)) for steps in (320, 640)]
-            )
+            found = slope([error(sampler, denoiser, start, goal, grid(steps)) for steps in (320, 640)])
             assert found == pytest.approx(points + 1, abs=0.25)
 
 
@@ -186,9 +182,7 @@ def test_a_start_in_the_middle_costs_no_order_up_to_three(name):
     ends = (-3.0, 8.0)
     with jax.enable_x64(True):
         end = gaussian_map(NORMAL, *ends)
-        errors = [
-            error(NAMED[name], gaussian(), NORMAL, end, uniform(steps, ends)) for steps in (80, 320)
-        ]
+        errors = [error(NAMED[name], gaussian(), NORMAL, end, uniform(steps, ends)) for steps in (80, 320)]
     assert slope([errors[0], np.nan, errors[1]]) > 2.7
 
 
@@ -397,6 +391,7 @@ def even_in_time(schedule, grid):
     return lambda steps: np.asarray(grid(cut, steps), np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*NAMED, "midpoint"])
 def test_one_to_four_steps_are_at_most_twice_as_far_off_as_ddim(name, mixture_end):
     sampler = dk.get("sampler", name)()
@@ -413,9 +408,7 @@ def test_one_to_four_steps_are_at_most_twice_as_far_off_as_ddim(name, mixture_en
         "respaced": even_in_time(cosine, dk.get("grid", "respaced")()),
     }
     with jax.enable_x64(True):
-        for (label, grid), problem, steps in itertools.product(
-            grids.items(), problems, range(1, 5)
-        ):
+        for (label, grid), problem, steps in itertools.product(grids.items(), problems, range(1, 5)):
             found = error(sampler, *problem, grid(steps))
             ddim = error(dk.samplers.DDIM(), *problem, grid(sampler.calls * steps))
             assert found <= 2 * ddim, (label, steps)
@@ -462,9 +455,7 @@ def sde_variance(steps, eta):
     for t, s in itertools.pairwise(grid):
         h, slope = (s - t) / 2, STD**2 / (STD**2 + np.exp(-t))
         keep, extra = np.exp(-h * (1 + eta**2)), 0.0 if last is None else h / (2 * last)
-        transfer = np.array(
-            [[keep + (1 - keep) * (1 + extra) * slope, -(1 - keep) * extra], [slope, 0.0]]
-        )
+        transfer = np.array([[keep + (1 - keep) * (1 + extra) * slope, -(1 - keep) * extra], [slope, 0.0]])
         covariance = transfer @ covariance @ transfer.T
         covariance[0, 0] += np.exp(-s) * -np.expm1(-2 * eta**2 * h)
         last = h
@@ -542,7 +533,7 @@ def test_wrong_options_are_refused():
         "variable must be one of logsnr, rho, kappa, got 't'": {"variable": "t"},
         "points must be from 1 to 4, got 5": {"points": 5},
         "points must be from 1 to 4, got 0": {"points": 0},
-        "midpoint=True is of order 2": {"midpoint": True},
+        "midpoint=True needs points <= 2": {"midpoint": True},
         "eta must be finite and at least 0, got -1.0": {"eta": -1.0},
         "eta must be finite and at least 0, got nan": {"form": "x", "eta": np.nan},
         "eta above 0 needs form='x'.*got 'velocity'": {"eta": 1.0},

@@ -1,17 +1,10 @@
-"""VDM as a preset: which parts make it up."""
+"""VDM as a preset. The parts that are not named are the defaults of `diffkit.Preset`, which are VDM's."""
 
 import diffkit as dk
 
 VDM = dk.register("preset", "vdm")(
     dk.Preset(
         schedule=("learned_monotone", {"minimise_variance": True}),
-        process="variance_preserving",
-        parameterization="epsilon",
-        weighting="elbo",
-        time_sampler="low_discrepancy",
-        sampler="ancestral",
-        grid="uniform_t",
-        decoder="discretized",
         network=("vdm_unet", {"width": 32, "depth": 4, "dropout": 0.05, "groups": 8}),
         train={"learning_rate": 3e-3, "batch_size": 64, "steps": 1800},
     )
@@ -22,13 +15,6 @@ VDM_CIFAR10 = dk.register("preset", "vdm_cifar10")(
     dk.Preset(
         # `gamma_type` "learnable_scalar" from -13.3 to 5, which are the defaults for 256 levels.
         schedule="learned_linear",
-        process="variance_preserving",
-        parameterization="epsilon",
-        weighting="elbo",
-        time_sampler="low_discrepancy",
-        sampler="ancestral",
-        grid="uniform_t",
-        decoder="discretized",
         # `sm_n_embd`, `sm_n_layer`, `sm_pdrop`; the frequencies are ScoreUNet's in model_vdm.py.
         network=("vdm_unet", {"width": 128, "depth": 32, "dropout": 0.1, "fourier": (6, 7)}),
         train={
@@ -50,6 +36,6 @@ VDM_CIFAR10 = dk.register("preset", "vdm_cifar10")(
 )
 """VDM with the published hyper-parameters for CIFAR-10 without augmentation.
 
-They are those of `configs/cifar10.py` in github.com/google-research/vdm, where names in the comments are
-from. docs/plugins/vdm.md lists what differs.
+They and the names in the comments come from `configs/cifar10.py` in github.com/google-research/vdm;
+docs/plugins/vdm.md lists the differences.
 """

@@ -1,7 +1,7 @@
 """Checkpoints of the reference implementation (github.com/google-research/vdm) as diffkit models.
 
-The reference stores `{"step", "params", "ema_params", ...}` by Flax's msgpack serialisation: nested
-maps of arrays, each array an extension of type 1 that holds (shape, dtype, bytes).
+Flax's msgpack serialisation of `{"step", "params", "ema_params", ...}`: nested maps of arrays, each an
+extension of type 1 that holds (shape, dtype, bytes).
 """
 
 import json
@@ -34,10 +34,8 @@ _CONFIG_KEYS: Final = (
 
 def _extension(code: int, data: bytes) -> Any:
     if code != 1:
-        raise ValueError(
-            f"msgpack_path holds an extension of type {code}, expected arrays (type 1) only."
-        )
-    shape, dtype, buffer = msgpack.unpackb(data, raw=False)
+        raise ValueError(f"msgpack_path holds an extension of type {code}, expected type 1, arrays.")
+    shape, dtype, buffer = msgpack.unpackb(data)
     return np.frombuffer(buffer, dtype=np.dtype(dtype)).reshape(shape)
 
 
@@ -45,17 +43,14 @@ def _read_params(path: Path, group: str, needed: Sequence[str]) -> Mapping[str, 
     if not path.is_file():
         raise FileNotFoundError(f"msgpack_path must be a checkpoint file, there is none at {path}.")
     try:
-        stored = msgpack.unpackb(
-            path.read_bytes(), ext_hook=_extension, raw=False, strict_map_key=False
-        )
+        stored = msgpack.unpackb(path.read_bytes(), ext_hook=_extension, strict_map_key=False)
     except (msgpack.UnpackException, ValueError, TypeError) as error:
-        raise ValueError(f"msgpack_path {path} is no Flax msgpack file: {error}") from error
+        raise ValueError(f"msgpack_path {path} is not a Flax msgpack file: {error}") from error
     if not isinstance(stored, dict) or not isinstance(stored.get(group), dict):
         found = sorted(map(str, stored)) if isinstance(stored, dict) else type(stored).__name__
         raise ValueError(f"msgpack_path {path} has no {group!r}; it holds {found}.")
     params = stored[group]
-    missing = [name for name in needed if name not in params]
-    if missing:
+    if missing := [name for name in needed if name not in params]:
         raise ValueError(
             f"msgpack_path {path} has no {' and no '.join(missing)} in its {group}; it has "
             f"{', '.join(params)}."
@@ -65,8 +60,7 @@ def _read_params(path: Path, group: str, needed: Sequence[str]) -> Mapping[str, 
 
 def _read_config(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     values = config if isinstance(config, Mapping) else json.loads(Path(config).read_text())
-    missing = [name for name in _CONFIG_KEYS if name not in values]
-    if missing:
+    if missing := [name for name in _CONFIG_KEYS if name not in values]:
         raise ValueError(f"config lacks {', '.join(missing)}; it has {', '.join(values)}.")
     return values
 
@@ -78,53 +72,33 @@ def _schedule(config: Mapping[str, Any], params: Mapping[str, Any]) -> dk.Abstra
     if kind == "fixed":
         return dk.LinearLogSNR(-low, -high)
 
-    def scalar(value: Any) -> jax.Array:
-        return jnp.asarray(value, jnp.float32).reshape(())
+    def array(value: Any, *shape: int) -> jax.Array:
+        return jnp.asarray(value, jnp.float32).reshape(shape)
 
     gamma = params["gamma"]
     if kind == "learnable_scalar":  # gamma = b + |w| t
         return eqx.tree_at(
             lambda s: (s.ends.start, s.ends.gap),
             LearnedLinear(-low, -high),
-            (-scalar(gamma["b"]), scalar(gamma["w"])),
+            (-array(gamma["b"]), array(gamma["w"])),
         )
     if kind == "learnable_nnet":  # gamma = b1 + |w1| t + mean(|w3| tanh((|w2| (2 t - 1) + b2) / 2))
-        schedule = LearnedMonotone(
-            -low,
-            -high,
-            hidden=gamma["l2"]["kernel"].size,
-            normalize=False,
-            key=jax.random.key(0),
-        )
-        gap = scalar(gamma["l1"]["kernel"])
-
-        def vector(value: Any) -> jax.Array:
-            return jnp.asarray(value, jnp.float32).reshape(-1)
-
-        # A weight of zero has no logarithm; this one leaves the same function.
-        slope = jnp.maximum(jnp.abs(vector(gamma["l2"]["kernel"])), 1e-30)
+        hidden, key = gamma["l2"]["kernel"].size, jax.random.key(0)
+        schedule = LearnedMonotone(-low, -high, hidden=hidden, normalize=False, key=key)
+        gap = array(gamma["l1"]["kernel"])
+        # A weight of zero has no logarithm; this one gives the same function.
+        slope = jnp.maximum(jnp.abs(array(gamma["l2"]["kernel"], -1)), 1e-30)
         # diffkit's network has slope 1 where the reference's has |w1|.
-        height = jnp.maximum(jnp.abs(vector(gamma["l3"]["kernel"]) / gap), 1e-30)
-        return eqx.tree_at(
-            lambda s: (
-                s.ends.start,
-                s.ends.gap,
-                s.interior.log_slope,
-                s.interior.centre,
-                s.interior.log_height,
-            ),
-            schedule,
-            (
-                -scalar(gamma["l1"]["bias"]),
-                gap,
-                jnp.log(slope),
-                -vector(gamma["l2"]["bias"]) / slope,
-                jnp.log(height),
-            ),
-        )
-    raise ValueError(
-        f"config gamma_type must be fixed, learnable_scalar or learnable_nnet, got {kind!r}."
-    )
+        height = jnp.maximum(jnp.abs(array(gamma["l3"]["kernel"], -1) / gap), 1e-30)
+        centre = -array(gamma["l2"]["bias"], -1) / slope
+        values = (-array(gamma["l1"]["bias"]), gap, jnp.log(slope), centre, jnp.log(height))
+
+        def leaves(s: Any) -> tuple[Any, ...]:
+            ends, inside = s.ends, s.interior
+            return ends.start, ends.gap, inside.log_slope, inside.centre, inside.log_height
+
+        return eqx.tree_at(leaves, schedule, values)
+    raise ValueError(f"config gamma_type must be fixed, learnable_scalar or learnable_nnet, got {kind!r}.")
 
 
 def import_reference(
@@ -136,21 +110,16 @@ def import_reference(
 ) -> dk.DiffusionModel:
     """A checkpoint of the reference implementation as a diffkit model.
 
-    The reference's monotone network is not normalised to its endpoints; it is imported as it is, with
-    `LearnedMonotone(normalize=False)`, so that the numbers agree.
+    Its monotone network becomes a `LearnedMonotone(normalize=False)`, so that the numbers agree.
 
-    **Arguments:**
-
-    - `msgpack_path`: the checkpoint, a Flax msgpack file.
-    - `config`: the reference's model configuration, a mapping or the path of a JSON file.
-    - `shape`: (channels, height, width) of one image, which the checkpoint does not tell. The published
-      checkpoints are for 32x32.
-    - `group`: `"params"`, or `"ema_params"` for the averaged ones.
+    **Arguments:** `msgpack_path`: the checkpoint, a Flax msgpack file; `config`: the reference's model
+    configuration, a mapping or the path of a JSON file; `shape`: (channels, height, width) of one image,
+    32x32 in the published checkpoints; `group`: `"params"`, or `"ema_params"` for the averaged ones.
 
     **Returns:** the model. Its network takes the reference's conditioning number as a condition of
     size 1; without a condition it is zero, as in the reference's own experiments.
 
-    **Raises:** `FileNotFoundError`; `ValueError` if the file is no such checkpoint, or does not fit the
+    **Raises:** `FileNotFoundError`; `ValueError` if the file is not such a checkpoint, or does not fit the
     configuration, naming the parameter.
     """
     values = _read_config(config)

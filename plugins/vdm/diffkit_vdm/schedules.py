@@ -1,9 +1,7 @@
 r"""Learned schedules with exact endpoints (VDM section 3.2 and appendix H).
 
 Both schedules are $\lambda(t) = (1 - s)\,\lambda_{\max} + s\,\lambda_{\min}$ with $s = s(t)$
-increasing. The endpoints are parameters of their own, apart from those of the interior $s$, since the
-two follow different objectives: the VLB depends on the endpoints; in continuous time it does not
-depend on the interior, which is free to minimise the variance of the estimate.
+increasing. The endpoints, on which the VLB depends, have their own parameters.
 """
 
 import math
@@ -15,15 +13,11 @@ from jaxtyping import Array, Float
 
 import diffkit as dk
 from diffkit.schedules import check_range
-from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float
+from diffkit.typing import PRNGKey, Scalar, ScalarLike, as_float, check_at_least
 
 
 class Endpoints(eqx.Module):
-    """`logsnr` at t = 0, and the distance down to t = 1 up to its sign.
-
-    The distance enters by its absolute value, so that the order of the endpoints survives any
-    gradient step.
-    """
+    """`logsnr` at t = 0, and the distance down to t = 1: by its absolute value, so their order is kept."""
 
     start: Scalar
     gap: Scalar
@@ -47,17 +41,13 @@ def _values(ends: Endpoints | dk.Buffer) -> tuple[Scalar, Scalar]:
 
 @dk.register("schedule", "learned_linear")
 class LearnedLinear(dk.AbstractSchedule):
-    """A straight line between two endpoints that are parameters.
+    """A straight line between two learned endpoints.
 
-    What the published VDM checkpoints use. The endpoints find the noise level at which the decoder
-    costs least, and the one at which nothing is left of the data.
+    The published VDM checkpoints use it. The endpoints find the noise level at which the decoder costs
+    least, and the one at which nothing is left of the data.
 
-    **Arguments:**
-
-    - `logsnr_max`, `logsnr_min`: the endpoints before training; the first by default VDM's for the
-      data's levels (`diffkit.schedules.check_range`).
-    - `levels`: how many values a dimension of the data takes, `None` for continuous data.
-    - `learn_endpoints`: `False` keeps them as they are.
+    **Arguments:** `logsnr_max`, `logsnr_min`: the endpoints before training; the first by default VDM's for
+    the `levels` of the data (`diffkit.schedules.check_range`); `learn_endpoints`: `False` keeps them.
 
     **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, or one is not finite.
     """
@@ -84,7 +74,7 @@ class LearnedLinear(dk.AbstractSchedule):
         return (maximum - as_float(logsnr)) / (maximum - minimum)
 
 
-# A tenth of logsnr's range may be worth a thousandth of the time, and the schedule must cross it in that.
+# A tenth of logsnr's range may deserve only a thousandth of the time, in which the schedule must cross it.
 _SHARPEST = 200.0
 _FLOOR = 0.01
 
@@ -94,9 +84,8 @@ class MonotoneNetwork(eqx.Module):
 
     $$h(t) = t + \tfrac1n \sum_i e^{a_i} \tanh(\tfrac12\, e^{b_i} (2t - 1 - c_i))$$
 
-    The three linear layers of VDM appendix H: the first, which goes straight to the output, has the
-    weight 1, since only the shape of h matters. The positive weights are parameters by their
-    logarithms: the best density of logsnr spans orders of magnitude, and so must they.
+    The three linear layers of VDM appendix H. The first, which goes straight to the output, has weight 1,
+    since only the shape of h matters. The logarithms let the other weights span orders of magnitude.
     """
 
     log_slope: Float[Array, " hidden"]
@@ -104,19 +93,15 @@ class MonotoneNetwork(eqx.Module):
     log_height: Float[Array, " hidden"]
 
     def __init__(self, hidden: int, *, key: PRNGKey):
-        # Centres spread over [0, 1] at all sharpnesses, each with a small height: nearly the straight
-        # line at the start, yet every part of the curve has units that can bend it.
+        # Nearly a straight line at the start, but with units of all sharpnesses to bend every part of it.
         centre_key, slope_key = jax.random.split(key)
         self.centre = jax.random.uniform(centre_key, (hidden,), minval=-1.0, maxval=1.0)
         self.log_slope = jax.random.uniform(slope_key, (hidden,), maxval=math.log(_SHARPEST))
         self.log_height = jnp.full((hidden,), math.log(0.1))
 
     def __call__(self, t: Scalar) -> Scalar:
-        slope, height = (
-            # Far from overflow, however long it is trained.
-            jnp.exp(jnp.minimum(log, 20.0))
-            for log in (self.log_slope, self.log_height)
-        )
+        logs = (self.log_slope, self.log_height)
+        slope, height = (jnp.exp(jnp.minimum(log, 20.0)) for log in logs)  # far from overflow
         return t + jnp.mean(height * jnp.tanh(0.5 * slope * (2 * t - 1 - self.centre)))
 
 
@@ -124,25 +109,17 @@ class MonotoneNetwork(eqx.Module):
 class LearnedMonotone(dk.AbstractVarianceMinimising):
     r"""A monotone neural network between two exact endpoints.
 
-    $s(t) = (1 - f) (h(t) - h(0)) / (h(1) - h(0)) + f t$ with h a `MonotoneNetwork` and f = 0.01: s(0) = 0
-    and s(1) = 1 whatever the weights, so that the endpoints are exact at every training step; and no slope
-    is less than a hundredth of the mean one, so that s is strictly monotone in float32 too.
+    $s(t) = (1 - f) (h(t) - h(0)) / (h(1) - h(0)) + f t$ with h a `MonotoneNetwork` and f = 0.01: the
+    endpoints are exact for any weights, and s is strictly monotone even in float32.
 
-    **Arguments:**
+    **Arguments:** `logsnr_max`, `logsnr_min`, `levels`, `learn_endpoints`: as in `LearnedLinear`; `hidden`:
+    the number of hidden units; `minimise_variance`: train the interior to minimise the variance of the
+    estimate of the diffusion loss instead of its mean (VDM section 5.3 and appendix I.2); `normalize`:
+    `False` uses s = h, which drifts off its endpoints, only for checkpoints of the reference; `key`: for
+    the initial weights.
 
-    - `logsnr_max`, `logsnr_min`: the endpoints before training; the first by default VDM's for the
-      data's levels (`diffkit.schedules.check_range`).
-    - `levels`: how many values a dimension of the data takes, `None` for continuous data.
-    - `learn_endpoints`: `False` keeps them as they are.
-    - `hidden`: the number of hidden units.
-    - `minimise_variance`: `True` trains the interior to minimise the variance of the estimate of the
-      diffusion loss (VDM section 5.3 and appendix I.2), and the endpoints by its mean.
-    - `normalize`: `False` takes s = h as it is, like the reference implementation, whose schedule then
-      drifts off its endpoints; for its checkpoints only.
-    - `key`: for the initial weights.
-
-    **Raises:** `ValueError` if `logsnr_max <= logsnr_min`, one is not finite, `hidden < 1`, or with
-    `minimise_variance` and not `normalize`.
+    **Raises:** `ValueError` as `LearnedLinear`, if `hidden < 1`, or with `minimise_variance` and not
+    `normalize`.
     """
 
     ends: Endpoints | dk.Buffer
@@ -162,30 +139,22 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
         normalize: bool = True,
         key: PRNGKey,
     ):
-        if hidden < 1:
-            raise ValueError(f"hidden must be at least 1, got {hidden}.")
+        check_at_least("hidden", hidden, 1)
         if minimise_variance and not normalize:
-            raise ValueError(
-                "minimise_variance=True needs normalize=True: without it the interior moves the endpoints."
-            )
+            raise ValueError("minimise_variance=True needs normalize=True, which fixes the endpoints.")
         self.ends = _endpoints(logsnr_max, logsnr_min, levels, learn_endpoints)
         self.interior = MonotoneNetwork(hidden, key=key)
-        self.normalize = normalize
-        self.minimise_variance = minimise_variance
+        self.normalize, self.minimise_variance = normalize, minimise_variance
 
     def interior_parameters(self) -> "LearnedMonotone":
-        nothing = jax.tree.map(lambda _: False, self)
-        return eqx.tree_at(
-            lambda s: s.interior, nothing, jax.tree.map(lambda _: True, self.interior)
-        )
+        nothing, all_of_it = jax.tree.map(lambda _: False, self), jax.tree.map(lambda _: True, self)
+        return eqx.tree_at(lambda s: s.interior, nothing, all_of_it.interior)
 
     def _position(self, t: Scalar) -> Scalar:
         if not self.normalize:
             return self.interior(t)
-        # One vectorised call, so that h(t) at t = 0 and t = 1 is rounded as h(0) and h(1) are.
-        start, here, end = jax.vmap(self.interior)(
-            jnp.stack([jnp.zeros_like(t), t, jnp.ones_like(t)])
-        )
+        # One vectorised call, so that h(t) at t = 0 and t = 1 rounds like h(0) and h(1).
+        start, here, end = jax.vmap(self.interior)(jnp.stack([jnp.zeros_like(t), t, jnp.ones_like(t)]))
         position = (here - start) / (end - start)
         # In this form exact at both ends.
         return position + _FLOOR * (t - position)
@@ -206,11 +175,9 @@ class LearnedMonotone(dk.AbstractVarianceMinimising):
             later = self(middle) > logsnr
             return jnp.where(later, middle, low), jnp.where(later, high, middle)
 
-        low, high = jax.lax.fori_loop(
-            0, halvings, halve, (jnp.zeros_like(logsnr), jnp.ones_like(logsnr))
-        )
+        ends = (jnp.zeros_like(logsnr), jnp.ones_like(logsnr))
+        low, high = jax.lax.fori_loop(0, halvings, halve, ends)
         t = jax.lax.stop_gradient(0.5 * (low + high))
-        # A bisection has no derivative. One step of Newton's method from its result has the right one, by
-        # logsnr and by the parameters, and no other effect.
+        # A bisection has no derivative. One step of Newton's method has the right one, and no other effect.
         reached, slope = jax.jvp(self, (t,), (jnp.ones_like(t),))
         return t - (reached - logsnr) / jax.lax.stop_gradient(slope)

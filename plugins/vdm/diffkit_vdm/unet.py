@@ -1,13 +1,7 @@
-"""The denoising network of Variational Diffusion Models (section 5.2 and appendix B of the paper).
-
-It differs from the usual U-Net in that it never changes the resolution: likelihood is won in the
-finest details, so all of them are kept. `depth` residual blocks go down, two with attention between
-them are in the middle, and `depth + 1` blocks go up, each reading the output of one block of the
-way down. Fourier features of the input let the network resolve neighbouring grey levels.
-"""
+"""The denoising network of Variational Diffusion Models."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -15,72 +9,43 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffkit.networks.base import (
-    AbstractNetwork,
-    check_at_least,
-    check_common,
-    check_image,
-    condition_or_zeros,
-    normalise_logsnr,
-)
-from diffkit.networks.embeddings import fourier_features, sinusoidal_embedding
-from diffkit.networks.layers import (
-    Conv,
-    Dense,
-    GroupNorm,
-    ResidualBlock,
-    SelfAttention,
-    scan_blocks,
-    stack,
-)
+from diffkit.networks import layers as nn
+from diffkit.networks.base import AbstractNetwork, add_latent, check_common, check_image
+from diffkit.networks.embeddings import fourier_features
 from diffkit.registry import register
-from diffkit.typing import PRNGKey, Scalar
-
-
-class _Stage(eqx.Module):
-    """A residual block, and attention after it where there is any."""
-
-    block: ResidualBlock
-    attention: SelfAttention | None
-
-    def __call__(
-        self,
-        x: Float[Array, "height width channels"],
-        embedding: Float[Array, " embedding_size"],
-        *,
-        skip: Float[Array, "height width channels"] | None = None,
-        key: PRNGKey | None = None,
-    ) -> Float[Array, "height width channels"]:
-        h = self.block(x, embedding, skip=skip, key=key)
-        return h if self.attention is None else self.attention(h)
+from diffkit.typing import PRNGKey, Scalar, check_at_least
 
 
 @register("network", "vdm_unet")
 class VDMUNet(AbstractNetwork):
-    """VDM's U-Net: one resolution, many blocks, Fourier features of the input.
+    """VDM's U-Net (section 5.2 and appendix B): many blocks, Fourier features of the input.
 
-    At the start it returns `z` itself: the last convolution is zero and `z` is added to it, since
-    for much of the noise range the noise is close to `z`. Numerically equal to the reference
-    implementation with the same parameters (`vdm_unet_from_reference`).
+    Unlike the usual U-Net it never changes the resolution, since likelihood depends on the finest details.
+    `depth` residual blocks go down, two with attention between them form the middle, and `depth + 1` blocks
+    go up, each reading the output of one on the way down. Fourier features resolve grey levels.
+
+    At the start it returns `z` itself, to which the noise is close over much of the noise range. With the
+    same parameters it equals the reference implementation (`vdm_unet_from_reference`).
     """
 
-    embed1: Dense
-    embed2: Dense
-    conv_in: Conv
-    down: _Stage
-    middle1: ResidualBlock
-    middle_attention: SelfAttention
-    middle2: ResidualBlock
-    up: _Stage
-    norm_out: GroupNorm
-    conv_out: Conv
+    rank: ClassVar[int | None] = 3
+
+    embed1: nn.Dense
+    embed2: nn.Dense
+    conv_in: nn.Conv
+    down: nn.Stage
+    middle1: nn.ResidualBlock
+    middle_attention: nn.SelfAttention
+    middle2: nn.ResidualBlock
+    up: nn.Stage
+    norm_out: nn.GroupNorm
+    conv_out: nn.Conv
     shape: tuple[int, ...] = eqx.field(static=True)
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
     fourier: tuple[int, ...] = eqx.field(static=True)
     levels: int = eqx.field(static=True)
     groups: int = eqx.field(static=True)
-    condition_size: int = eqx.field(static=True)
     logsnr_range: tuple[float, float] = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
     remat: bool = eqx.field(static=True)
@@ -97,68 +62,52 @@ class VDMUNet(AbstractNetwork):
         groups: int = 32,
         remat: bool = False,
         levels: int = 256,
+        outputs: int = 1,
         condition_size: int = 0,
         logsnr_range: tuple[float, float] = (13.3, -5.0),
         dtype: str = "float32",
         key: PRNGKey,
     ):
-        """**Arguments:**
+        """**Arguments:** those of `diffkit.networks.MLP`, with
 
         - `shape`: (channels, height, width) of one image.
-        - `width`: channels of every block; 4 or more.
+        - `width`: channels of every block, 4 or more.
         - `depth`: residual blocks on the way down; the way up has one more.
-        - `attention`: attention after every block. In the middle there always is.
-        - `dropout`: rate within the blocks.
-        - `fourier`: exponents n of the input's `fourier_features`; empty for none.
-        - `groups`: of every normalisation. A group of one channel would take away what the noise
-          level adds to that channel, so with a width of 32 or less choose fewer than the
-          reference's 32: an eighth of the width is a good number.
+        - `attention`: attention after every block. The middle always has attention.
+        - `groups`: of every normalisation. A group of one channel would remove what the noise level adds
+          to it, so for a width of 32 or less choose fewer: an eighth of the width works well.
         - `remat`: keep only the blocks' inputs for the backward pass: less memory, more time.
-        - `levels`: how many values a dimension of the data takes; scales the features' frequencies.
-        - `condition_size`: length of the condition. The reference's conditioning number is 1.
-        - `logsnr_range`: (largest, smallest) logsnr, data end first.
-        - `dtype`: what the blocks compute in, "float32" or "bfloat16". Parameters, embeddings and
-          output are float32.
+        - `condition_size`: length of the condition, 1 in the reference.
 
         **Raises:** `ValueError` for an argument out of range.
         """
-        check_common(
-            shape,
-            condition_size=condition_size,
-            logsnr_range=logsnr_range,
-            dtype=dtype,
-            dropout=dropout,
-        )
-        channels, _, _ = check_image(shape)
-        check_at_least("width", width, 4)
-        check_at_least("depth", depth, 1)
-        check_at_least("groups", groups, 1)
         self.shape, self.width, self.depth, self.fourier = shape, width, depth, fourier
-        self.levels = levels
+        self.levels, self.outputs = levels, outputs
         self.condition_size, self.logsnr_range = condition_size, logsnr_range
         self.dtype, self.remat, self.groups = dtype, remat, groups
+        check_common(self, dropout)
+        check_at_least("groups", groups, 1)
+        channels, size = check_image(shape, self)[0], 4 * width
 
-        def residual(inputs: int, key: PRNGKey) -> ResidualBlock:
-            return ResidualBlock(inputs, width, 4 * width, dropout=dropout, groups=groups, key=key)
+        def residual(inputs: int, key: PRNGKey) -> nn.ResidualBlock:
+            return nn.ResidualBlock(inputs, width, size, dropout=dropout, groups=groups, key=key)
 
-        def stage(inputs: int, key: PRNGKey) -> _Stage:
-            key, attention_key = jax.random.split(key)
-            return _Stage(
-                residual(inputs, key),
-                SelfAttention(width, groups=groups, key=attention_key) if attention else None,
-            )
+        def stage(inputs: int, key: PRNGKey) -> nn.Stage:
+            key, second = jax.random.split(key)
+            attend = nn.SelfAttention(width, groups=groups, key=second) if attention else None
+            return nn.Stage(residual(inputs, key), attend)
 
         keys = jax.random.split(key, 9)
-        self.embed1 = Dense(width + condition_size, 4 * width, key=keys[0])
-        self.embed2 = Dense(4 * width, 4 * width, key=keys[1])
-        self.conv_in = Conv(channels * (1 + 2 * len(fourier)), width, key=keys[2])
-        self.down = stack(lambda key: stage(width, key), depth, key=keys[3])
+        self.embed1 = nn.Dense(width + condition_size, size, key=keys[0])
+        self.embed2 = nn.Dense(size, size, key=keys[1])
+        self.conv_in = nn.Conv(channels * (1 + 2 * len(fourier)), width, key=keys[2])
+        self.down = nn.stack(lambda key: stage(width, key), depth, key=keys[3])
         self.middle1 = residual(width, keys[4])
-        self.middle_attention = SelfAttention(width, groups=groups, key=keys[5])
+        self.middle_attention = nn.SelfAttention(width, groups=groups, key=keys[5])
         self.middle2 = residual(width, keys[6])
-        self.up = stack(lambda key: stage(2 * width, key), depth + 1, key=keys[7])
-        self.norm_out = GroupNorm(width, groups=groups)
-        self.conv_out = Conv(width, channels, zero=True, key=keys[8])
+        self.up = nn.stack(lambda key: stage(2 * width, key), depth + 1, key=keys[7])
+        self.norm_out = nn.GroupNorm(width, groups=groups)
+        self.conv_out = nn.Conv(width, outputs * channels, zero=True, key=keys[8])
 
     def __call__(
         self,
@@ -167,46 +116,45 @@ class VDMUNet(AbstractNetwork):
         condition: Float[Array, " condition_size"] | None = None,
         *,
         key: PRNGKey | None = None,
-    ) -> Float[Array, "channels height width"]:
+    ) -> Float[Array, "outputs height width"]:
         """Evaluate on one image; see `AbstractNetwork`."""
-        dtype = jnp.dtype(self.dtype)
-        position = normalise_logsnr(logsnr, self.logsnr_range)
-        embedding = jnp.concatenate(
-            [
-                sinusoidal_embedding(position, self.width),
-                condition_or_zeros(condition, self.condition_size),
-            ]
-        )
-        embedding = jax.nn.silu(self.embed2(jax.nn.silu(self.embed1(embedding)))).astype(dtype)
-
+        embedding = nn.embed(self, logsnr, condition)
         image = jnp.transpose(z, (1, 2, 0))
-        features = jnp.concatenate(
-            [image, fourier_features(image, self.fourier, self.levels)], axis=-1
-        )
-        if key is None:
-            down_keys = middle_key1 = middle_key2 = up_keys = None
-        else:
+        waves = fourier_features(image, self.fourier, self.levels)
+        down_keys = middle_key1 = middle_key2 = up_keys = None
+        if key is not None:
             keys = jax.random.split(key, 2 * self.depth + 3)
             down_keys, up_keys = keys[: self.depth], keys[self.depth : -2]
             middle_key1, middle_key2 = keys[-2], keys[-1]
 
-        def go_down(stage: _Stage, h: Any, key: Any) -> tuple[Any, Any]:
+        def go_down(stage: nn.Stage, h: Any, key: Any) -> tuple[Any, Any]:
             h = stage(h, embedding, key=key)
             return h, h
 
-        def go_up(stage: _Stage, h: Any, inputs: Any) -> tuple[Any, None]:
+        def go_up(stage: nn.Stage, h: Any, inputs: Any) -> tuple[Any, None]:
             skip, key = inputs
             return stage(h, embedding, skip=skip, key=key), None
 
-        first = self.conv_in(features.astype(dtype))
-        h, skips = scan_blocks(go_down, self.down, first, down_keys, remat=self.remat)
+        first = self.conv_in(jnp.concatenate([image, waves], axis=-1).astype(self.dtype))
+        h, skips = nn.scan_blocks(go_down, self.down, first, down_keys, remat=self.remat)
         h = self.middle1(h, embedding, key=middle_key1)
         h = self.middle_attention(h)
         h = self.middle2(h, embedding, key=middle_key2)
         skips = jnp.concatenate([skips[::-1], first[None]])
-        h, _ = scan_blocks(go_up, self.up, h, (skips, up_keys), remat=self.remat)
+        h, _ = nn.scan_blocks(go_up, self.up, h, (skips, up_keys), remat=self.remat)
         h = self.conv_out(jax.nn.silu(self.norm_out(h)))
-        return z + jnp.transpose(h, (2, 0, 1)).astype(jnp.float32)
+        return add_latent(z, jnp.transpose(h, (2, 0, 1)))
+
+
+# The layers of a block and of an attention, by our names and by the reference's.
+_BLOCK = {
+    "norm1": "GroupNorm_0",
+    "conv1": "conv1",
+    "project": "cond_proj",
+    "norm2": "GroupNorm_1",
+    "conv2": "conv2",
+}
+_ATTENTION = {"norm": "GroupNorm_0", "query": "q", "key": "k", "value": "v", "out": "proj_out"}
 
 
 def vdm_unet_from_reference(
@@ -214,55 +162,30 @@ def vdm_unet_from_reference(
 ) -> VDMUNet:
     """A `VDMUNet` with the parameters of the reference implementation's score model.
 
-    **Arguments:**
-
-    - `params`: the nested dictionary of arrays under `score_model` in a checkpoint of
-      github.com/google-research/vdm.
-    - `shape`: (channels, height, width) of one image.
-    - `config`: the reference's configuration: `sm_n_embd`, `sm_n_layer`, `sm_pdrop`,
-      `with_fourier_features`, `with_attention`, `gamma_min`, `gamma_max`.
+    **Arguments:** `params`: the nested dictionary of arrays under `score_model` in a checkpoint of the
+    reference; `shape`: (channels, height, width) of one image; `config`: the reference's configuration.
 
     **Returns:** the network, in float32, with `condition_size=1`.
 
-    **Raises:** `ValueError` if a parameter is missing or has another shape than the configuration
-    implies.
+    **Raises:** `ValueError` if a parameter is missing or its shape differs from the configuration's.
     """
 
-    def dense(tree: Mapping[str, Any]) -> dict[str, Any]:
+    def layer(tree: Mapping[str, Any]) -> dict[str, Any]:
+        if "scale" in tree:
+            return {"scale": tree["scale"], "bias": tree["bias"]}
         return {"weight": tree["kernel"], "bias": tree.get("bias")}
 
-    def norm(tree: Mapping[str, Any]) -> dict[str, Any]:
-        return {"scale": tree["scale"], "bias": tree["bias"]}
-
-    def block(name: str) -> dict[str, Any]:
+    def layers(name: str, names: Mapping[str, str]) -> dict[str, Any]:
         tree = params[name]
-        return {
-            "norm1": norm(tree["GroupNorm_0"]),
-            "conv1": dense(tree["conv1"]),
-            "project": dense(tree["cond_proj"]),
-            "norm2": norm(tree["GroupNorm_1"]),
-            "conv2": dense(tree["conv2"]),
-            "shortcut": dense(tree["nin_shortcut"]) if "nin_shortcut" in tree else None,
-        }
-
-    def attention(name: str) -> dict[str, Any]:
-        tree = params[name]
-        return {
-            "norm": norm(tree["GroupNorm_0"]),
-            "query": dense(tree["q"]),
-            "key": dense(tree["k"]),
-            "value": dense(tree["v"]),
-            "out": dense(tree["proj_out"]),
-        }
+        found = {ours: layer(tree[theirs]) for ours, theirs in names.items()}
+        # Where a block keeps its width there is none.
+        return found | {"shortcut": layer(tree["nin_shortcut"]) if "nin_shortcut" in tree else None}
 
     def stages(way: str, count: int) -> dict[str, Any]:
-        each = [
-            {
-                "block": block(f"{way}.block_{i}"),
-                "attention": attention(f"{way}.attn_{i}") if config["with_attention"] else None,
-            }
-            for i in range(count)
-        ]
+        each = [{"block": layers(f"{way}.block_{i}", _BLOCK)} for i in range(count)]
+        for i, stage in enumerate(each):
+            attended = config["with_attention"]
+            stage["attention"] = layers(f"{way}.attn_{i}", _ATTENTION) if attended else {}
         return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
     network = VDMUNet(
@@ -278,16 +201,16 @@ def vdm_unet_from_reference(
     )
     try:
         values: dict[str, Any] = {
-            "embed1": dense(params["dense0"]),
-            "embed2": dense(params["dense1"]),
-            "conv_in": dense(params["conv_in"]),
+            "embed1": layer(params["dense0"]),
+            "embed2": layer(params["dense1"]),
+            "conv_in": layer(params["conv_in"]),
             "down": stages("down", network.depth),
-            "middle1": block("mid.block_1"),
-            "middle_attention": attention("mid.attn_1"),
-            "middle2": block("mid.block_2"),
+            "middle1": layers("mid.block_1", _BLOCK),
+            "middle_attention": layers("mid.attn_1", _ATTENTION),
+            "middle2": layers("mid.block_2", _BLOCK),
             "up": stages("up", network.depth + 1),
-            "norm_out": norm(params["GroupNorm_0"]),
-            "conv_out": dense(params["conv_out"]),
+            "norm_out": layer(params["GroupNorm_0"]),
+            "conv_out": layer(params["conv_out"]),
         }
     except KeyError as error:
         raise ValueError(
@@ -303,9 +226,8 @@ def vdm_unet_from_reference(
             value = None if value is None else value[entry.name]
         if value is None or np.shape(value) != leaf.shape:
             found = "nothing" if value is None else f"shape {np.shape(value)}"
-            raise ValueError(
-                f"params has {found} for {jax.tree_util.keystr(path)}, expected shape {leaf.shape}."
-            )
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"params has {found} for {name}, expected shape {leaf.shape}.")
         return jnp.asarray(value, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(fill, network)

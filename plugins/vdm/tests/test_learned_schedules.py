@@ -161,6 +161,4 @@ def test_truncated_learned_schedule_has_fixed_ends():
         assert abs(slope(learned.ends.start, 0.0)) < 1e-9
         assert abs(slope(learned.ends.start, 1.0)) < 1e-9
         up, down = (logsnr(learned.ends.start + d, 0.3) for d in (1e-6, -1e-6))
-        assert jnp.allclose(
-            slope(learned.ends.start, 0.3), (up - down) / 2e-6, rtol=1e-5, atol=1e-9
-        )
+        assert jnp.allclose(slope(learned.ends.start, 0.3), (up - down) / 2e-6, rtol=1e-5, atol=1e-9)

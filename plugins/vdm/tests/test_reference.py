@@ -10,14 +10,12 @@ import pytest
 
 import diffkit as dk
 import diffkit_vdm
-from diffkit.objectives import diffusion_term, prior_term, reconstruction_term
+from diffkit.objectives import prior_term, reconstruction_term
 
 GOLDEN = Path(__file__).parents[3].parent / "shared" / "golden" / "vdm_official"
 CASES = ("scalar_continuous", "scalar_discrete_T10", "nnet_continuous_attention")
 
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason=f"the golden values are not at {GOLDEN}"
-)
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the golden values are not at {GOLDEN}")
 
 
 def close(actual, expected):
@@ -61,8 +59,8 @@ def test_golden_values(case):
             mean, std = process.posterior(z, x_hat, level_t, level_s)
             return mean + std * noise
 
-        def diffusion(x, t, eps, condition, steps):
-            return diffusion_term(model, x, t, eps, condition=condition, steps=steps)
+        def diffusion(t, steps):
+            return dk.DiffusionLoss(steps=steps).at(model, encoded, t, eps, condition=condition)
 
         return {
             "gamma_0": -schedule(0.0)[None],
@@ -73,13 +71,9 @@ def test_golden_values(case):
             "z_t": z_t,
             "eps_hat": eps_hat,
             "loss_prior": jax.vmap(lambda x: prior_term(model, x))(encoded),
-            "loss_recon": jax.vmap(lambda x, e: reconstruction_term(model, x, e))(x, eps_0),
-            "loss_diffusion_continuous": jax.vmap(lambda *a: diffusion(*a, None))(
-                encoded, t, eps, condition
-            ),
-            "loss_diffusion_discrete": jax.vmap(lambda *a: diffusion(*a, steps or 1))(
-                encoded, inside, eps, condition
-            ),
+            "loss_recon": jax.vmap(lambda *each: reconstruction_term(model, *each))(x, encoded, eps_0),
+            "loss_diffusion_continuous": diffusion(t, None),
+            "loss_diffusion_discrete": diffusion(inside, steps or 1),
             "ancestral_z_s": jax.vmap(ancestral)(z_t, condition, noise),
         }
 
@@ -125,7 +119,7 @@ def test_errors_name_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match="msgpack_path must be a checkpoint"):
         diffkit_vdm.import_reference(file, config)
     file.write_bytes(b"\xc1 not msgpack")
-    with pytest.raises(ValueError, match="is no Flax msgpack file"):
+    with pytest.raises(ValueError, match="is not a Flax msgpack file"):
         diffkit_vdm.import_reference(file, config)
     file.write_bytes(b"\x81\xa4step\x01")
     with pytest.raises(ValueError, match=r"has no 'params'; it holds \['step'\]"):

@@ -107,7 +107,7 @@ def test_blocks_are_scanned_and_depth_is_a_parameter():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shape": (8, 8)}, r"shape must be \(channels, height, width\); got \(8, 8\)"),
+        ({"shape": (8, 8)}, r"network vdm_unet takes images .* have the shape \(8, 8\)"),
         ({"width": 2}, "width must be an integer of at least 4; got 2"),
         ({"depth": 0}, "depth must be an integer of at least 1; got 0"),
         ({"dropout": 1.0}, "dropout must be a probability"),

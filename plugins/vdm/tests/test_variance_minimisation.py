@@ -11,7 +11,7 @@ import pytest
 import diffkit as dk
 import diffkit_vdm
 from diffkit.training import Objective
-from diffkit.training.state import _optimiser, follows_loss
+from diffkit.training.state import _transformation, follows_loss
 
 # Weighted losses, other times, other targets, discrete time, endpoints that are fixed: all together once.
 CASES = {
@@ -39,9 +39,7 @@ def make(minimise_variance: bool, *, parameterization=None, learn_endpoints=True
     network = dk.networks.MLP((2,), width=8, depth=1, key=jax.random.key(1))
     denoiser = dk.Denoiser(network, parameterization or dk.Epsilon(), dk.VariancePreserving())
     model = dk.DiffusionModel(denoiser, schedule, dk.GaussianDecoder(), (2,))
-    return jax.tree.map(
-        lambda leaf: leaf.astype(float) if eqx.is_inexact_array(leaf) else leaf, model
-    )
+    return jax.tree.map(lambda leaf: leaf.astype(float) if eqx.is_inexact_array(leaf) else leaf, model)
 
 
 def mean_of(function, options):
@@ -101,9 +99,7 @@ def test_in_float32_the_rest_is_equal_to_rounding():
         jax.tree.leaves((plain.denoiser, plain.schedule.ends)),
         strict=True,
     ):
-        np.testing.assert_allclose(
-            ours, theirs, rtol=1e-5, atol=1e-6 * float(jnp.max(jnp.abs(theirs)))
-        )
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * float(jnp.max(jnp.abs(theirs))))
 
 
 def test_the_network_appears_once_in_the_compiled_step():
@@ -134,16 +130,14 @@ def test_clipping_leaves_the_other_gradients_alone():
     config = dk.TrainConfig(clip=0.1, warmup=0)
     params = eqx.filter(model, dk.trainable(model))
     gradient = jax.tree.map(jnp.ones_like, params)
-    large = eqx.tree_at(
-        lambda m: m.schedule.interior.centre, gradient, replace_fn=lambda b: 1e3 * b
-    )
-    optimiser = _optimiser(config)
+    large = eqx.tree_at(lambda m: m.schedule.interior.centre, gradient, replace_fn=lambda b: 1e3 * b)
+    optimiser = _transformation(config)
     steps = [optimiser.update(g, optimiser.init(params), params)[1] for g in (gradient, large)]
     plain, other = (jax.tree.leaves(s[1][0].mu.denoiser) for s in steps)
     for one, two in zip(plain, other, strict=True):
         np.testing.assert_array_equal(one, two)
     # It is one structure with clipping and without.
-    without = _optimiser(dk.TrainConfig(clip=0.0)).init(params)
+    without = _transformation(dk.TrainConfig(clip=0.0)).init(params)
     assert jax.tree.structure(without) == jax.tree.structure(optimiser.init(params))
 
 
@@ -215,13 +209,8 @@ def test_trained_interior_is_close_to_the_best_one_for_its_network():
         ("cosine", "cosine"),
         ("learned", ("learned_monotone", {"minimise_variance": True})),
     ):
-        model = dk.preset(
-            "vdm",
-            shape=data.shape,
-            levels=data.levels,
-            network=("mlp", {"width": 64}),
-            key=jax.random.key(0),
-            schedule=schedule,
+        model = dk.preset("vdm", network=("mlp", {"width": 64}), schedule=schedule).model(
+            shape=data.shape, levels=data.levels, key=jax.random.key(0)
         )
         model = dk.fit(model, data, dk.TrainConfig(steps=3000), progress=False).model
         found[name] = dk.estimator_statistics(

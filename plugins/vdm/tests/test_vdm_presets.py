@@ -23,8 +23,6 @@ def test_settings_are_those_of_the_published_configuration():
 
 def test_schedule_starts_between_the_published_endpoints():
     # gamma_min = -13.3 and gamma_max = 5, a straight line.
-    model = dk.preset(
-        "vdm_cifar10", shape=(2,), key=jax.random.key(0), network=("mlp", {"width": 8})
-    )
+    model = dk.preset("vdm_cifar10", network=("mlp", {"width": 8})).model(shape=(2,), key=jax.random.key(0))
     gamma = [-float(model.schedule(t)) for t in (0.0, 0.5, 1.0)]
     np.testing.assert_allclose(gamma, [-13.3, -4.15, 5.0], rtol=1e-3)
