@@ -358,6 +358,7 @@ def fails(arguments, capfd):
     return message
 
 
+@pytest.mark.slow
 def test_command_line_with_labels(workplace, capfd):
     small = ["network=mlp", "network.width=8", "network.depth=1", "schedule=learned_linear"]
     small += ["train.steps=4", "train.steps_per_dispatch=2", "train.batch_size=8"]

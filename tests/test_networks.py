@@ -326,6 +326,7 @@ class TestNetworks:
 
     logsnr = (25.0, 13.3, -5.0, -15.0)
 
+    @pytest.mark.slow
     def test_both_ends_of_logsnr_and_both_dtypes(self, make):
         """Finite, and bfloat16 agrees with float32 to a few of its roundings (2^-8)."""
         outputs = []

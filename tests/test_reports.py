@@ -536,6 +536,7 @@ def stamps(path):
     return {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_train_seeds_and_report(workplace, capfd):
     command = ["train", "--multirun", *SMALL, "train.seed=0,1", "root=sweep"]
     command += ["evaluate_steps=[4,null]", "variance=true"]

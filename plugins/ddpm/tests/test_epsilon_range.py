@@ -234,6 +234,7 @@ def test_denoising_loss_is_the_hybrid_one():
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_spread_0_is_the_plain_model():
     x, key = jnp.asarray([[0.7, -0.4], [0.1, 2.0], [-1.0, 0.3]], jnp.float32), jax.random.key(1)
     shift = SHIFT.astype(np.float32)

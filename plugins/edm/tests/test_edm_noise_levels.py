@@ -102,6 +102,7 @@ def test_slope_can_be_differentiated_again():
     assert float(second) == pytest.approx(-2.4 * z / norm.pdf(z) ** 2, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("P_mean", "P_std", "data_std"), [(-1.2, 1.2, 0.5), (-0.4, 1.0, 0.5), (-1.2, 1.2, 0.25)]
 )

@@ -133,6 +133,7 @@ def test_errors_name_what_is_wrong(tmp_path):
         diffkit_vdm.import_reference(file, config, group="weights")
 
 
+@pytest.mark.slow
 @needs_golden
 def test_imported_model_is_an_ordinary_one():
     golden = np.load(GOLDEN / "scalar_discrete_T10.npz")

@@ -55,6 +55,7 @@ def mean_of(function, options):
     return mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_interior_follows_the_second_moment_and_all_else_the_loss(case):
     options = CASES[case]
