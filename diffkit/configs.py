@@ -24,6 +24,7 @@ from jaxtyping import Array
 from diffkit import registry
 from diffkit.data import AbstractDataset
 from diffkit.files import replace_text
+from diffkit.networks import AbstractNetwork
 from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, DataSpec, Preset, resolve
 from diffkit.registry import CONTEXT, Context, complete, is_constructor, name_of
 
@@ -195,6 +196,9 @@ def _is_plain(value: Any) -> bool:
 def _options(part: Any, context: Context) -> dict[str, Any] | None:
     """The options that make the same part again: its attributes of their names; else `None`."""
     options = {}
+    if isinstance(part, AbstractNetwork):
+        # Its own range: a model refuses a network of another than its schedule's.
+        context = dataclasses.replace(context, logsnr_range=getattr(part, "logsnr_range", None))
     for name, parameter in inspect.signature(type(part)).parameters.items():
         if name in CONTEXT:
             continue

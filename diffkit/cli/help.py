@@ -38,7 +38,7 @@ def described(settings: type) -> dict[str, str]:
     for names, words in re.findall(
         r"^ *- (`\w+`(?:, `\w+`)*): (.*?)(?=^ *- `|^\s*$|\Z)", text, re.M | re.S
     ):
-        sentence = re.split(r"\.(?:\s|$)", re.sub(r"\s+\([^)]*\)", "", words))[0]
+        sentence = re.split(r"\.(?:\s|$)", re.sub(r"\s+\(`[^)]*\)", "", words))[0]
         line = " ".join(sentence.replace("`", "").split())
         found |= dict.fromkeys(re.findall(r"\w+", names), line)
     return found

@@ -162,6 +162,7 @@ def invert(
     grid: AbstractGrid = UniformT(),
     condition: Conditions | None = None,
     logsnr: ScalarLike | None = None,
+    check: bool = True,
 ) -> tuple[FloatBatch, Scalar]:
     """The latents from which a deterministic sampler makes given data: its steps the other way.
 
@@ -181,7 +182,7 @@ def invert(
             f"sampler must be deterministic, got {type(sampler).__name__}, which adds noise: its steps "
             "have no inverse. Take an ODE's, such as diffkit.samplers.DDIM()."
         )
-    _check(x.shape[0], steps, condition)
+    _check(model, grid, x.shape[0], steps, condition, check)
     y = model.encode(jnp.asarray(x)).astype(float)
     if logsnr is None:
         logsnr = model.schedule.endpoints[1]
@@ -189,7 +190,7 @@ def invert(
     return _inverted(model, sampler, y, logsnrs, condition), logsnrs[-1]
 
 
-def _check(count: int, steps: int, condition: Conditions | None) -> None:
+def _check(model, grid, count: int, steps: int, condition: Conditions | None, check: bool) -> None:
     if count < 1:
         raise ValueError(f"shape_or_count must ask for at least one sample, got {count}.")
     if steps < 1:
@@ -198,6 +199,9 @@ def _check(count: int, steps: int, condition: Conditions | None) -> None:
         raise ValueError(
             f"condition must have one row for each of the {count} samples, got {condition.shape[0]}."
         )
+    if check:
+        check_model(model)
+        check_grid(grid, model.schedule, steps)
 
 
 def _rest(
@@ -221,10 +225,7 @@ def _run(
     model, sampler, counts, key, steps, grid, condition, decode_noise, start, check, keep
 ) -> tuple[Array, Array, Any]:
     count = math.prod(counts)
-    _check(count, steps, condition)
-    if check:
-        check_model(model)
-        check_grid(grid, model.schedule, steps)
+    _check(model, grid, count, steps, condition, check)
     if start is not None:
         z, logsnr = start
         if z.shape != counts + model.shape:

@@ -76,8 +76,7 @@ class Fit:
 
     def evaluate(self, source: AbstractSource, *, key: PRNGKey, **options: Any) -> Evaluation:
         """The likelihood of the trained model: `diffkit.evaluate`, with the T of training by default."""
-        options = {"steps": self.assembly.preset.train.get("loss_steps")} | options
-        return evaluate(self.model, source, key=key, **options)
+        return evaluate(self, source, key=key, **options)
 
     def sample(self, count: int | tuple[int, ...], *, key: PRNGKey, **options: Any) -> jax.Array:
         """Samples of the trained model: `diffkit.sample` with the preset's sampler, grid and steps.
