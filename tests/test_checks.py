@@ -175,6 +175,8 @@ def test_a_model_by_hand():
     assert eqx.filter_eval_shape(drawn, wrong).shape == (2, 2)
     with pytest.raises(ValueError, match=r"grid Backwards must rise strictly.*got logsnr = 9, then = 0"):
         drawn(right, grid=Backwards())
+    with pytest.raises(ValueError, match="grid Backwards must rise strictly"):
+        dk.invert(right, dk.samplers.DDIM(), jnp.zeros((2, 2)), steps=2, grid=Backwards())
     # A state that was a prediction is kept as an array.
     found = dk.sample(right, Keeps(), 2, key=KEY, steps=2)
     assert found.shape == (2, 2)

@@ -278,6 +278,7 @@ def test_help_of_train_shows_what_is_default(capfd):
     main(["train", "--help"])
     out = capfd.readouterr().out
     assert "launcher=NAME" in out
+    assert "decay of step n to (1 + n) / (10 + n)" in " ".join(out.split())
     assert "preset=NAME --cfg job" in out
     marked = set(re.findall(r"^\* (\w+)", out, re.M))
     # What a run without choices is made of.

@@ -203,6 +203,9 @@ def test_the_run_says_at_once_which_part_is_for_python_only(tmp_path, capsys):
     assert "no command can make schedule=tests.test_compositions.Power" in capsys.readouterr().out
     # Made of registered parts, as names or as instances, it is for every command.
     known = preset.replace(schedule=dk.Cosine(9.0), sampler=dk.samplers.DDIM(0.5))
+    # A network has the range of its model, which is not that of its constructor's default.
+    network = known.model(dk.data.Swirl(), key=jax.random.key(0)).denoiser.network
+    known = known.replace(network=network)
     dk.fit(known, dk.data.Swirl(), directory=tmp_path / "b")
     assert "no command" not in capsys.readouterr().out
     run = dk.load_run(tmp_path / "b")

@@ -13,14 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffkit.checks import check_condition, check_loss, check_model
-from diffkit.configs import (
-    CHECKPOINTS,
-    METRICS_FILE,
-    RENAMED,
-    config_of,
-    unregistered,
-    write_config,
-)
+from diffkit.configs import CHECKPOINTS, METRICS_FILE, RENAMED, config_of, unregistered, write_config
 from diffkit.data import AbstractDataset, AbstractSource, batches, condition_size
 from diffkit.denoiser import Denoiser, underlying
 from diffkit.display import outline
