@@ -13,7 +13,7 @@ _MAPS = Path("/proc/self/maps")
 
 def pytest_configure(config):
     if config.option.markexpr == "not slow":
-        # Compilation is most of the fast tests' time. The slow ones, the laws and the pages run optimised code.
+        # Most of the fast tests' time is compilation. The slow ones and the laws run optimised code.
         jax.config.update("jax_disable_most_optimizations", True)
 
 
