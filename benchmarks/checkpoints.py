@@ -16,14 +16,14 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import jax
 
 import diffkit as dk
-from diffkit.training import Checkpoints, init_state
+from diffkit.training import Checkpoints, TrainState, init_state
 from diffkit.training import checkpoints as module
 from diffkit.training.manifests import Manifest
 
@@ -39,69 +39,67 @@ MODELS = {
 
 
 @contextlib.contextmanager
-def unverified() -> Iterator[None]:
+def unverified(*, saving: bool) -> Iterator[None]:
     """Neither digests, nor reading back, nor flushing: what checkpoints were without manifests."""
-    nothing = {"digests": lambda arrays: {}, "digest_of_file": lambda path: "", "_sync": lambda path: None}
     with contextlib.ExitStack() as stack:
-        for name, function in nothing.items():
-            stack.enter_context(mock.patch.object(module, name, function))
-        for name in ("check_files", "check_arrays"):
-            stack.enter_context(mock.patch.object(Manifest, name, lambda *arguments: None))
+        for owner, name, value in (
+            (module, "digests", {}),
+            (module, "digest_of_file", ""),
+            (module, "_sync", None),
+            (Manifest, "check_files", None),
+            (Manifest, "check_arrays", None),
+            *([(module, "_read_arrays", {})] if saving else []),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, return_value=value))
         yield
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def measured(state: TrainState, directory: Path, *, verified: bool) -> dict[str, float]:
+    """Seconds to save and to load a state, and the size of its checkpoint in bytes."""
+    checkpoints, times = Checkpoints(directory), [time.perf_counter()]
+    with contextlib.nullcontext() if verified else unverified(saving=True):
+        checkpoints.save(1, state, {"seconds": 0.0})
+    times.append(time.perf_counter())
+    with contextlib.nullcontext() if verified else unverified(saving=False):
+        step = checkpoints.latest_step()
+        assert step == 1
+        jax.block_until_ready(checkpoints.restore(step, like=state)[0].step)
+    times.append(time.perf_counter())
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    shutil.rmtree(directory)
+    return {"save": times[1] - times[0], "load": times[2] - times[1], "size": size}
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", help="models whose name contains this")
+    parser.add_argument("--only", default="", help="models whose name contains this")
     args = parser.parse_args()
     print(
         f"{len(os.sched_getaffinity(0))} cores, medians of {args.repeats}; a checkpoint every {EVERY} steps"
     )
-    read_back = module._read_arrays
     for name, (network, shape, step) in MODELS.items():
-        if args.only and args.only not in name:
+        if args.only not in name:
             continue
         model = dk.preset("vdm", network=network).model(shape=shape, levels=256, key=jax.random.key(0))
-        state = init_state(model, dk.TrainConfig())
-        times: dict[str, list[float]] = {}
+        state, runs = init_state(model, dk.TrainConfig()), {True: [], False: []}
         with tempfile.TemporaryDirectory() as place:
-            for repeat in range(args.repeats + 1):  # the first is not counted
-                for verified in (True, False):
-                    directory = Path(place) / "checkpoints"
-                    with contextlib.ExitStack() as stack:
-                        if not verified:
-                            stack.enter_context(unverified())
-                        checkpoints = Checkpoints(directory)
-                        with contextlib.ExitStack() as saving:
-                            if not verified:
-                                saving.enter_context(
-                                    mock.patch.object(module, "_read_arrays", lambda path: {})
-                                )
-                            save = timed(lambda c=checkpoints: c.save(1, state, {"seconds": 0.0}))
-                        assert module._read_arrays is read_back
-                        load = timed(lambda c=checkpoints: c.restore(c.latest_step(), like=state))
-                    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
-                    shutil.rmtree(directory)
-                    if repeat:
-                        for what, seconds in (("save", save), ("load", load)):
-                            times.setdefault(f"{what} {verified}", []).append(seconds)
-        median = {what: statistics.median(values) for what, values in times.items()}
-        more = median["save True"] - median["save False"]
-        print(f"{name}: {size / 1e6:.1f} MB")
+            for _ in range(args.repeats + 1):
+                for verified, times in runs.items():
+                    times.append(measured(state, Path(place) / "checkpoints", verified=verified))
+        # The first is not counted.
+        with_it, without = (
+            {what: statistics.median(each[what] for each in runs[verified][1:]) for what in runs[True][0]}
+            for verified in (True, False)
+        )
+        print(f"{name}: {with_it['size'] / 1e6:.1f} MB")
         for what in ("save", "load"):
-            with_it, without = median[f"{what} True"], median[f"{what} False"]
-            print(f"  {what}  {without:.3f} s without, {with_it:.3f} s with: {with_it / without - 1:+.1%}")
+            more = with_it[what] / without[what] - 1
+            print(f"  {what}  {without[what]:.3f} s without, {with_it[what]:.3f} s with: {more:+.1%}")
         if step is not None:
-            print(f"  of an hour of training: {more / (EVERY * step + median['save True']):.2%}")
+            more = with_it["save"] - without["save"]
+            print(f"  of an hour of training at {step} s a step: {more / (EVERY * step + more):.2%}")
 
 
 if __name__ == "__main__":
