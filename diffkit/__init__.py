@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from diffkit import training as training
     from diffkit import transport as transport
     from diffkit import typing as typing
+    from diffkit import verification as verification
     from diffkit import weightings as weightings
     from diffkit.buffers import Buffer as Buffer
     from diffkit.buffers import trainable as trainable
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
     from diffkit.training import estimator_statistics as estimator_statistics
     from diffkit.training import evaluate as evaluate
     from diffkit.training import fit as fit
+    from diffkit.verification import verify_run as verify_run
     from diffkit.weightings import ELBO as ELBO
     from diffkit.weightings import AbstractWeighting as AbstractWeighting
     from diffkit.weightings import Implied as Implied

@@ -331,7 +331,8 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """
     import yaml
 
-    saved = (path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())
+    places = (path / CHECKPOINTS).iterdir() if (path / CHECKPOINTS).is_dir() else ()
+    saved = any(place.name.isdecimal() for place in places)  # what a killed save left is none
     known = read_config(path)
     if saved and not known:
         raise ValueError(

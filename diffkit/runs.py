@@ -3,7 +3,7 @@
 RUN/
   config.yaml        every choice: parts with their options, data, training settings; and `transport`,
                      the process and schedule given by `diffkit convert`
-  checkpoints/       the training state, by step (orbax)
+  checkpoints/       the training state, by step (orbax), each with a manifest of what was written
   metrics.jsonl      training metrics, a record per line
   tensorboard/       the same for TensorBoard
   evaluation.json    the test likelihood; written last, so it marks a complete run
@@ -48,6 +48,7 @@ from diffkit.presets import (
 )
 from diffkit.schedules import ordered_endpoints
 from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
+from diffkit.training.checkpoints import copy_checkpoint
 from diffkit.transport import carried, range_losses
 
 
@@ -117,8 +118,8 @@ def convert_run(
 ) -> tuple[Run, tuple[str, ...]]:
     """Write a run's model under another process or schedule as a new run, without training.
 
-    The new run has the old one's newest checkpoint and configuration, with the new process and schedule in
-    the entry `transport`.
+    The new run has the old one's newest whole checkpoint and configuration, with the new process and
+    schedule in the entry `transport`.
 
     **Arguments:** `source`: the run's directory; `out`: the new one's; `process`, `schedule`: nodes of a
     configuration, as hydra-zen writes them; `None` keeps the run's.
@@ -127,7 +128,8 @@ def convert_run(
     one (`diffkit.equivalence.range_losses`).
 
     **Raises:** `ValueError` if neither part is given, a part does not fit, the run was started in Python,
-    or `out` exists; `FileNotFoundError` if there is no run at `source`. On an error, nothing is written.
+    or `out` exists; `FileNotFoundError` if there is no run at `source`; `diffkit.training.CheckpointError`
+    if none of its checkpoints is whole. On an error, nothing is written.
     """
     import yaml
 
@@ -147,7 +149,8 @@ def convert_run(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place:
         new = Path(place) / out.name
         step = Path(CHECKPOINTS) / str(run.step)
-        shutil.copytree(source / step, new / step)
+        (new / step).parent.mkdir(parents=True)
+        copy_checkpoint(source / step, new / step, config)
         if (source / METRICS_FILE).exists():
             shutil.copy(source / METRICS_FILE, new / METRICS_FILE)
         (new / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False))
@@ -162,14 +165,17 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
     assembled by hand. Needed only for a run with an unregistered part; its parts are compared with the
     run's.
 
-    **Returns:** a `Run` at its newest checkpoint.
+    **Returns:** a `Run` at its newest whole checkpoint.
 
     **Raises:** `FileNotFoundError` if there is no run or no checkpoint at `path`; `ValueError` if
     `like` is needed and missing, or is another composition (the message says what differs);
-    `diffkit.training.CheckpointError` if `like` has another structure.
+    `diffkit.training.CheckpointError` if `like` has another structure, if no checkpoint is whole, or if
+    `config.yaml` was changed after it was written.
+
+    **Warns:** `diffkit.training.CheckpointWarning` if newer checkpoints are damaged (`diffkit.verify_run`).
     """
     path = Path(path)
-    if not (path / CHECKPOINTS).is_dir():
+    if not (path / CHECKPOINTS).is_dir() and not (path / CONFIG_FILE).exists():
         raise FileNotFoundError(f"path must be a run directory, there are no checkpoints at {path}.")
     config = read_config(path)
     if not config and like is None:

@@ -80,6 +80,7 @@ PUBLIC = [
     "sample",
     "sample_trajectory",
     "trainable",
+    "verify_run",
     "vlb",
 ]
 

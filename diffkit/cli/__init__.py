@@ -17,6 +17,7 @@ commands:
   convert     to another process     diffkit convert RUN OUT [process=straight] [schedule=cosine]
   equivalence compare two models     diffkit equivalence vdm edm
   report      a page about runs      diffkit report RUN RUN [out=report.md]
+  verify      is a run whole         diffkit verify RUN
   plugins     what is installed      diffkit plugins
   check       the laws of its parts  diffkit check PLUGIN
   new-plugin  begin a plugin         diffkit new-plugin NAME

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from diffkit.cli.plugins import wide_console
 from diffkit.configs import EVALUATION_FILE, VARIANCE_FILE, is_finished, make, write_config
@@ -46,6 +47,7 @@ from diffkit.training.loop import train
 from diffkit.training.metrics import as_json
 from diffkit.transport import range_losses
 from diffkit.typing import PRNGKey
+from diffkit.verification import verify_run
 from diffkit.weightings import AbstractWeighting
 
 
@@ -265,6 +267,18 @@ def report_command(config: Mapping[str, Any]) -> None:
     made = report(config["runs"], out=config["out"], baseline=config["baseline"])
     made.show()
     print(made.path, flush=True)
+
+
+def verify_command(config: Mapping[str, Any]) -> int:
+    """Whether all of a run is whole: `diffkit verify RUN`."""
+    findings = verify_run(config["run"])
+    table = Table("", "", "what was found", title=str(config["run"]))
+    for finding in findings:
+        table.add_row(Text(finding.name), "good" if finding.good else "WRONG", Text(finding.words))
+    wide_console().print(table)
+    wrong = sum(not finding.good for finding in findings)
+    print(f"{config['run']} is whole" if not wrong else f"{wrong} of {len(findings)} are wrong", flush=True)
+    return int(wrong > 0)
 
 
 def _save_samples(drawn: jax.Array, path: Path, levels: int | None) -> Path:

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, cast
@@ -233,6 +234,9 @@ def launch(command: Command, arguments: Sequence[str]) -> int:
 def _run(command: Command, config: Any) -> None:
     """The task that Hydra runs. A function of the module, so launchers can send it to a process."""
     job = HydraConfig.get()
+    formatted = warnings.formatwarning
+    # A line, as for an error, without the place in the source.
+    warnings.formatwarning = lambda message, *_: f"diffkit {command.name}: {message}\n"
     try:
         plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         if command.name == "train" and plain["run"] is None:
@@ -245,6 +249,8 @@ def _run(command: Command, config: Any) -> None:
     except Exception as error:  # a stranger's part may raise anything
         _show_error(command, error)
         status = 1
+    finally:
+        warnings.formatwarning = formatted
     if status and job.mode is RunMode.MULTIRUN:
         # Hydra runs the others before it fails; SystemExit would end them all.
         raise CompactHydraException("a run of the sweep failed.")

@@ -249,6 +249,20 @@ class ReportSettings:
     baseline: str | None = None
 
 
+@dataclass(frozen=True)
+class VerifySettings:
+    """Check all of a run: its configuration, every checkpoint, its metrics and results.
+
+    Nothing is written. The exit status is 1 if something is wrong.
+
+    **Arguments:**
+
+    - `run`: the run directory.
+    """
+
+    run: str | None = None
+
+
 def _is_number(value: Any, *types: type) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
 
@@ -268,6 +282,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         _command("convert", ConvertSettings, "run", "out", process=None, schedule=None),
         _command("equivalence", EquivalenceSettings, "a", "b"),
         _command("report", ReportSettings, "runs..."),
+        _command("verify", VerifySettings, "run"),
     )
 }
 """The commands of diffkit that take settings."""

@@ -7,6 +7,7 @@ from diffkit.lazy import lazy_imports
 if TYPE_CHECKING:
     from diffkit.training.checkpoints import CheckpointError as CheckpointError
     from diffkit.training.checkpoints import Checkpoints as Checkpoints
+    from diffkit.training.checkpoints import CheckpointWarning as CheckpointWarning
     from diffkit.training.config import TrainConfig as TrainConfig
     from diffkit.training.evaluation import Evaluation as Evaluation
     from diffkit.training.evaluation import evaluate as evaluate
