@@ -14,7 +14,14 @@ import numpy as np
 
 from diffkit.checks import check_condition, check_loss, check_model
 from diffkit.configs import CHECKPOINTS, METRICS_FILE, RENAMED, config_of, unregistered, write_config
-from diffkit.data import AbstractDataset, AbstractSource, batches, condition_size
+from diffkit.data import (
+    AbstractDataset,
+    AbstractSource,
+    batches,
+    check_examples,
+    check_identity,
+    condition_size,
+)
 from diffkit.denoiser import Denoiser, underlying
 from diffkit.display import outline
 from diffkit.grids import UniformT
@@ -150,7 +157,9 @@ def fit(
 
     - `what`: a preset, which chooses everything; or a model assembled by hand, which is not changed and
       takes its loss and settings from the arguments below.
-    - `data`: a dataset; trains on its `train` source, given its conditions if it has any.
+    - `data`: a dataset; trains on its `train` source, given its conditions if it has any. Its examples are
+      checked before training begins, and a directory that goes on must go on with the same data
+      (`TrainConfig.data_changed`).
     - `config`: the settings of the loop, for a model by hand. Change those of a preset with
       `preset.replace(train={"steps": 1000})`.
     - `key`: for the initial parameters, the order of the data, the noise and the times; by default
@@ -173,7 +182,8 @@ def fit(
 
     **Raises:** `ValueError` if the data do not fit the model, a part is wrong (`check`; `TypeError` for the
     step of a sampler), settings are given with a preset, or the directory holds a run of another
-    composition or other settings (the message says what differs); `CheckpointError` if its checkpoints are
+    composition or other settings (the message says what differs), or the data are not those that it was
+    trained on (`diffkit.data.DataChanged`) or hold values out of range; `CheckpointError` if its checkpoints are
     of another model; `FloatingPointError` if the loss or its gradient is no longer finite: the last good
     checkpoint then stays the newest.
 
@@ -243,6 +253,8 @@ def train(
     checkpoints, step, before = None, 0, 0.0
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
+        begun = (directory / CHECKPOINTS).is_dir() and any((directory / CHECKPOINTS).iterdir())
+        check_identity(directory, data, config.data_changed, begun=begun)
         checkpoints = Checkpoints(directory / CHECKPOINTS)
         newest = checkpoints.latest_step()
         if newest is not None:
@@ -251,6 +263,7 @@ def train(
         lines = JsonLines(directory / METRICS_FILE, step=step)
         records, own = lines.records, [lines, TensorBoard(directory / "tensorboard", step=step)]
     else:
+        check_examples(data)
         records: list[dict[str, float]] = []
         own = [lambda info: records.append(info.record)]
     if progress:
