@@ -376,13 +376,13 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
             "is not known. Name another directory; dk.load_run(path, like=model) reads them."
         )
     config = located(config)
-    if known and (path / DATA_FILE).exists():
+    begun = saved or (path / EVALUATION_FILE).exists()
+    if known and begun and (path / DATA_FILE).exists():
         # Wherever they are now: training goes on only with the same data, which it compares.
         known = located(known)
         moved = {name: known["data"][name] for name in _paths_of(known) & _paths_of(config)}
         config["data"] = config["data"] | moved
     changes = _changes(known, config) if known else {}
-    begun = saved or (path / EVALUATION_FILE).exists()
     if begun and (differ := differences(known, config)):
         raise ValueError(
             f"run={str(path)!r} holds a run with other choices: {'; '.join(differ[:5])}. "

@@ -29,6 +29,9 @@ def read_npy(path: str | os.PathLike[str], owner: str = "read_npy") -> Any:
     file = Path(path)
     try:
         with file.open("rb") as stream:
+            if zipfile.is_zipfile(stream):
+                raise ValueError("it is a .npz archive")
+            stream.seek(0)
             shape, _, dtype = _header(stream)
             place, size = stream.tell(), file.stat().st_size
         _check_size(shape, dtype, size - place)

@@ -181,11 +181,10 @@ def fit(
     **Returns:** a `Fit`.
 
     **Raises:** `ValueError` if the data do not fit the model, a part is wrong (`check`; `TypeError` for the
-    step of a sampler), settings are given with a preset, or the directory holds a run of another
-    composition or other settings (the message says what differs), or the data are not those that it was
-    trained on (`diffkit.data.DataChanged`) or hold values out of range; `CheckpointError` if its checkpoints are
-    of another model; `FloatingPointError` if the loss or its gradient is no longer finite: the last good
-    checkpoint then stays the newest.
+    step of a sampler), settings are given with a preset, the directory holds a run of another composition,
+    other settings or other data (the message says what differs), or examples are out of range;
+    `CheckpointError` if its checkpoints are of another model; `FloatingPointError` if the loss or its
+    gradient is no longer finite: the last good checkpoint then stays the newest.
 
     **Warns:** if the schedule has trainable endpoints and the weighting is not `ELBO`: they are kept fixed
     (`TrainConfig.learn_endpoints`).
