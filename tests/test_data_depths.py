@@ -69,6 +69,7 @@ def test_all_files_that_are_refused_are_named(tmp_path):
             "refused as an image bomb: .*3600000000 pix",
         ),
         ("large.png", png(8, 2, claimed=(9500, 9500)), "refused as an image bomb: .* 90250000 pix"),
+        ("lie.png", png(8, 2, claimed=(9000, 9000)), "its header says 9000 x 9000 pixels, but it has"),
         ("program.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
         ("short.gif", b"GIF89a\x05", "is not an image that can be read"),
     ],

@@ -134,15 +134,15 @@ def bounded_memory(more=2**30):
 def answer(read, file, content):
     """Read a file: nothing but an error that names it comes out, and none of memory."""
     file.write_bytes(content)
+    found = None
     try:
         read(file)
     except (ValueError, OSError) as error:
-        assert file.name in str(error)
-        causes = []
-        while error is not None:
-            causes.append(error)
-            error = error.__cause__ or error.__context__
-        assert not any(isinstance(each, MemoryError) for each in causes), causes
+        found = error
+    assert found is None or file.name in str(found)
+    while found is not None:
+        assert not isinstance(found, MemoryError)
+        found = found.__cause__ or found.__context__
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -166,7 +166,8 @@ def test_damaged_files_are_named(tmp_path, name, count):
     def check(seed):
         answer(read, tmp_path / name, damaged(contents, seed))
 
-    with bounded_memory():
+    # Of an image, its most pixels with the copies that Pillow makes.
+    with bounded_memory(2**31 if name.startswith("a.") else 2**28):
         check()
 
 
@@ -244,7 +245,7 @@ def test_idx_files_that_lie(tmp_path, content, message):
 )
 def test_no_opcode_of_a_pickle_acts(tmp_path, content):
     (tmp_path / "data_batch_1").write_bytes(content)
-    with bounded_memory(2**28), pytest.raises(ValueError, match="data_batch_1' (cannot be read|must be)"):
+    with bounded_memory(2**28), pytest.raises(ValueError, match=r"data_batch_1' (cannot be read|must be)"):
         _read_pickle(tmp_path / "data_batch_1", True)
 
 

@@ -63,7 +63,7 @@ PACKED = gzip.compress(PLAIN, mtime=0)
         (PACKED[:-8] + bytes(8), "damaged or was not downloaded in full: CRC"),
         (
             gzip.compress(idx_bytes(0x0E, (2**32 - 1,) * 2, bytes(6)), mtime=0),
-            "more than this machine's mem",
+            "more than this machine",
         ),
     ],
     ids=[

@@ -4,6 +4,7 @@ Pillow converts in silence: of 16 bits per channel of an RGB image it keeps 8. H
 at (`image_header`), and what would be lost has a name.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -20,6 +21,7 @@ from diffkit.lazy import needed
 
 # Found by content, whatever the name says. Not all that Pillow knows: it runs a program to read EPS.
 _FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+_RATIO: Final = 1032  # how much smaller than its content deflated data can be
 _MODES: Final = {
     "1": "1 bit per pixel",
     "F": "floats",
@@ -68,7 +70,7 @@ def image_header(file: str | os.PathLike[str]) -> ImageHeader:
         with warnings.catch_warnings():  # which name no file
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
-            with pillow.open(name, formats=_FORMATS) as image:
+            with _opened(name) as image:
                 return _header(image)
     except (pillow.DecompressionBombWarning, pillow.DecompressionBombError) as error:
         raise ValueError(f"{name!r} is refused as an image bomb: {error}") from error
@@ -89,9 +91,9 @@ def image_pixels(
     **Raises:** `ValueError`, naming the file, if it cannot be decoded or, without `convert`, has losses.
     """
     name = os.fspath(file)
-    pillow = needed("PIL.Image", "images need Pillow")
+    needed("PIL.Image", "images need Pillow")
     try:
-        with pillow.open(name, formats=_FORMATS) as opened:
+        with _opened(name) as opened:
             header = _header(opened)
             opened.load()
             if not header.losses:  # a PNG may have its orientation behind its pixels
@@ -113,7 +115,26 @@ def image_pixels(
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
+class _File(io.BufferedReader):
+    """A file of which no more is read than there is; Pillow makes room for what a header says."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(os.fstat(self.fileno()).st_size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[Any]:
+    pillow = needed("PIL.Image", "images need Pillow")
+    with _File(io.FileIO(name)) as file, pillow.open(file, formats=_FORMATS) as image:
+        yield image
+
+
 def _header(image: Any) -> ImageHeader:
+    size = os.fstat(image.fp.fileno()).st_size
+    least = image.width * image.height * (len(image.getbands()) if image.mode in ("RGB", "RGBA") else 0.125)
+    if image.format == "PNG" and least > _RATIO * size + 2**10:
+        raise ValueError(f"its header says {image.height} x {image.width} pixels, but it has {size} bytes")
     return ImageHeader(image.height, image.width, image.mode, tuple(_losses(image)))
 
 
