@@ -60,14 +60,15 @@ def identity(data: AbstractDataset) -> dict[str, Any]:
 
 
 def check_identity(
-    path: Path, data: AbstractDataset, policy: str = "refuse", *, begun: bool = True
+    path: Path | None, data: AbstractDataset, policy: str = "refuse", *, begun: bool = True
 ) -> None:
     """Compare data with those that a run was trained on; check new ones (`check_examples`) and record them.
 
     A run of an older version has no record, and gets one.
 
-    **Arguments:** `path`: the run directory; `data`; `policy`: what to do where they differ: `"refuse"`,
-    `"warn"` or `"ignore"`; `begun`: whether the run has a checkpoint, else the record is written anew.
+    **Arguments:** `path`: the run directory, or `None` if there is none, where data are new; `data`;
+    `policy`: what to do where they differ: `"refuse"`, `"warn"` or `"ignore"`; `begun`: whether the run has
+    a checkpoint, else the record is written anew.
 
     **Raises:** `DataChanged`, a `ValueError`, that says what differs, under the policy `"refuse"`;
     `ValueError` as `check_examples`.
@@ -75,6 +76,9 @@ def check_identity(
     **Warns:** `DataChangedWarning`, with the same words, under `"warn"`.
     """
     check_policy(policy)
+    if path is None:
+        check_examples(data)
+        return
     now, known = identity(data), _recorded(path / DATA_FILE) if begun else []
     if known and known[-1] == now:
         return

@@ -14,14 +14,7 @@ import numpy as np
 
 from diffkit.checks import check_condition, check_loss, check_model
 from diffkit.configs import CHECKPOINTS, METRICS_FILE, RENAMED, config_of, unregistered, write_config
-from diffkit.data import (
-    AbstractDataset,
-    AbstractSource,
-    batches,
-    check_examples,
-    check_identity,
-    condition_size,
-)
+from diffkit.data import AbstractDataset, AbstractSource, batches, check_identity, condition_size
 from diffkit.denoiser import Denoiser, underlying
 from diffkit.display import outline
 from diffkit.grids import UniformT
@@ -247,13 +240,13 @@ def train(
     """`fit` of parts already made, in a directory with its configuration."""
     model, weighting = parts.model, parts.weighting
     _check(parts, data, check)
+    begun = directory is not None and any((directory / CHECKPOINTS).glob("*"))
+    check_identity(directory, data, config.data_changed, begun=begun)
     optimiser = parts.optimiser
     state = init_state(model, config, parts.time_sampler, optimiser)
     checkpoints, step, before = None, 0, 0.0
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        begun = (directory / CHECKPOINTS).is_dir() and any((directory / CHECKPOINTS).iterdir())
-        check_identity(directory, data, config.data_changed, begun=begun)
         checkpoints = Checkpoints(directory / CHECKPOINTS)
         newest = checkpoints.latest_step()
         if newest is not None:
@@ -262,7 +255,6 @@ def train(
         lines = JsonLines(directory / METRICS_FILE, step=step)
         records, own = lines.records, [lines, TensorBoard(directory / "tensorboard", step=step)]
     else:
-        check_examples(data)
         records: list[dict[str, float]] = []
         own = [lambda info: records.append(info.record)]
     if progress:
