@@ -21,7 +21,7 @@ from sources import chunk, png, random_pixels
 
 from diffkit.data import ArrayData, image_header, image_pixels, read_idx, read_npy
 from diffkit.data.cifar import _read_binary, _read_pickle
-from diffkit.data.identity import _recorded
+from diffkit.data.record import _recorded
 
 RGB = random_pixels(12, 10, 3)
 
@@ -52,12 +52,15 @@ def _cifar(reader):
 
 
 FLAT = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
-GREY = RGB[..., 0]
+GREY, TWELVE = RGB[..., 0], np.arange(12)
 READERS = {
     "x.npy": (read_npy, [_npy(GREY), _npy(np.zeros((3, 2), np.float32))]),
     "x.npz": (
         lambda file: ArrayData(file, levels=256, labels=True).train.gather(np.array([0])),
-        [_npz(x=GREY, labels=np.arange(12)), _npz(train=GREY, test=GREY, train_labels=GREY[:, 0])],
+        [
+            _npz(x=GREY, labels=TWELVE),
+            _npz(train=GREY, test=GREY, train_labels=TWELVE, test_labels=TWELVE),
+        ],
     ),
     "images-idx": (read_idx, [_idx((3, 4, 2), bytes(24)), gzip.compress(_idx((9, 9), bytes(81)))]),
     "batch.bin": (_cifar(_read_binary), [b"\x03" + bytes(3072) + b"\x09" + bytes(3072)]),
@@ -185,7 +188,7 @@ def _zip(method=zipfile.ZIP_DEFLATED, **members):
 
 
 OBJECTS = _npy(np.array([[None, "a"]], dtype=object))
-ZEROS = 2**27
+ZEROS = 2**22
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import warnings
+from typing import ClassVar
 
+import equinox as eqx
 import numpy as np
 import pytest
 from sources import random_pixels, save
@@ -64,9 +66,9 @@ def test_of_arrays_it_is_their_content(tmp_path):
 
 
 def test_of_large_arrays_it_is_a_sample(monkeypatch):
-    monkeypatch.setattr("diffkit.data.identity._WHOLE", 1000)
-    monkeypatch.setattr("diffkit.data.identity._SAMPLE", 16)
-    monkeypatch.setattr("diffkit.data.identity._PIECE", 64)
+    monkeypatch.setattr("diffkit.data.record._WHOLE", 1000)
+    monkeypatch.setattr("diffkit.data.record._SAMPLE", 16)
+    monkeypatch.setattr("diffkit.data.record._PIECE", 64)
     array = np.zeros((2000, 1), np.float32)
     found = identity(ArrayData(array, test=array[:10]))
     assert (found["train"]["sampled"], found["train"]["examples"]) == (16, 2000)
@@ -158,8 +160,8 @@ class Own(AbstractDataset):
 
 
 class Lazy(AbstractSource):
-    shape: tuple[int, ...] = (2,)
-    asked: list[int] = []  # noqa: RUF012
+    shape: tuple[int, ...] = eqx.field(static=True, default=(2,))
+    asked: ClassVar[list[int]] = []
 
     def __len__(self):
         return 10**9

@@ -20,14 +20,6 @@ from diffkit.data.conditions import encode_condition as encode_condition
 from diffkit.data.conditions import one_hot as one_hot
 from diffkit.data.conditions import with_flag as with_flag
 from diffkit.data.digits import Digits as Digits
-from diffkit.data.identity import DATA_FILE as DATA_FILE
-from diffkit.data.identity import DataChanged as DataChanged
-from diffkit.data.identity import DataChangedWarning as DataChangedWarning
-from diffkit.data.identity import check_examples as check_examples
-from diffkit.data.identity import check_identity as check_identity
-from diffkit.data.identity import check_policy as check_policy
-from diffkit.data.identity import data_changes as data_changes
-from diffkit.data.identity import identity as identity
 from diffkit.data.idx import Idx as Idx
 from diffkit.data.idx import read_idx as read_idx
 from diffkit.data.image_files import ImageHeader as ImageHeader
@@ -38,4 +30,12 @@ from diffkit.data.images import ImageFolderSource as ImageFolderSource
 from diffkit.data.npy import read_npy as read_npy
 from diffkit.data.pipeline import BatchIterator as BatchIterator
 from diffkit.data.pipeline import batches as batches
+from diffkit.data.record import DATA_FILE as DATA_FILE
+from diffkit.data.record import DataChanged as DataChanged
+from diffkit.data.record import DataChangedWarning as DataChangedWarning
+from diffkit.data.record import check_examples as check_examples
+from diffkit.data.record import check_identity as check_identity
+from diffkit.data.record import check_policy as check_policy
+from diffkit.data.record import data_changes as data_changes
+from diffkit.data.record import identity as identity
 from diffkit.data.swirl import Swirl as Swirl

@@ -143,10 +143,15 @@ class ArrayData(AbstractDataset):
             for (owner, table), array in zip(tables, examples, strict=bool(tables))
         ]
         if len(examples) == 2:
+            expected, found = (array.shape[1:] for array in examples)
+            if found != expected:
+                raise ValueError(
+                    f"{arrays[1][0]}: the examples of test must have the shape {expected}, got {found}."
+                )
             self.train, self.test = map(ArraySource, examples)
         else:
             whole = ArraySource(examples[0])
-            parts = split_indices(len(whole), test_fraction, seed, "ArrayData")
+            parts = split_indices(len(whole), test_fraction, seed, arrays[0][0])
             self.train, self.test = (SubsetSource(whole, part) for part in parts)
             given = [table[part] for table in given for part in parts]
         if given and labelled:

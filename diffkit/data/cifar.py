@@ -143,7 +143,7 @@ def _read_values(content: bytes) -> Any:
     memo: dict[int, Any] = {}
 
     def since_mark() -> list[Any]:
-        place = max(i for i, value in enumerate(stack) if value is _MARK)
+        place = next(i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK)
         values = stack[place + 1 :]
         del stack[place:]
         return values

@@ -12,7 +12,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -84,9 +84,7 @@ def _parse(stream: io.BufferedIOBase, file: Path, size: int | None) -> Shaped[np
     return array.astype(dtype.newbyteorder("="), copy=False).reshape(shape)
 
 
-def _check_size(
-    there: int, expected: int, shape: tuple[int, ...], dtype: np.dtype[Any], file: Path
-) -> None:
+def _check_size(there: int, expected: int, shape: tuple[int, ...], dtype: np.dtype, file: Path) -> None:
     said = f"{expected} bytes of data"
     if there > expected:
         raise ValueError(

@@ -95,7 +95,7 @@ class Npz:
         )
 
 
-def _header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, order and dtype."""
     version = np.lib.format.read_magic(stream)
     known = {
@@ -114,7 +114,7 @@ def _header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any
     return shape, fortran, dtype
 
 
-def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], there: int) -> None:
+def _check_size(shape: tuple[int, ...], dtype: np.dtype, there: int) -> None:
     expected = math.prod(shape) * dtype.itemsize
     if expected != there:
         wrong = "truncated or its header lies" if there < expected else "longer than its array"

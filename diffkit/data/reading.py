@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 
 def existing_path(path: str | os.PathLike[str], owner: str, expected: str) -> Path:
@@ -76,7 +76,7 @@ def split_by_name(
     """
     _check_split(len(names), test_fraction, seed, owner)
 
-    def part(seed: int) -> Int[np.ndarray, " n"]:
+    def part(seed: int) -> Bool[np.ndarray, " n"]:
         key = seed.to_bytes(8, "little")
         hashes = (
             hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8, key=key).digest()

@@ -128,7 +128,7 @@ def check_examples(data: AbstractDataset) -> None:
     for name, source in (("train", data.train), ("test", data.test)):
         files, indices = _files_of(source)
         if files is not None:
-            bad = files.damaged(_spread(indices, _MOST_DECODED))
+            bad = files.damaged(indices[_spread(len(indices), _MOST_DECODED)])
             if bad:
                 raise ValueError(
                     f"{len(bad)} of the image files to {name} on cannot be decoded: "
@@ -177,7 +177,7 @@ def _identity(source: AbstractSource) -> dict[str, Any]:
     if isinstance(source, AbstractConditionalSource) and source.condition_size > 0:
         found["condition_size"] = source.condition_size
         beside = hashlib.sha256()
-        for at in _runs(_spread(np.arange(len(source)), _WHOLE // (4 * source.condition_size)), 4096):
+        for at in _runs(_spread(len(source), _WHOLE // (4 * source.condition_size)), 4096):
             beside.update(np.ascontiguousarray(source.conditions(at)).data)
         found["conditions"] = beside.hexdigest()[:32]
     return found
@@ -185,12 +185,17 @@ def _identity(source: AbstractSource) -> dict[str, Any]:
 
 def _files_of(source: AbstractSource) -> tuple[ImageFolderSource | None, np.ndarray]:
     """The image files that a source is of, and its positions among them."""
-    indices = np.arange(len(source))
+    inside: list[SubsetSource] = []
     while isinstance(source, SubsetSource | LabelledSource | VectorSource):
         if isinstance(source, SubsetSource):
-            indices = source.indices[indices]
+            inside.append(source)
         source = source.source
-    return (source if isinstance(source, ImageFolderSource) else None), indices
+    if not isinstance(source, ImageFolderSource):
+        return None, np.arange(0)
+    indices = np.arange(len(source))
+    for subset in reversed(inside):
+        indices = indices[subset.indices]
+    return source, indices
 
 
 def _chosen(source: AbstractSource) -> np.ndarray:
@@ -199,18 +204,15 @@ def _chosen(source: AbstractSource) -> np.ndarray:
     while isinstance(inner, SubsetSource | LabelledSource | VectorSource):
         inner = inner.source
     if not isinstance(inner, ArraySource):
-        return _spread(np.arange(count), _SAMPLE)
+        return _spread(count, _SAMPLE)
     size = max(1, inner.array[:1].nbytes)
-    everything = np.arange(count)
-    return everything if count * size <= _WHOLE else _spread(everything, max(_SAMPLE, _PIECE // size))
+    return _spread(count, count if count * size <= _WHOLE else max(_SAMPLE, _PIECE // size))
 
 
-def _spread(indices: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of them, evenly, with the first and the last."""
-    most = max(most, 1)
-    if len(indices) <= most:
-        return indices
-    return indices[np.linspace(0, len(indices) - 1, most).astype(np.int64)]
+def _spread(count: int, most: int) -> np.ndarray:
+    """At most so many positions, evenly, with the first and the last."""
+    most = max(most, 2)
+    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
 
 
 def _runs(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
