@@ -12,8 +12,8 @@ from diffkit.data import ImageFolder, ImageFolderSource, image_header, image_pix
 
 KINDS = {name: (content, lost) for name, content, lost in image_kinds.kinds()}
 KEPT = {name: (content, pixels) for name, content, pixels in image_kinds.kept()}
-# Floats and more than 8 bits of grey, which Pillow clips; colours that it does not convert.
-NEVER = ("grey16.png", "grey16.tif", "grey16.pgm", "float.tiff", "long.tif", "lab.tif")
+# Floats and more than 8 bits of grey, which Pillow clips.
+NEVER = ("grey16.png", "grey16.tif", "grey16.pgm", "float.tiff", "long.tif")
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -68,7 +68,7 @@ def test_all_files_that_are_refused_are_named(tmp_path):
             png(8, 2, claimed=(60000, 60000)),
             "refused as an image bomb: .*3600000000 pix",
         ),
-        ("large.png", png(8, 2, claimed=(9500, 9500)), "refused as an image bomb: .* 90250000 pix"),
+        ("large.png", png(8, 2, claimed=(9500, 9500)), "refused as an image bomb: .*90250000 pix"),
         ("lie.png", png(8, 2, claimed=(9000, 9000)), "its header says 9000 x 9000 pixels, but it has"),
         ("program.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
         ("short.gif", b"GIF89a\x05", "is not an image that can be read"),

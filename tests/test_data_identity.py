@@ -210,18 +210,25 @@ def test_files_that_cannot_be_decoded_are_all_named_before_training(tmp_path):
     assert len(re.findall(r"00[27]\.png", str(error.value))) > 0
 
 
-def test_fit_refuses_other_data(tmp_path, toy, toy_model):
-    config = dk.TrainConfig(**SMALL, checkpoint_every=1)
-    run = tmp_path / "run"
-    dk.fit(toy_model(), toy, config, directory=run, progress=False)
-    assert json.loads((run / "data.json").read_text())["data"] == [identity(toy)]
-    other = type(toy)(size=48)
-    more = dk.TrainConfig(**{**SMALL, "steps": 3}, checkpoint_every=1)
-    with pytest.raises(DataChanged, match="train has 48 examples in place of 64"):
-        dk.fit(toy_model(), other, more, directory=run, progress=False)
+def test_fit_goes_on_with_the_same_data_alone(tmp_path, toy, toy_model):
+    values, file, run = toy.train.array.copy(), tmp_path / "x.npy", tmp_path / "run"
+    config = dk.TrainConfig(**SMALL)
+
+    def fit():
+        data = ArrayData(file, levels=8)
+        dk.fit(toy_model(), data, config, directory=run, progress=False)
+        return json.loads((run / "data.json").read_text())["data"], identity(data)
+
+    np.save(file, values)
+    recorded, now = fit()
+    assert recorded == [now]
+    values[3, 0] ^= 1
+    np.save(file, values)
+    with pytest.raises(DataChanged, match=r"(train|test) has other examples\. .*data_changed=warn goes on"):
+        fit()
     (run / "data.json").unlink()  # as in a run of an older version
-    dk.fit(toy_model(), toy, more, directory=run, progress=False)
-    assert json.loads((run / "data.json").read_text())["data"] == [identity(toy)]
+    recorded, now = fit()
+    assert recorded == [now]
 
 
 def test_fit_refuses_values_out_of_range_without_a_directory(toy_model):
