@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffkit import registry
-from diffkit.data import AbstractDataset
+from diffkit.data import DATA_FILE, AbstractDataset
 from diffkit.files import replace_text
 from diffkit.networks import AbstractNetwork
 from diffkit.presets import MODEL_KINDS, TRAINING_KINDS, DataSpec, Preset, resolve
@@ -47,6 +47,7 @@ MAY_CHANGE: Final = (
     "train.checkpoint_every",
     "train.evaluate_every",
     "train.evaluate_passes",
+    "train.data_changed",
 )
 """Settings that may change when a run continues: how long it trains, and what it evaluates."""
 
@@ -55,6 +56,7 @@ RENAMED: Final = {"timesteps": "loss_steps"}
 
 _FOREIGN: Final = "_python_"
 _GAUSSIAN: Final = "diffkit.decoders.GaussianDecoder"
+_IMAGES: Final = "diffkit.data.images.ImageFolder"
 _ELBO: Final = "diffkit.weightings.ELBO"
 
 
@@ -215,6 +217,37 @@ def _options(part: Any, context: Context) -> dict[str, Any] | None:
     return options if _content(again, values=False) == _content(part, values=False) else None
 
 
+def located(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose data are found from any working directory: with absolute paths.
+
+    They are the options that a dataset annotates with `os.PathLike`.
+    """
+    node = config.get("data")
+    if not isinstance(node, Mapping):
+        return dict(config)
+    places = {
+        name: os.path.abspath(os.path.expanduser(node[name]))
+        for name in _paths_of(config)
+        if node[name] != "???"
+    }
+    return {**config, "data": {**node, **places}}
+
+
+def _paths_of(config: Mapping[str, Any]) -> set[str]:
+    """The options of its data that are paths, and given."""
+    node = config.get("data")
+    named = _paths(node.get("_target_", "")) if isinstance(node, Mapping) else ()
+    return {name for name in named if isinstance(node, Mapping) and isinstance(node.get(name), str)}
+
+
+@functools.cache
+def _paths(target: str) -> tuple[str, ...]:
+    """The options of a dataset that are paths."""
+    made = find(target)
+    parameters = inspect.signature(made).parameters if isinstance(made, type) else {}
+    return tuple(name for name, each in parameters.items() if "PathLike" in str(each.annotation))
+
+
 def _data_node(data: Any) -> dict[str, Any]:
     args, given = getattr(data, "made_with", ((), {"": data}))
     options = {**dict(zip(inspect.signature(type(data)).parameters, args, strict=False)), **given}
@@ -285,6 +318,10 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(decoder, Mapping) and decoder.get("_target_") == _GAUSSIAN:
         # It did not standardise; today's default does.
         config["decoder"] = {"mean": 0.0, "std": 1.0} | dict(decoder)
+    data = config.get("data")
+    if isinstance(data, Mapping) and data.get("_target_") == _IMAGES:
+        # It split by positions, and took what it could convert.
+        config["data"] = {"split": "positions", "convert": True} | dict(data)
     if isinstance(train, Mapping):
         config["train"] = {RENAMED.get(name, name): value for name, value in train.items()}
         schedule, weighting = _filled(config.get("schedule")), config.get("weighting") or {}
@@ -339,8 +376,14 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
             f"run={str(path)!r} holds checkpoints and no {CONFIG_FILE}, so what they were trained with "
             "is not known. Name another directory; dk.load_run(path, like=model) reads them."
         )
-    changes = _changes(known, config) if known else {}
+    config = located(config)
     begun = saved or (path / EVALUATION_FILE).exists()
+    if known and begun and (path / DATA_FILE).exists():
+        # Wherever they are now: training goes on only with the same data, which it compares.
+        known = located(known)
+        moved = {name: known["data"][name] for name in _paths_of(known) & _paths_of(config)}
+        config["data"] = config["data"] | moved
+    changes = _changes(known, config) if known else {}
     if begun and (differ := differences(known, config)):
         raise ValueError(
             f"run={str(path)!r} holds a run with other choices: {'; '.join(differ[:5])}. "
@@ -376,7 +419,7 @@ def is_finished(path: Path, config: Mapping[str, Any]) -> bool:
 
 def _changes(known: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The differences between a stored configuration and a new one: name to (there, now)."""
-    there, now = flat(upgraded(known)), flat(upgraded(config))
+    there, now = (flat(located(upgraded(each))) for each in (known, config))
     return {
         name: (there.get(name), now.get(name))
         for name in sorted(there.keys() | now.keys())

@@ -3,6 +3,7 @@
 RUN/
   config.yaml        every choice: parts with their options, data, training settings; and `transport`,
                      the process and schedule given by `diffkit convert`
+  data.json          what the data are: names and sizes of files, or digests (`diffkit.data.identity`)
   checkpoints/       the training state, by step (orbax), each with a manifest of what was written
   metrics.jsonl      training metrics, a record per line
   tensorboard/       the same for TensorBoard

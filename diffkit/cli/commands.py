@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from diffkit.data import (
     baselines,
     condition_size,
     conditions_in_turn,
+    data_changes,
 )
 from diffkit.equivalence import compare, save_comparison
 from diffkit.files import replace_text
@@ -82,6 +84,7 @@ def train_command(config: Mapping[str, Any]) -> None:
     settings: TrainConfig = make(config["train"])
     data = make(config["data"])
     if is_finished(path, choices):
+        _say_changes(path, data)
         print(f"run: {path}, which is finished; to train it anew remove the directory", flush=True)
         _show_trained(json.loads((path / EVALUATION_FILE).read_text()), data)
         return
@@ -115,6 +118,11 @@ def train_command(config: Mapping[str, Any]) -> None:
     _show_trained(result, data)
 
 
+def _say_changes(path: Path, data: AbstractDataset) -> None:
+    if changed := data_changes(path, data):
+        print(f"diffkit: {changed}", file=sys.stderr)
+
+
 def evaluate_command(config: Mapping[str, Any]) -> None:
     """The likelihood of a run's model on its data: `diffkit evaluate RUN`."""
     run = load_run(config["run"])
@@ -127,6 +135,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
     for sentence in range_losses(*ends):
         print(sentence)
     data = run.data()
+    _say_changes(run.path, data)
     source = data.test if config["split"] == "test" else data.train
     result = evaluate(
         model,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from diffkit.data import check_policy
+
 DECAYS: Final = ("constant", "cosine", "linear", "rsqrt")
 
 
@@ -43,6 +45,8 @@ class TrainConfig:
     - `checkpoint_every`: steps between checkpoints; 0 writes only the last one.
     - `evaluate_every`: steps between evaluations on test data; 0 for none.
     - `evaluate_passes`: draws per test example in each of those.
+    - `data_changed`: when a run goes on with other data than before: `"refuse"`, `"warn"`, or `"ignore"`
+      (`diffkit.data.check_identity`).
 
     **Raises:** `ValueError` for a value out of its range.
     """
@@ -69,6 +73,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     evaluate_every: int = 0
     evaluate_passes: int = 1
+    data_changed: str = "refuse"
 
     def __post_init__(self):
         counts = ("steps", "batch_size", "accumulate", "steps_per_dispatch", "evaluate_passes")
@@ -91,5 +96,6 @@ class TrainConfig:
         for name in ("b1", "b2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}.")
+        check_policy(self.data_changed)
         if self.decay not in DECAYS:
             raise ValueError(f"train.decay must be one of {', '.join(DECAYS)}, got {self.decay!r}.")

@@ -14,7 +14,7 @@ import numpy as np
 
 from diffkit.checks import check_condition, check_loss, check_model
 from diffkit.configs import CHECKPOINTS, METRICS_FILE, RENAMED, config_of, unregistered, write_config
-from diffkit.data import AbstractDataset, AbstractSource, batches, condition_size
+from diffkit.data import AbstractDataset, AbstractSource, batches, check_identity, condition_size
 from diffkit.denoiser import Denoiser, underlying
 from diffkit.display import outline
 from diffkit.grids import UniformT
@@ -150,7 +150,9 @@ def fit(
 
     - `what`: a preset, which chooses everything; or a model assembled by hand, which is not changed and
       takes its loss and settings from the arguments below.
-    - `data`: a dataset; trains on its `train` source, given its conditions if it has any.
+    - `data`: a dataset; trains on its `train` source, given its conditions if it has any. Its examples are
+      checked before training begins, and a directory that goes on must go on with the same data
+      (`TrainConfig.data_changed`).
     - `config`: the settings of the loop, for a model by hand. Change those of a preset with
       `preset.replace(train={"steps": 1000})`.
     - `key`: for the initial parameters, the order of the data, the noise and the times; by default
@@ -172,10 +174,10 @@ def fit(
     **Returns:** a `Fit`.
 
     **Raises:** `ValueError` if the data do not fit the model, a part is wrong (`check`; `TypeError` for the
-    step of a sampler), settings are given with a preset, or the directory holds a run of another
-    composition or other settings (the message says what differs); `CheckpointError` if its checkpoints are
-    of another model; `FloatingPointError` if the loss or its gradient is no longer finite: the last good
-    checkpoint then stays the newest.
+    step of a sampler), settings are given with a preset, the directory holds a run of another composition,
+    other settings or other data (the message says what differs), or examples are out of range;
+    `CheckpointError` if its checkpoints are of another model; `FloatingPointError` if the loss or its
+    gradient is no longer finite: the last good checkpoint then stays the newest.
 
     **Warns:** if the schedule has trainable endpoints and the weighting is not `ELBO`: they are kept fixed
     (`TrainConfig.learn_endpoints`).
@@ -238,6 +240,8 @@ def train(
     """`fit` of parts already made, in a directory with its configuration."""
     model, weighting = parts.model, parts.weighting
     _check(parts, data, check)
+    begun = directory is not None and any((directory / CHECKPOINTS).glob("*"))
+    check_identity(directory, data, config.data_changed, begun=begun)
     optimiser = parts.optimiser
     state = init_state(model, config, parts.time_sampler, optimiser)
     checkpoints, step, before = None, 0, 0.0
