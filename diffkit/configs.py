@@ -83,7 +83,7 @@ def preset_of(config: Mapping[str, Any]) -> Preset:
         )
     more = {name: config[name] for name in ("data_std", "sample_steps") if name in config}
     train = {name: value for name, value in config["train"].items() if name != "_target_"}
-    parts = {kind: make(config[kind]) for kind in KINDS}
+    parts = {kind: make(config[kind], kind) for kind in KINDS}
     return Preset(**parts, train=train, **more)
 
 
@@ -118,7 +118,7 @@ def spec_of(config: Mapping[str, Any], data: AbstractDataset | None = None) -> D
         known: dict[str, Any] = {name: node[name] for name in ("levels", "condition_size")}
         statistics = node["statistics"] and tuple(node["statistics"])
         return DataSpec(tuple(node["shape"]), statistics=statistics, **known)
-    return DataSpec.of(make(node) if data is None else data)
+    return DataSpec.of(make(node, "data") if data is None else data)
 
 
 def unregistered(config: Mapping[str, Any]) -> dict[str, str]:

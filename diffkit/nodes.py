@@ -38,12 +38,12 @@ _LONGEST: Final = 4096
 _DEEPEST: Final = 64
 
 
-def find(target: str) -> Any:
+def find(target: Any) -> Any:
     """The registered part that a node names; `None` if there is none, such as that of a missing plugin."""
     return located(target) if isinstance(target, str) else None
 
 
-def defaults(target: str) -> Mapping[str, Any]:
+def defaults(target: Any) -> Mapping[str, Any]:
     """The options of what a node names that have plain defaults."""
     made = find(target)
     signature = inspect.signature(made).parameters if callable(made) else {}
@@ -68,10 +68,11 @@ def is_plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | str | os.PathLike | None)
 
 
-def make(node: Any) -> Any:
+def make(node: Any, key: str = "") -> Any:
     """Make what a node of a configuration describes.
 
-    **Arguments:** `node`: a mapping with `_target_`, the import path of a registered part.
+    **Arguments:** `node`: a mapping with `_target_`, the import path of a registered part; `key`: its place
+    in the configuration, for error messages.
 
     **Returns:** an instance; or, for `_partial_: true`, a `functools.partial` with the options.
     Sequences become tuples, as the constructors of parts expect.
@@ -80,7 +81,7 @@ def make(node: Any) -> Any:
     refuses; `ModuleNotFoundError` for the part of a plugin that is not installed.
     """
     if not isinstance(node, Mapping):
-        raise wrong("", "a node", "be a mapping with _target_", node)
+        raise wrong("", key or "a node", "be a mapping with _target_", node)
     if FOREIGN in node:
         raise ValueError(
             f"the run has a part that was made in Python, {node[FOREIGN]}, and no command can make it: "
@@ -96,7 +97,7 @@ def make(node: Any) -> Any:
                 f"{kinds[0]}={name_of(kinds[0], part)} needs {kinds[0]}.{option}=..."
                 + (f", {' '.join(said[1].split())}." if said else ".")
             )
-    check_node(node, kinds[0] if kinds else "node", building=True)
+    check_node(node, key or next(iter(kinds), "a node"), building=True)
     return _made(node)
 
 
