@@ -12,12 +12,14 @@ RUN/
 """
 
 import dataclasses
+import math
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -25,6 +27,7 @@ from jaxtyping import Array, Float
 from diffkit.configs import (
     CHECKPOINTS,
     CONFIG_FILE,
+    KINDS,
     METRICS_FILE,
     differences,
     flat,
@@ -35,7 +38,9 @@ from diffkit.configs import (
     spec_of,
 )
 from diffkit.data import AbstractDataset, encode_condition
+from diffkit.files import read_json, refuse_links, replace_text
 from diffkit.model import DiffusionModel
+from diffkit.nodes import short
 from diffkit.presets import (
     MODEL_KINDS,
     Assembly,
@@ -51,6 +56,13 @@ from diffkit.schedules import ordered_endpoints
 from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
 from diffkit.training.checkpoints import copy_checkpoint
 from diffkit.transport import carried, range_losses
+
+TERMS: Final = ("prior", "reconstruction", "diffusion")
+"""The terms of the bound, which add up to the total."""
+
+# Beyond it, sums and squares over runs are no numbers; no result comes near.
+_TOO_LARGE: Final = 1e30
+_MOST_STEPS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,66 @@ class Run:
     def part(self, kind: str) -> Any:
         """The sampler or grid of the configuration."""
         return part(kind, make(self.config[kind]), model=self.model)
+
+
+def read_evaluation(file: Path) -> dict[str, Any]:
+    """The evaluation of a run, as `diffkit train` writes it; a number that is none is NaN.
+
+    **Raises:** `ValueError`, naming the file and the entry, if it is damaged.
+    """
+    bounds = [f"{name}_bits_per_dim" for name in ("total", *TERMS)]
+    found = read_record(file, bounds, counts=("examples",))
+    for name in ("total", *TERMS):
+        found[f"{name}_standard_error"] = _number(file, found, f"{name}_standard_error", missing=True)
+    _check_steps(file, found, "")
+    others = found.get("at_steps", [])
+    if not isinstance(others, list) or len(others) > _MOST_STEPS:
+        raise ValueError(f"{file}: at_steps must be a list of at most {_MOST_STEPS} evaluations.")
+    for index, each in enumerate(others):
+        place = f"at_steps[{index}]."
+        if not isinstance(each, dict):
+            raise ValueError(f"{file}: at_steps[{index}] must be an object, got {short(each)}.")
+        _check_steps(file, each, place)
+        each["total_bits_per_dim"] = _number(file, each, "total_bits_per_dim", place)
+    return found
+
+
+def read_record(file: Path, numbers: Sequence[str], *, counts: Sequence[str] = ()) -> dict[str, Any]:
+    """A JSON file of a run.
+
+    **Arguments:** `file`; `numbers`, `counts`: entries that it must have, numbers and positive whole ones.
+
+    **Returns:** its entries; a number that is none, which JSON has as null, is NaN.
+
+    **Raises:** `ValueError`, naming the file and the entry, if it is damaged.
+    """
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} must hold a JSON object, got {short(found)}.")
+    if missing := [name for name in (*numbers, *counts) if name not in found]:
+        needed = ", ".join((*numbers, *counts))
+        raise ValueError(f"{file} must have {needed}; it has no {', '.join(missing)}.")
+    for name in counts:
+        if not (type(found[name]) is int and 0 < found[name] < 2**63):
+            raise ValueError(f"{file}: {name} must be a positive whole number, got {short(found[name])}.")
+    return found | {name: _number(file, found, name) for name in numbers}
+
+
+def _number(file: Path, found: Mapping[str, Any], name: str, place: str = "", missing: bool = False) -> Any:
+    value = found.get(name)
+    if value is None:
+        return None if missing else math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{file}: {place}{name} must be a number, got {short(value)}.")
+    return float(value) if abs(value) < _TOO_LARGE else math.nan
+
+
+def _check_steps(file: Path, found: Mapping[str, Any], place: str) -> None:
+    steps = found.get("steps", 0)
+    if steps is not None and not (type(steps) is int and 0 < steps < 2**63):
+        raise ValueError(
+            f"{file}: {place}steps must be a positive whole number or null, got {short(steps)}."
+        )
 
 
 def assembled(config: Mapping[str, Any], data: AbstractDataset | None = None) -> Assembly:
@@ -136,9 +208,10 @@ def convert_run(
 
     if process is None and schedule is None:
         raise ValueError("convert needs process=NAME or schedule=NAME, or both; got neither.")
-    if out.exists():
+    if os.path.lexists(out):
         raise ValueError(f"out must be a new directory, there is something at {out}.")
     run = load_run(source)
+    refuse_links(source / CHECKPOINTS / str(run.step))  # whose files would be copied from elsewhere
     known, given = run.config.get("transport") or {}, {"process": process, "schedule": schedule}
     moved = {name: node or known.get(name) for name, node in given.items()}
     config = {**run.config, "transport": moved}
@@ -152,9 +225,9 @@ def convert_run(
         step = Path(CHECKPOINTS) / str(run.step)
         (new / step).parent.mkdir(parents=True)
         copy_checkpoint(source / step, new / step, config)
-        if (source / METRICS_FILE).exists():
+        if (source / METRICS_FILE).is_file():
             shutil.copy(source / METRICS_FILE, new / METRICS_FILE)
-        (new / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False))
+        replace_text(new / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
         new.replace(out)
     return load_run(out), losses
 
@@ -178,7 +251,7 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
     path = Path(path)
     if not (path / CHECKPOINTS).is_dir() and not (path / CONFIG_FILE).exists():
         raise FileNotFoundError(f"path must be a run directory, there are no checkpoints at {path}.")
-    config = read_config(path)
+    config = read_config(path, needed=(*KINDS, "data", "train"))
     if not config and like is None:
         raise ValueError(
             f"run {path} was started in Python by an older version and has no {CONFIG_FILE}: "

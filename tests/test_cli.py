@@ -311,7 +311,9 @@ def test_our_plugins_are_named_where_they_are_missing(runs, monkeypatch, capfd):
         ):
             said = fails(["train", *words], capfd)
             assert f"pip install 'diffkit[{extra}]' brings it" in said
-    monkeypatch.setitem(sys.modules, "diffkit_vdm", None)  # so that importing it fails
+    monkeypatch.setitem(sys.modules, "diffkit_vdm", None)  # so that it is not found
+    others = {n: p for n, p in dk.registry._STATE.parts["schedule"].items() if p.plugin != "vdm"}
+    monkeypatch.setitem(dk.registry._STATE.parts, "schedule", others)
     said = fails(["evaluate", "vdm"], capfd)
     assert "diffkit_vdm" in said
     assert "pip install 'diffkit[vdm]'" in said
@@ -335,9 +337,9 @@ def test_any_error_of_a_command_is_a_line(runs, capfd, monkeypatch, error):
 
 
 def test_a_damaged_configuration_is_a_line(runs, capfd):
-    (runs / "flow/config.yaml").write_text("train: [1, 2\nx: {")
+    (runs / "flow/config.yaml").write_text("train: [1, 2\nx: {\n")
     said = fails(["evaluate", "flow"], capfd)
-    assert "diffkit evaluate: flow/config.yaml is damaged: " in said
+    assert "diffkit evaluate: flow/config.yaml is damaged in line 2: " in said
 
 
 def test_an_interrupt_is_not_an_error(runs, monkeypatch):

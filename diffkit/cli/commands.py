@@ -1,6 +1,5 @@
 """The commands, given their composed configuration as plain containers."""
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -25,12 +24,12 @@ from diffkit.data import (
     data_changes,
 )
 from diffkit.equivalence import compare, save_comparison
-from diffkit.files import replace_text
+from diffkit.files import new_file, replace_text
 from diffkit.guidance import guide
 from diffkit.model import DiffusionModel
 from diffkit.presets import key_of, part
 from diffkit.registry import name_of
-from diffkit.runs import assembled, convert_run, load_run, transported
+from diffkit.runs import assembled, convert_run, load_run, read_evaluation, transported
 from diffkit.samplers import sample
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler
@@ -86,7 +85,7 @@ def train_command(config: Mapping[str, Any]) -> None:
     if is_finished(path, choices):
         _say_changes(path, data)
         print(f"run: {path}, which is finished; to train it anew remove the directory", flush=True)
-        _show_trained(json.loads((path / EVALUATION_FILE).read_text()), data)
+        _show_trained(read_evaluation(path / EVALUATION_FILE), data)
         return
     parts = assembled(config, data)
     check_data(parts.model, data)
@@ -294,7 +293,8 @@ def _save_samples(drawn: jax.Array, path: Path, levels: int | None) -> Path:
     """Write the samples as stored, and a picture if their shape allows one; return the best."""
     path.parent.mkdir(parents=True, exist_ok=True)
     width = np.float32 if levels is None else np.min_scalar_type(levels - 1)
-    np.save(path.with_suffix(".npy"), np.asarray(jnp.asarray(drawn), dtype=width))
+    with new_file(path.with_suffix(".npy")) as file:
+        np.save(file, np.asarray(jnp.asarray(drawn), dtype=width))
     if has_picture(drawn):
         save_samples(drawn, path, levels=levels)
         return path

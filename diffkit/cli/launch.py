@@ -25,7 +25,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import CompactHydraException, HydraException, MissingConfigException
 from hydra.types import RunMode
-from hydra.utils import get_object
 from hydra_zen import builds
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -33,7 +32,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from diffkit import registry
 from diffkit.cli.plugins import bringer, extra_of, how_to_install
 from diffkit.cli.settings import COMMANDS, DEFAULT_PRESET, LAUNCHERS, Command
-from diffkit.configs import KINDS, MAY_CHANGE, RENAMED, node_of, unregistered
+from diffkit.configs import KINDS, MAY_CHANGE, RENAMED, find, node_of, unregistered
 from diffkit.presets import CONTEXT, Preset
 from diffkit.training import TrainConfig
 
@@ -61,7 +60,7 @@ def _choice(kind: str, preset_name: str, preset: Preset) -> tuple[str, Mapping[s
             f"preset {preset_name!r} has a {kind} that the command line cannot name, {unknown[kind]}: "
             "register its class, and give the preset its name."
         )
-    name = registry.name_of(kind, get_object(node["_target_"]))
+    name = registry.name_of(kind, find(node["_target_"]))
     assert name is not None
     return name, {k: v for k, v in node.items() if not k.startswith("_")}
 

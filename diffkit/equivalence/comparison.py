@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from diffkit import registry
 from diffkit.denoiser import underlying
+from diffkit.files import read_yaml
 from diffkit.grids import AbstractGrid
 from diffkit.model import DiffusionModel
 from diffkit.networks import MLP
@@ -149,9 +150,7 @@ def composition(what: Composable, *, levels: int = 256) -> Composition:
     if isinstance(what, str | Path):
         path = Path(what)
         if path.is_file():
-            import yaml
-
-            return _from_config(str(path), yaml.safe_load(path.read_text()))
+            return _from_config(str(path), read_yaml(path))
         what = load_run(path)
     if not isinstance(what, Run):
         raise TypeError(
@@ -168,14 +167,11 @@ def composition(what: Composable, *, levels: int = 256) -> Composition:
 
 
 def _from_config(name: str, config: Any) -> Composition:
-    from diffkit.configs import make, preset_of, spec_of, upgraded
+    from diffkit.configs import KINDS, checked, make, preset_of, spec_of
     from diffkit.runs import transported
 
-    try:
-        config = upgraded(config)
-        preset, data = preset_of(config), spec_of(config)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{name} must be the configuration of a run, got {error}.") from None
+    config = checked(config, f"{name}: ", needed=(*KINDS, "data", "train"))
+    preset, data = preset_of(config), spec_of(config)
     made = _composed(name, preset, data, data.levels)
     moved = (config.get("transport") or {}).items()
     labels = {**made.labels} | {kind: _label(kind, make(node)) for kind, node in moved if node}

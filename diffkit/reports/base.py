@@ -1,12 +1,15 @@
 """`report`: from runs to a page."""
 
+import os
 import shlex
+import stat
 import sys
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from jaxtyping import Real
@@ -24,6 +27,10 @@ from diffkit.reports.variants import (
     read_run,
 )
 from diffkit.training.figures import has_picture
+
+_LARGEST: Final = 2**30
+_SIDE: Final = 4096
+_TOO_LARGE: Final = 1e30
 
 
 @dataclass(frozen=True)
@@ -138,14 +145,27 @@ def report(
 
 def _samples(runs: Sequence[Path]) -> Real[np.ndarray, "count *shape"] | None:
     """The samples of the first seed that has some, if they can be drawn."""
-    file = next((file for path in runs if (file := path / SAMPLES_FILE).exists()), None)
+    file = next((file for path in runs if os.path.lexists(file := path / SAMPLES_FILE)), None)
     if file is None:
         return None
     try:
-        drawn = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
+            raise ValueError(f"it must be a file of at most {_LARGEST} bytes")
+        # Mapped: it allocates nothing by what the header says, and must be as long as that.
+        drawn = np.load(file, mmap_mode="r", allow_pickle=False)
+        if not isinstance(drawn, np.ndarray):
+            drawn.close()
+            raise ValueError("it is an archive")
+        if drawn.dtype.kind not in "iuf" or not np.all(np.abs(drawn) < _TOO_LARGE):
+            raise ValueError(f"its numbers must be finite, got {drawn.dtype}")
+        if drawn.ndim == 4 and max(drawn.shape[2:]) > _SIDE:
+            raise ValueError(
+                f"its pictures must be at most {_SIDE} pixels wide and high, got {drawn.shape}"
+            )
+    except Exception as error:  # by the kind of damage
         raise ValueError(f"{file} must be an array of samples: {error}.") from error
-    return drawn if has_picture(drawn) and drawn.size else None
+    return np.asarray(drawn) if has_picture(drawn) and drawn.size else None
 
 
 def _write(
@@ -168,5 +188,5 @@ def _write(
             save_variant_samples(samples, Path(place) / pictures["samples"])
         text = markdown(made.variants, made.unfinished, common, pictures, command)
         for name in pictures.values():
-            (Path(place) / name).replace(out.parent / name)
+            (Path(place) / name).replace(out.parent / name)  # of a link, the link itself
     replace_text(out, text)

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from diffkit.data import check_policy
+from diffkit.registry import allow
 
 DECAYS: Final = ("constant", "cosine", "linear", "rsqrt")
 
 
+@allow
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train a model: the settings that are neither parts nor data.
