@@ -151,7 +151,13 @@ def convert_run(
         if (source / METRICS_FILE).exists():
             shutil.copy(source / METRICS_FILE, new / METRICS_FILE)
         (new / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False))
-        new.replace(out)
+        try:
+            new.replace(out)
+        except OSError:
+            if not out.exists():
+                raise
+            # Made meanwhile, by another process.
+            raise ValueError(f"out must be a new directory, there is something at {out}.") from None
     return load_run(out), losses
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from diffkit.cli.plugins import FIRST_PARTY, how_to_install, plugin_commands, run_plugin_command
 from diffkit.cli.settings import COMMANDS
 from diffkit.cli.settings import Command as Command
+from diffkit.cli.stopping import interrupted
 
 _USAGE = """usage: diffkit COMMAND [ARGUMENTS]
 
@@ -17,6 +18,7 @@ commands:
   convert     to another process     diffkit convert RUN OUT [process=straight] [schedule=cosine]
   equivalence compare two models     diffkit equivalence vdm edm
   report      a page about runs      diffkit report RUN RUN [out=report.md]
+  replay      why it was not finite  diffkit replay RUN/nonfinite_STEP
   plugins     what is installed      diffkit plugins
   check       the laws of its parts  diffkit check PLUGIN
   new-plugin  begin a plugin         diffkit new-plugin NAME
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     **Arguments:** `arguments`: as after the command's name; taken from `sys.argv` by default.
 
-    **Raises:** `SystemExit`, with status 0 for help, 1 for a failed command, 2 for wrong usage.
+    **Raises:** `SystemExit`, with status 0 for help, 1 for a failed command, 2 for wrong usage, 130 for
+    Ctrl-C, and 143 or 138 for a training that SIGTERM or SIGUSR1 stopped.
     """
     command, *given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("-h", "--help"):
@@ -63,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 status = run(given)
             else:
                 status = run_plugin_command(command, given)
+        except KeyboardInterrupt as stop:
+            raise SystemExit(interrupted(command, stop)) from None
         except ModuleNotFoundError as error:
             how = how_to_install("bitsback" if ours else "train")
             print(f"diffkit: {command!r} needs the package {error.name!r}: {how}.", file=sys.stderr)
