@@ -44,6 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Ctrl-C, and 143 or 138 for a training that SIGTERM or SIGUSR1 stopped.
     """
     command, *given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        _run(command, given)
+    except KeyboardInterrupt as stop:
+        raise SystemExit(interrupted(command, stop)) from None
+
+
+def _run(command: str, given: list[str]) -> None:
     if command in ("-h", "--help"):
         from diffkit.cli.help import choices
 
@@ -66,8 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 status = run(given)
             else:
                 status = run_plugin_command(command, given)
-        except KeyboardInterrupt as stop:
-            raise SystemExit(interrupted(command, stop)) from None
         except ModuleNotFoundError as error:
             how = how_to_install("bitsback" if ours else "train")
             print(f"diffkit: {command!r} needs the package {error.name!r}: {how}.", file=sys.stderr)
