@@ -186,7 +186,7 @@ def test_nothing_is_written_through_something_else(tmp_path, what):
         path.mkdir()
     else:
         os.mkfifo(path)
-    with pytest.raises(ValueError, match="lock.json must be a plain file, and is not: remove it"):
+    with pytest.raises(ValueError, match=r"lock.json must be a plain file, and is not: remove it"):
         enter(run)
     assert what == "broken link" or target.read_text() == "mine"
     assert what != "broken link" or not target.exists()

@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_error(tmp_path, make):
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, hook._file._file.fileno())
     os.close(full)
-    with pytest.raises(OSError, match="No space left on device: .*place") as error:
+    with pytest.raises(OSError, match=r"No space left on device: .*place") as error:
         hook(StepInfo(1, 2, 0.0, {"loss": 1.0}))
     assert error.value.errno == errno.ENOSPC
     hook.close()
@@ -120,7 +120,7 @@ def test_a_full_disk_stops_training(toy, toy_model, tmp_path, monkeypatch):
 
     monkeypatch.setattr(JsonLines, "__call__", full)
     config = dk.TrainConfig(steps=2, batch_size=4)
-    with pytest.raises(OSError, match="No space left on device: 'metrics.jsonl'"):
+    with pytest.raises(OSError, match=r"No space left on device: 'metrics.jsonl'"):
         dk.fit(toy_model(), toy, config, directory=tmp_path, progress=False, check=False)
     assert not (tmp_path / "lock.json").exists()
 
@@ -165,6 +165,6 @@ def test_a_run_without_its_configuration_is_refused(toy, toy_model, run, tmp_pat
 
 def test_a_target_that_is_passed_is_refused(toy, toy_model, run):
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    with pytest.raises(ValueError, match="has 8 steps, more than train.steps=6: ask for at least 8"):
+    with pytest.raises(ValueError, match=r"has 8 steps, more than train.steps=6: ask for at least 8"):
         fit(toy, toy_model, run, steps=6)
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before

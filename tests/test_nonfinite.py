@@ -182,7 +182,7 @@ def test_a_dump_goes_through_no_link(toy, failed, tmp_path):
     shutil.rmtree(run / f"nonfinite_{step}")
     (tmp_path / "elsewhere").mkdir()
     (run / f"nonfinite_{step}").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FloatingPointError, match="could not be written: .* is a symbolic link"):
+    with pytest.raises(FloatingPointError, match=r"could not be written: .* is a symbolic link"):
         dk.fit(around(Spiky()), toy, CONFIG, directory=run, progress=False, check=False)
     assert os.listdir(tmp_path / "elsewhere") == []
 
@@ -277,9 +277,9 @@ def test_settings_must_be_finite(name, value):
 
 
 def test_settings_of_the_policy():
-    with pytest.raises(ValueError, match="train.nonfinite must be one of stop, skip, got 'go'"):
+    with pytest.raises(ValueError, match=r"train.nonfinite must be one of stop, skip, got 'go'"):
         dk.TrainConfig(nonfinite="go")
-    with pytest.raises(ValueError, match="train.checkpoint_minutes must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"train.checkpoint_minutes must be at least 0, got -1"):
         dk.TrainConfig(checkpoint_minutes=-1.0)
 
 
