@@ -75,6 +75,18 @@ def events(run):
     return steps
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """Those of a program in the foreground, though the tests may run in the background."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def whole(toy, toy_model, tmp_path_factory):
     """A run that nothing stopped."""
@@ -266,10 +278,13 @@ def test_a_process_that_is_signalled(tmp_path, name):
     words = [*SMALL, "train.steps=4000", "train.steps_per_dispatch=10", "train.evaluate_every=500"]
     command = [sys.executable, "-m", "diffkit.cli", *words]
 
+    def usual():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     def started():
-        return subprocess.Popen(
-            [*command, f"run={run}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        # Of a shell's job in the background Ctrl-C is ignored.
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, f"run={run}"], preexec_fn=usual, **pipes)
 
     for wait in ("tensorboard", "checkpoints"):
         process = started()

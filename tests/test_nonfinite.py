@@ -69,6 +69,17 @@ def around(network):
     return dk.DiffusionModel(denoiser, dk.LinearLogSNR(), dk.DiscretizedDecoder(8), (2,))
 
 
+LIKE = dk.Preset.of(
+    around(Spiky()),
+    weighting=dk.ELBO(),
+    time_sampler=dk.LowDiscrepancy(),
+    optimiser=AdamW(),
+    sampler=dk.samplers.Ancestral(),
+    grid=dk.grids.UniformT(),
+    train=dataclasses.asdict(CONFIG),
+)
+
+
 def arrays(tree):
     return {name: np.asarray(leaf) for name, leaf in named_arrays(tree).items()}
 
@@ -136,24 +147,21 @@ def test_replay_comes_to_the_same(failed):
     path, step, said = failed
     with pytest.raises(ValueError, match="made in Python"):
         replay(path / f"nonfinite_{step}")
-    like = dk.Preset.of(
-        around(Spiky()),
-        weighting=dk.ELBO(),
-        time_sampler=dk.LowDiscrepancy(),
-        optimiser=AdamW(),
-        sampler=dk.samplers.Ancestral(),
-        grid=dk.grids.UniformT(),
-        train=dataclasses.asdict(CONFIG),
-    )
-    cause, metrics = replay(path / f"nonfinite_{step}", like=like)
+    cause, metrics = replay(path / f"nonfinite_{step}", like=LIKE)
     assert said.startswith(f"{cause}. ")
     assert [*metrics] == [*METRICS]
     assert not np.isfinite(metrics["diffusion"])
     assert np.isfinite(metrics["prior"])
 
 
-@pytest.mark.parametrize("file", ["state.npz", "batch.npz", "nonfinite.json", "config.yaml"])
-@pytest.mark.parametrize("damage", ["gone", "cut", "other"])
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *((file, "gone") for file in ("state.npz", "batch.npz", "nonfinite.json", "config.yaml")),
+        *((file, "other") for file in ("state.npz", "batch.npz", "nonfinite.json", "config.yaml")),
+        *((file, "cut") for file in ("state.npz", "batch.npz", "nonfinite.json")),
+    ],
+)
 def test_a_damaged_dump_is_named(failed, tmp_path, file, damage):
     path, step, _ = failed
     place = shutil.copytree(path / f"nonfinite_{step}", tmp_path / "dump") / file
@@ -163,8 +171,8 @@ def test_a_damaged_dump_is_named(failed, tmp_path, file, damage):
         place.write_bytes(place.read_bytes()[: len(place.read_bytes()) // 2])
     else:
         place.write_text("[1, 2]")
-    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(file) if damage != "cut" else ""):
-        replay(tmp_path / "dump")
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(file)):
+        replay(tmp_path / "dump", like=LIKE)
 
 
 def test_the_same_call_fails_again_and_replaces_the_dump(toy, failed):
@@ -209,9 +217,9 @@ def test_one_skipped_step(toy, toy_model):
     objective = Objective(dk.ELBO(), None)
     after, row = step(before, x, key, objective, config)
     usual, expected = step(before, x, key, objective, CONFIG)
-    np.testing.assert_allclose(row, [*expected, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(row, [*expected, 0.0], rtol=1e-5)
     for name, array in arrays(usual).items():
-        np.testing.assert_allclose(arrays(after)[name], array, rtol=1e-6, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(arrays(after)[name], array, rtol=1e-5, atol=1e-7, err_msg=name)
     broken = eqx.tree_at(lambda state: state.model.denoiser.network.dense_out.bias, before, replace_fn=bad)
     after, row = step(broken, x, key, objective, config)
     assert row[-1] == 1
@@ -260,9 +268,10 @@ def test_parameters_that_are_not_finite_are_never_saved(toy, toy_model, tmp_path
     rate = optax.scale_by_schedule(lambda count: jnp.where(count == step - 1, jnp.inf, -1e-3))
     with pytest.raises(FloatingPointError) as error:
         dk.fit(toy_model(), toy, CONFIG, optimiser=rate, directory=tmp_path, progress=False)
-    last = step + 1 if step % 8 else step
-    assert f"not finite (nan) at step {last}" in str(error.value) or "inf" in str(error.value)
-    assert ("array model." in str(error.value)) == (step % 8 == 0)
+    last = step if step % 8 == 0 else step + 1
+    what = r"array model\.\S+" if step % 8 == 0 else "loss"
+    said = str(error.value)
+    assert re.match(rf"the {what} is not finite \(-?(nan|inf)\) at step {last}[.:]", said), said
     assert (tmp_path / f"nonfinite_{last}" / "state.npz").exists()
     assert newest(tmp_path) == (8 if step < 17 else 16)
 
@@ -308,7 +317,14 @@ def test_a_state_is_all_arrays():
 
 SMALL = [
     *("train", "data=swirl", "data.points=64", "network=mlp", "network.width=8", "network.depth=1"),
-    *("train.steps_per_dispatch=2", "train.batch_size=8", "passes=1", "sample_steps=2", "run=r"),
+    *(
+        "schedule=linear_logsnr",
+        "train.steps_per_dispatch=2",
+        "train.batch_size=8",
+        "passes=1",
+        "sample_steps=2",
+        "run=r",
+    ),
     *("train.learning_rate=3e38", "train.warmup=0", "train.decay=constant"),
 ]
 

@@ -15,5 +15,5 @@ def interrupted(command: str, stop: KeyboardInterrupt, *, sweep: bool = False) -
     said = getattr(stop, "reason", "stopped by SIGINT")
     said += "; the sweep ends here" if sweep else ""
     goes_on = ". The same command goes on from there." if sweep or hasattr(stop, "reason") else "."
-    print(f"\rdiffkit {command}: {said}{goes_on}", file=sys.stderr)
+    print(f"diffkit {command}: {said}{goes_on}", file=sys.stderr)
     return getattr(stop, "status", 130)

@@ -78,14 +78,15 @@ def listening(*, command: bool) -> Iterator[Stop]:
             signal.signal(number, handler)
 
     def asked(number: int, _: FrameType | None) -> None:
-        if stop.number is not None:
+        first, stop.number = stop.number is None, stop.number or number
+        if command:
+            return  # `_watching` does the rest
+        if not first:
             put_back()
             signal.raise_signal(number)
             return
-        stop.number = number
-        if not command:
-            with contextlib.suppress(RuntimeError):  # within another print
-                print(_promise(number), end="", file=sys.stderr, flush=True)
+        with contextlib.suppress(RuntimeError):  # within another print
+            print(_promise(number), end="", file=sys.stderr, flush=True)
 
     with _watching({*before}) if command else contextlib.nullcontext():
         for number in before:

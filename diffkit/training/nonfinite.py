@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PyTree
-
 from diffkit.buffers import trainable
 from diffkit.configs import CONFIG_FILE, make, preset_of, read_config
 from diffkit.model import DiffusionModel
 from diffkit.objectives import _noise
 from diffkit.presets import Assembly, DataSpec, Preset, assemble, key_of
+from diffkit.training.checkpoints import _named_arrays as named_arrays
 from diffkit.training.config import TrainConfig
 from diffkit.training.state import (
     METRICS,
@@ -49,6 +49,7 @@ MANY_SKIPS: Final = 100
 """So many skipped steps in a row are an error."""
 
 _TERMS: Final = METRICS[1:4]
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, EOFError, OSError, MemoryError)
 _FILES: Final = ("state.npz", "batch.npz", "nonfinite.json", CONFIG_FILE)
 
 
@@ -103,12 +104,6 @@ def check_rows(step: int, rows: np.ndarray) -> None:
         for what, value in (("loss", row[0]), ("gradient", row[len(METRICS) - 1])):
             if not np.isfinite(value):
                 raise NotFinite(step + index, what, float(value))
-
-
-def named_arrays(tree: PyTree) -> dict[str, Any]:
-    """The arrays of a tree by their paths."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def check_parameters(step: int, state: TrainState) -> None:
@@ -333,8 +328,10 @@ def replay(path: str | Path, *, like: Preset | None = None) -> tuple[Cause | Non
             f"no {missing[0]} in {path}."
         )
     config, spec = read_config(path), _spec(path / "nonfinite.json")
-    settings: TrainConfig = make(config["train"])
+    if "train" not in config:
+        raise ValueError(f"{path / CONFIG_FILE} must be that of a run, and has no train.")
     preset = preset_of(config) if like is None else like
+    settings: TrainConfig = make(config["train"])
     parts = assemble(preset, spec, key=key_of(settings.seed))
     fresh = init_state(parts.model, settings, parts.time_sampler, parts.optimiser)
     arrays, dynamic = _arrays(path / "state.npz"), eqx.filter(fresh, eqx.is_array)
@@ -368,5 +365,5 @@ def _arrays(file: Path) -> Mapping[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (ValueError, KeyError, EOFError, OSError, MemoryError, zipfile.BadZipFile) as error:
+    except (*_UNREADABLE, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
