@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
 from diffkit.buffers import trainable
 from diffkit.configs import CONFIG_FILE, make, preset_of, read_config
 from diffkit.model import DiffusionModel
