@@ -79,14 +79,12 @@ def add_latent(z: Float[Array, "*shape"], output: Float[Array, "..."]) -> Float[
 
 def check_common(network: Any, dropout: float) -> None:
     """Check the options of a network with `embed`; a `ValueError` names the argument and its value."""
-    if not network.shape or min(network.shape) < 1:
-        got = network.shape
+    if not (got := network.shape) or min(got) < 1:
         raise ValueError(f"shape must be one or more positive sizes, as (3, 32, 32); got {got}.")
     for name, least in (("outputs", 1), ("condition_size", 0), ("width", 4), ("depth", 1)):
         if (value := getattr(network, name)) < least:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value}.")
-    if not network.logsnr_range[0] > network.logsnr_range[1]:
-        got = network.logsnr_range
+    if not (got := network.logsnr_range)[0] > got[1]:
         raise ValueError(f"logsnr_range must be (largest, smallest), such as (13.3, -5.0); got {got}.")
     if network.dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {network.dtype!r}.")

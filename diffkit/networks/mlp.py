@@ -51,6 +51,7 @@ class MLP(AbstractNetwork):
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
     fourier: tuple[int, ...] = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
     levels: int = eqx.field(static=True)
     logsnr_range: tuple[float, float] = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
@@ -87,7 +88,7 @@ class MLP(AbstractNetwork):
         **Raises:** `ValueError` for an argument out of range.
         """
         self.shape, self.width, self.depth, self.fourier = shape, width, depth, fourier
-        self.levels, self.outputs = levels, outputs
+        self.levels, self.outputs, self.dropout = levels, outputs, dropout
         self.condition_size, self.logsnr_range, self.dtype = condition_size, logsnr_range, dtype
         check_common(self, dropout)
 

@@ -61,7 +61,9 @@ class UNet(AbstractNetwork):
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
     multipliers: tuple[int, ...] = eqx.field(static=True)
+    attention: tuple[int, ...] = eqx.field(static=True)
     fourier: tuple[int, ...] = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
     levels: int = eqx.field(static=True)
     logsnr_range: tuple[float, float] = eqx.field(static=True)
     dtype: str = eqx.field(static=True)
@@ -100,7 +102,7 @@ class UNet(AbstractNetwork):
         """
         self.shape, self.width, self.depth = shape, width, depth
         self.multipliers, self.fourier, self.remat = multipliers, fourier, remat
-        self.levels, self.outputs = levels, outputs
+        self.levels, self.outputs, self.attention, self.dropout = levels, outputs, attention, dropout
         self.condition_size, self.logsnr_range, self.dtype = condition_size, logsnr_range, dtype
         check_common(self, dropout)
         channels, height, columns = check_image(shape, self)

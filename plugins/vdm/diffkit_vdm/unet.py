@@ -44,6 +44,8 @@ class VDMUNet(AbstractNetwork):
     width: int = eqx.field(static=True)
     depth: int = eqx.field(static=True)
     fourier: tuple[int, ...] = eqx.field(static=True)
+    attention: bool = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
     levels: int = eqx.field(static=True)
     groups: int = eqx.field(static=True)
     logsnr_range: tuple[float, float] = eqx.field(static=True)
@@ -82,9 +84,9 @@ class VDMUNet(AbstractNetwork):
         **Raises:** `ValueError` for an argument out of range.
         """
         self.shape, self.width, self.depth, self.fourier = shape, width, depth, fourier
-        self.levels, self.outputs = levels, outputs
+        self.levels, self.outputs, self.groups, self.dropout = levels, outputs, groups, dropout
         self.condition_size, self.logsnr_range = condition_size, logsnr_range
-        self.dtype, self.remat, self.groups = dtype, remat, groups
+        self.dtype, self.remat, self.attention = dtype, remat, attention
         check_common(self, dropout)
         check_at_least("groups", groups, 1)
         channels, size = check_image(shape, self)[0], 4 * width
