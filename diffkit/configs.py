@@ -47,11 +47,13 @@ MAY_CHANGE: Final = (
     "sample_steps",
     "train.steps",
     "train.checkpoint_every",
+    "train.checkpoint_minutes",
+    "train.nonfinite",
     "train.evaluate_every",
     "train.evaluate_passes",
     "train.data_changed",
 )
-"""Settings that may change when a run continues: how long it trains, and what it evaluates."""
+"""Settings that may change when a run continues: how long it trains, when it saves, what it evaluates."""
 
 RENAMED: Final = {"timesteps": "loss_steps"}
 """Settings of training by the names that they had in older versions."""
@@ -389,6 +391,12 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
             "is not known. Name another directory; dk.load_run(path, like=model) reads them."
         )
     config = located(config)
+    others = (EVALUATION_FILE, METRICS_FILE, VARIANCE_FILE, "tensorboard")
+    if not known and (left := [name for name in others if os.path.lexists(path / name)]):
+        raise ValueError(
+            f"run={str(path)!r} holds {', '.join(left)} and no {CONFIG_FILE}, so what was trained there is "
+            "not known. Name another directory, or remove these."
+        )
     begun = saved or (path / EVALUATION_FILE).exists()
     if known and begun and (path / DATA_FILE).exists():
         # Wherever they are now: training goes on only with the same data, which it compares.

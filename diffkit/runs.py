@@ -228,7 +228,13 @@ def convert_run(
         if (source / METRICS_FILE).is_file():
             shutil.copy(source / METRICS_FILE, new / METRICS_FILE)
         replace_text(new / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
-        new.replace(out)
+        try:
+            new.replace(out)
+        except OSError:
+            if not out.exists():
+                raise
+            # Made meanwhile, by another process.
+            raise ValueError(f"out must be a new directory, there is something at {out}.") from None
     return load_run(out), losses
 
 

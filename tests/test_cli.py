@@ -342,15 +342,6 @@ def test_a_damaged_configuration_is_a_line(runs, capfd):
     assert "diffkit evaluate: flow/config.yaml is damaged in line 2: " in said
 
 
-def test_an_interrupt_is_not_an_error(runs, monkeypatch):
-    def interrupted(path):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("diffkit.cli.commands.load_run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        main(["evaluate", "flow"])
-
-
 def commands_of(monkeypatch, *entries):
     """Let these be the entry points of commands: names, values, and the distributions' names."""
     made = [

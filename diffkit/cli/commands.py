@@ -1,5 +1,6 @@
 """The commands, given their composed configuration as plain containers."""
 
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from diffkit.data import (
 from diffkit.equivalence import compare, save_comparison
 from diffkit.files import new_file, replace_text
 from diffkit.guidance import guide
+from diffkit.locks import writing
 from diffkit.model import DiffusionModel
 from diffkit.presets import key_of, part
 from diffkit.registry import name_of
@@ -38,13 +40,14 @@ from diffkit.training import (
     check_data,
     estimator_statistics,
     evaluate,
+    replay,
     save_curves,
     save_samples,
     save_schedule,
     save_statistics,
 )
 from diffkit.training.figures import has_picture
-from diffkit.training.loop import train
+from diffkit.training.loop import check_start, train
 from diffkit.training.metrics import as_json
 from diffkit.transport import range_losses
 from diffkit.typing import PRNGKey
@@ -82,16 +85,42 @@ def train_command(config: Mapping[str, Any]) -> None:
     choices = {k: v for k, v in config.items() if k not in ("run", "root")}
     settings: TrainConfig = make(config["train"])
     data = make(config["data"])
-    if is_finished(path, choices):
+    if is_finished(path, choices) and (known := _recorded(path)) is not None:
         _say_changes(path, data)
         print(f"run: {path}, which is finished; to train it anew remove the directory", flush=True)
-        _show_trained(read_evaluation(path / EVALUATION_FILE), data)
+        _show_trained(known, data)
         return
+    with writing(path):
+        _train(path, config, choices, settings, data)
+
+
+def _recorded(path: Path) -> Mapping[str, Any] | None:
+    """The evaluation of a run; `None` for one of an older version that is not finite."""
+    result = read_evaluation(path / EVALUATION_FILE)
+    return result if math.isfinite(result["total_bits_per_dim"]) else None
+
+
+def _check_finite(result: Mapping[str, Any], path: Path) -> None:
+    """Refuse an evaluation that is not finite: a `FloatingPointError` with its terms."""
+    found = {name: result[f"{name}_bits_per_dim"] for name in ("prior", "reconstruction", "diffusion")}
+    if not all(map(math.isfinite, found.values())):
+        terms = ", ".join(f"{name} {value:.6g}" for name, value in found.items())
+        raise FloatingPointError(f"the likelihood of {path} is not finite ({terms} bits/dim).")
+
+
+def _train(
+    path: Path,
+    config: Mapping[str, Any],
+    choices: Mapping[str, Any],
+    settings: TrainConfig,
+    data: AbstractDataset,
+) -> None:
     parts = assembled(config, data)
     check_data(parts.model, data)
+    check_start(data, settings, path)
     write_config(path, choices)
     print(f"run: {path}", flush=True)
-    fitted = train(parts, data, settings, directory=path)
+    fitted = train(parts, data, settings, directory=path, command=True)
     save_curves(fitted.metrics, path / "curves.png")
     save_schedule(fitted.model, path / "schedule.png")
     key = key_of(settings.seed)
@@ -113,6 +142,8 @@ def train_command(config: Mapping[str, Any]) -> None:
     result = at(settings.loss_steps)
     if config["evaluate_steps"]:
         result["at_steps"] = [at(steps) for steps in config["evaluate_steps"]]
+    for each in (result, *result.get("at_steps", ())):
+        _check_finite(each, path)
     replace_text(path / EVALUATION_FILE, as_json(result, indent=1) + "\n")
     _show_trained(result, data)
 
@@ -144,6 +175,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
         passes=config["passes"],
         batch_size=config["batch_size"],
     )
+    _check_finite(result.as_dict(), run.path)
     time = "continuous time" if result.steps is None else f"T = {result.steps}"
     _show(result.as_dict(), {}, config["split"], note=f", {time}", digits=4)
     trained = run.config["train"]
@@ -287,6 +319,15 @@ def verify_command(config: Mapping[str, Any]) -> int:
     wrong = sum(not finding.good for finding in findings)
     print(f"{config['run']} is whole" if not wrong else f"{wrong} of {len(findings)} are wrong", flush=True)
     return int(wrong > 0)
+
+
+def replay_command(config: Mapping[str, Any]) -> int:
+    """A step that was not finite, once more: `diffkit replay RUN/nonfinite_STEP`."""
+    cause, metrics = replay(config["dump"])
+    for name, value in metrics.items():
+        print(f"{name}: {value:.6g}")
+    print("the step is finite" if cause is None else cause, flush=True)
+    return int(cause is None)
 
 
 def _save_samples(drawn: jax.Array, path: Path, levels: int | None) -> Path:

@@ -32,6 +32,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from diffkit import registry
 from diffkit.cli.plugins import bringer, extra_of, how_to_install
 from diffkit.cli.settings import COMMANDS, DEFAULT_PRESET, LAUNCHERS, Command
+from diffkit.cli.stopping import interrupted
 from diffkit.configs import KINDS, MAY_CHANGE, RENAMED, find, node_of, unregistered
 from diffkit.presets import CONTEXT, Preset
 from diffkit.training import TrainConfig
@@ -194,7 +195,7 @@ def launch(command: Command, arguments: Sequence[str]) -> int:
     **Arguments:** `command`; `arguments`: the words after its name.
 
     **Returns:** the exit status. Errors are printed without a stack trace, unless the environment has
-    `HYDRA_FULL_ERROR=1`.
+    `HYDRA_FULL_ERROR=1`. An interrupt ends the command, or the sweep, and is a line too.
 
     **Raises:** `SystemExit` with status 2 for an unknown flag, and if a single run fails.
     """
@@ -224,6 +225,8 @@ def launch(command: Command, arguments: Sequence[str]) -> int:
             run = app.multirun if flags.multirun else app.run
             task = functools.partial(_run, command)
             run(_name(command), task, [*overrides, f"hydra.mode={mode.name}"])
+    except KeyboardInterrupt as stop:
+        return interrupted(command.name, stop, sweep=flags.multirun)
     except Exception as error:  # also what a launcher raises
         _show_error(command, error)
         return 1

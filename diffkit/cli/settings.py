@@ -263,6 +263,21 @@ class VerifySettings:
     run: str | None = None
 
 
+@dataclass(frozen=True)
+class ReplaySettings:
+    """Run a step that was not finite again, and say what went first.
+
+    Training leaves such a step as RUN/nonfinite_STEP: its state, batch and configuration. The exit status
+    is 1 if the step is finite now.
+
+    **Arguments:**
+
+    - `dump`: that directory.
+    """
+
+    dump: str | None = None
+
+
 def _is_number(value: Any, *types: type) -> bool:
     return isinstance(value, types) and not isinstance(value, bool)
 
@@ -283,6 +298,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         _command("equivalence", EquivalenceSettings, "a", "b"),
         _command("report", ReportSettings, "runs..."),
         _command("verify", VerifySettings, "run"),
+        _command("replay", ReplaySettings, "dump"),
     )
 }
 """The commands of diffkit that take settings."""
