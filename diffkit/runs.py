@@ -48,6 +48,7 @@ from diffkit.presets import (
 )
 from diffkit.schedules import ordered_endpoints
 from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
+from diffkit.training.branches import find_run
 from diffkit.transport import carried, range_losses
 
 
@@ -66,14 +67,21 @@ class Run:
     metrics: list[dict[str, float]]
     config: Mapping[str, Any]
 
-    def data(self) -> AbstractDataset:
+    def data(self, **changes: Any) -> AbstractDataset:
         """Load the training data again.
 
-        **Raises:** `ValueError` if the run was started in Python and does not name its data.
+        **Arguments:** `changes`: options of the data that are not as they were, such as `path="new/place"`.
+
+        **Raises:** `ValueError` if the run was started in Python and does not name its data, or they have
+        no such option.
         """
         if not self.config:
             raise ValueError(f"run {self.path} has no {CONFIG_FILE}, so its data are not known.")
-        return make(self.config["data"])
+        node = self.config["data"]
+        known = [name for name in node if not name.startswith("_")]
+        if unknown := [name for name in changes if name not in known]:
+            raise ValueError(f"the data of {self.path} have no option {unknown[0]!r}: {', '.join(known)}.")
+        return make({**node, **changes})
 
     def condition(self, value: int | Sequence[float]) -> Float[Array, " condition"]:
         """A condition of the model, for sampling.
@@ -117,11 +125,11 @@ def convert_run(
 ) -> tuple[Run, tuple[str, ...]]:
     """Write a run's model under another process or schedule as a new run, without training.
 
-    The new run has the old one's newest checkpoint and configuration, with the new process and schedule in
-    the entry `transport`.
+    The new run has the old one's checkpoint and configuration, with the new process and schedule in the
+    entry `transport`.
 
-    **Arguments:** `source`: the run's directory; `out`: the new one's; `process`, `schedule`: nodes of a
-    configuration, as hydra-zen writes them; `None` keeps the run's.
+    **Arguments:** `source`: the run's directory, or `RUN@STEP`; `out`: the new one's; `process`,
+    `schedule`: nodes of a configuration, as hydra-zen writes them; `None` keeps the run's.
 
     **Returns:** the new run, and a sentence for each end where its range of `logsnr` differs from the old
     one (`diffkit.equivalence.range_losses`).
@@ -147,30 +155,31 @@ def convert_run(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as place:
         new = Path(place) / out.name
         step = Path(CHECKPOINTS) / str(run.step)
-        shutil.copytree(source / step, new / step)
-        if (source / METRICS_FILE).exists():
-            shutil.copy(source / METRICS_FILE, new / METRICS_FILE)
+        shutil.copytree(run.path / step, new / step)
+        if (run.path / METRICS_FILE).exists():
+            shutil.copy(run.path / METRICS_FILE, new / METRICS_FILE)
         (new / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False))
         new.replace(out)
     return load_run(out), losses
 
 
-def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -> Run:
+def load_run(
+    path: str | Path, *, step: int | None = None, like: DiffusionModel | Preset | None = None
+) -> Run:
     """Read a run directory.
 
-    **Arguments:** `path`: the directory; `like`: the composition passed to `fit`: a preset, or a model
+    **Arguments:** `path`: the directory, or `"RUN@STEP"`; `step`: of the checkpoint, by default the newest
+    one; `like`: the composition passed to `fit`: a preset, or a model
     assembled by hand. Needed only for a run with an unregistered part; its parts are compared with the
     run's.
 
-    **Returns:** a `Run` at its newest checkpoint.
+    **Returns:** a `Run` at that checkpoint.
 
-    **Raises:** `FileNotFoundError` if there is no run or no checkpoint at `path`; `ValueError` if
+    **Raises:** `FileNotFoundError` if there is no run or no such checkpoint at `path`; `ValueError` if
     `like` is needed and missing, or is another composition (the message says what differs);
     `diffkit.training.CheckpointError` if `like` has another structure.
     """
-    path = Path(path)
-    if not (path / CHECKPOINTS).is_dir():
-        raise FileNotFoundError(f"path must be a run directory, there are no checkpoints at {path}.")
+    path, step = find_run(path, step)
     config = read_config(path)
     if not config and like is None:
         raise ValueError(
@@ -179,7 +188,7 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
         )
     checkpoints = Checkpoints(path / CHECKPOINTS)
     try:
-        step = checkpoints.latest_step()
+        step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise FileNotFoundError(f"the run at {path} was stopped before its first checkpoint.")
         model = assembled(config).model if like is None else _like(like, config, path)

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -70,16 +70,23 @@ def pieces(source: AbstractSource, count: int) -> Iterator[Integer[np.ndarray, "
         yield source.gather(np.arange(first, min(first + _PIECE, count)))
 
 
-def find_images(given: str, run: dk.Run, data: AbstractDataset | None = None) -> AbstractSource:
+def expanded(path: str) -> Path:
+    """A path with the home directory for its `~`; one that is nobody's stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def find_images(
+    given: str, run: dk.Run, data: AbstractDataset | None = None, changes: Mapping[str, Any] | None = None
+) -> AbstractSource:
     """The images that an argument of a command names.
 
     **Arguments:** `given`: a folder, a .npy file, or `test` or `train`; an existing path takes precedence.
-    `run`: the run; `data`: the dataset of `test` and `train`, by default the run's own.
+    `run`: the run; `data`: the dataset of `test` and `train`, by default the run's own, with `changes`.
 
     **Raises:** `ValueError` if it does not fit the model; `FileNotFoundError` if it is none of these.
     """
-    path = Path(given).expanduser()
-    if path.exists() and data is not None:
+    path = expanded(given)
+    if path.exists() and (data is not None or changes):
         raise ValueError(f"{given!r} is a path: data= is for test and train.")
     if path.is_dir():
         return _folder(path, run.model.shape)
@@ -90,7 +97,7 @@ def find_images(given: str, run: dk.Run, data: AbstractDataset | None = None) ->
             f"there is nothing at {given!r}. Give a folder of images, a .npy file, or test or train: of "
             f"the run's own data, or of data=NAME, one of {', '.join(dk.available('data'))}."
         )
-    data = run.data() if data is None else data
+    data = run.data(**(changes or {})) if data is None else data
     source = data.test if given == "test" else data.train
     if source.shape != run.model.shape:
         found = f"the images of {given!r} have the shape {source.shape}"
