@@ -81,6 +81,8 @@ def train_command(config: Mapping[str, Any]) -> None:
     For a complete run of the same configuration, only shows its results.
     """
     path = Path(config["run"])
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"run must be a directory, {path} is a file.")
     choices = {k: v for k, v in config.items() if k not in ("run", "root", "from")}
     if config["from"] is not None:
         choices["from"] = origin(config["from"], path)
@@ -264,6 +266,8 @@ def sample_command(config: Mapping[str, Any]) -> None:
     chosen = {kind: part(kind, make(node), model=run.model) for kind, node in nodes.items()}
     given, interval = config["condition"], config["guidance_interval"]
     model, condition = run.model, None
+    if given is None and config.get("data") is not None:
+        raise ValueError("data changes nothing but the meaning of a condition: give condition=... as well.")
     if given is not None:
         condition = jnp.asarray(encode_condition(_data(run, config.get("data")), given))
         model = guide(model, config["guidance"], None if interval is None else tuple(interval))
