@@ -67,21 +67,14 @@ class Run:
     metrics: list[dict[str, float]]
     config: Mapping[str, Any]
 
-    def data(self, **changes: Any) -> AbstractDataset:
+    def data(self) -> AbstractDataset:
         """Load the training data again.
 
-        **Arguments:** `changes`: options of the data that are not as they were, such as `path="new/place"`.
-
-        **Raises:** `ValueError` if the run was started in Python and does not name its data, or they have
-        no such option.
+        **Raises:** `ValueError` if the run was started in Python and does not name its data.
         """
         if not self.config:
             raise ValueError(f"run {self.path} has no {CONFIG_FILE}, so its data are not known.")
-        node = self.config["data"]
-        known = [name for name in node if not name.startswith("_")]
-        if unknown := [name for name in changes if name not in known]:
-            raise ValueError(f"the data of {self.path} have no option {unknown[0]!r}: {', '.join(known)}.")
-        return make({**node, **changes})
+        return make(self.config["data"])
 
     def condition(self, value: int | Sequence[float]) -> Float[Array, " condition"]:
         """A condition of the model, for sampling.
@@ -164,19 +157,25 @@ def convert_run(
 
 
 def load_run(
-    path: str | Path, *, step: int | None = None, like: DiffusionModel | Preset | None = None
+    path: str | Path,
+    *,
+    step: int | None = None,
+    data: Mapping[str, Any] | None = None,
+    like: DiffusionModel | Preset | None = None,
 ) -> Run:
     """Read a run directory.
 
     **Arguments:** `path`: the directory, or `"RUN@STEP"`; `step`: of the checkpoint, by default the newest
-    one; `like`: the composition passed to `fit`: a preset, or a model
+    one; `data`: options of its data that are not as they were, such as `{"path": "new/place"}`; `like`: the
+    composition passed to `fit`: a preset, or a model
     assembled by hand. Needed only for a run with an unregistered part; its parts are compared with the
     run's.
 
     **Returns:** a `Run` at that checkpoint.
 
     **Raises:** `FileNotFoundError` if there is no run or no such checkpoint at `path`; `ValueError` if
-    `like` is needed and missing, or is another composition (the message says what differs);
+    `like` is needed and missing, or is another composition (the message says what differs), or the data
+    have no such option;
     `diffkit.training.CheckpointError` if `like` has another structure.
     """
     path, step = find_run(path, step)
@@ -186,6 +185,8 @@ def load_run(
             f"run {path} was started in Python by an older version and has no {CONFIG_FILE}: "
             "read it with dk.load_run(path, like=MODEL), a model of the same structure."
         )
+    if data:
+        config = {**config, "data": _moved(config.get("data", {}), data, path)}
     checkpoints = Checkpoints(path / CHECKPOINTS)
     try:
         step = checkpoints.latest_step() if step is None else step
@@ -199,6 +200,14 @@ def load_run(
         checkpoints.close()
     model = transported(state.averaged_model, config)
     return Run(path, step, model, read_metrics(path / METRICS_FILE), config)
+
+
+def _moved(node: Mapping[str, Any], changes: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    known = [name for name in node if not name.startswith("_")] if "_target_" in node else []
+    if unknown := [name for name in changes if name not in known]:
+        names = ", ".join(known) or "none"
+        raise ValueError(f"the data of run {path} have no option {unknown[0]!r}. They have: {names}.")
+    return {**node, **changes}
 
 
 def _like(like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path) -> DiffusionModel:

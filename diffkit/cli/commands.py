@@ -126,22 +126,22 @@ def train_command(config: Mapping[str, Any]) -> None:
     _show_trained(result, data)
 
 
-def _data(run: Run, node: Mapping[str, Any] | None) -> AbstractDataset:
-    """The data of a run; with `data.OPTION=VALUE` changed so, or the ones of `data=NAME`."""
-    if node is None:
-        return run.data()
-    return make(node) if "_target_" in node else run.data(**node)
+def _loaded(config: Mapping[str, Any]) -> tuple[Run, AbstractDataset | None]:
+    """The run of a command, with its data where they are now; and the data of `data=NAME`, if given."""
+    node = config.get("data") or {}
+    other = "_target_" in node
+    return load_run(config["run"], data=None if other else node), make(node) if other else None
 
 
 def evaluate_command(config: Mapping[str, Any]) -> None:
     """The likelihood of a run's model on its data: `diffkit evaluate RUN`."""
-    run, step = load_run(config["run"]), split_step(config["run"])[1]
-    schedule, time_sampler, given = (config.get(kind) for kind in ("schedule", "time_sampler", "data"))
+    run, other = _loaded(config)
+    step = split_step(config["run"])[1]
+    schedule, time_sampler = config.get("schedule"), config.get("time_sampler")
     if time_sampler is not None and not config["variance"]:
         raise ValueError("time_sampler changes nothing but the variance: give variance=true as well.")
     moved = {**run.config, "transport": {"schedule": schedule}} if schedule else {}
     model = transported(run.model, moved)
-    other = given if given is not None and "_target_" in given else None
     if config["variance"]:
         chosen = part("time_sampler", make(time_sampler or run.config["time_sampler"]), model=model)
         adapts = time_sampler is None and isinstance(chosen, AbstractAdaptiveTimeSampler)
@@ -151,7 +151,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
             own=run.config,
             time_sampler=time_sampler,
             times="anew" if adapts else None,
-            data=other,
+            data=config["data"] if other is not None else None,
             split=config["split"],
             seed=config["seed"],
             step=step,
@@ -161,7 +161,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
     ends = (ordered_endpoints(each.schedule) for each in (run.model, model))
     for sentence in range_losses(*ends):
         print(sentence)
-    data = _data(run, given)
+    data = run.data() if other is None else other
     source = data.test if config["split"] == "test" else data.train
     result = evaluate(
         model,
@@ -260,7 +260,8 @@ def _measure_variance(
 
 def sample_command(config: Mapping[str, Any]) -> None:
     """Samples of a run's model: `diffkit sample RUN`."""
-    run, step = load_run(config["run"]), split_step(config["run"])[1]
+    run, other = _loaded(config)
+    step = split_step(config["run"])[1]
     # A constructor with its options: that of the run where the command names none.
     nodes = {kind: config.get(kind) or run.config[kind] for kind in ("sampler", "grid")}
     chosen = {kind: part(kind, make(node), model=run.model) for kind, node in nodes.items()}
@@ -269,7 +270,8 @@ def sample_command(config: Mapping[str, Any]) -> None:
     if given is None and config.get("data") is not None:
         raise ValueError("data changes nothing but the meaning of a condition: give condition=... as well.")
     if given is not None:
-        condition = jnp.asarray(encode_condition(_data(run, config.get("data")), given))
+        data = run.data() if other is None else other
+        condition = jnp.asarray(encode_condition(data, given))
         model = guide(model, config["guidance"], None if interval is None else tuple(interval))
     name = _samples_name(config, nodes, run.config, step)
     out = Path(config["out"] or run.path / f"{name}.png")

@@ -29,7 +29,7 @@ class Command:
       `_` is a setting that is a word of Python: `from_` is `from`.
     - `positional`: settings that may be given without their names; one with dots takes all.
     - `kinds`: the kinds to choose from, with the default; `None` for a choice that may be absent. Options
-      of absent data, a mapping without `_target_`, are changes to those of the run (`diffkit.Run.data`).
+      of absent data, a mapping without `_target_`, are for `diffkit.load_run(data=...)`.
     """
 
     name: str

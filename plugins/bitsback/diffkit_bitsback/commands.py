@@ -125,14 +125,18 @@ class RateSettings(_CodingSettings):
 
 def _images(given: Mapping[str, Any], run: dk.Run) -> tuple[Any, int]:
     """The images that a command names, and how many of them to code."""
-    node = given.get("data")
-    other = make(node) if node and "_target_" in node else None
-    changes = node if node and other is None else {}
-    source = find_images(given["input"], run, other, changes)
+    node = given.get("data") or {}
+    source = find_images(given["input"], run, make(node) if "_target_" in node else None)
     count = len(source) if given["count"] is None else given["count"]
     if not 1 <= count <= len(source):
         raise ValueError(f"count must be from 1 to {len(source)}, got {count}.")
     return source, count
+
+
+def _run(given: Mapping[str, Any]) -> dk.Run:
+    """The run, with its data where they are now."""
+    node = given.get("data") or {}
+    return dk.load_run(given["run"], data=None if "_target_" in node else node)
 
 
 def _codec(given: Mapping[str, Any], run: dk.Run, **settings: Any) -> Codec:
@@ -147,7 +151,7 @@ def _codec(given: Mapping[str, Any], run: dk.Run, **settings: Any) -> Codec:
 def _compress(given: Mapping[str, Any]) -> None:
     out = expanded(given["out"])
     check_free(out, given["overwrite"])
-    run = dk.load_run(given["run"])
+    run = _run(given)
     source, count = _images(given, run)
     codec = _codec(given, run, steps=given["steps"], chunk=given["chunk"])
     is_folder = isinstance(source, FolderSource)
@@ -214,7 +218,7 @@ def _decompress(given: Mapping[str, Any]) -> int:
 
 
 def _rate(given: Mapping[str, Any]) -> None:
-    run = dk.load_run(given["run"])
+    run = _run(given)
     source, count = _images(given, run)
     images = np.concatenate(list(pieces(source, count)))
     # Refuses numbers out of range before any work begins.

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -75,18 +75,16 @@ def expanded(path: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def find_images(
-    given: str, run: dk.Run, data: AbstractDataset | None = None, changes: Mapping[str, Any] | None = None
-) -> AbstractSource:
+def find_images(given: str, run: dk.Run, data: AbstractDataset | None = None) -> AbstractSource:
     """The images that an argument of a command names.
 
     **Arguments:** `given`: a folder, a .npy file, or `test` or `train`; an existing path takes precedence.
-    `run`: the run; `data`: the dataset of `test` and `train`, by default the run's own, with `changes`.
+    `run`: the run; `data`: the dataset of `test` and `train`, by default the run's own.
 
     **Raises:** `ValueError` if it does not fit the model; `FileNotFoundError` if it is none of these.
     """
     path = expanded(given)
-    if path.exists() and (data is not None or changes):
+    if path.exists() and data is not None:
         raise ValueError(f"{given!r} is a path: data= is for test and train.")
     if path.is_dir():
         return _folder(path, run.model.shape)
@@ -97,7 +95,7 @@ def find_images(
             f"there is nothing at {given!r}. Give a folder of images, a .npy file, or test or train: of "
             f"the run's own data, or of data=NAME, one of {', '.join(dk.available('data'))}."
         )
-    data = run.data(**(changes or {})) if data is None else data
+    data = run.data() if data is None else data
     source = data.test if given == "test" else data.train
     if source.shape != run.model.shape:
         found = f"the images of {given!r} have the shape {source.shape}"
