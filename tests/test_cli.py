@@ -331,7 +331,7 @@ def test_a_run_of_python_is_for_python(runs, capfd):
 
 @pytest.mark.parametrize("error", [MemoryError(), OverflowError("too large"), EOFError("cut off")])
 def test_any_error_of_a_command_is_a_line(runs, capfd, monkeypatch, error):
-    def broken(path):
+    def broken(path, **options):
         raise error
 
     monkeypatch.setattr("diffkit.cli.commands.load_run", broken)
@@ -346,7 +346,7 @@ def test_a_damaged_configuration_is_a_line(runs, capfd):
 
 
 def test_an_interrupt_is_not_an_error(runs, monkeypatch):
-    def interrupted(path):
+    def interrupted(path, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("diffkit.cli.commands.load_run", interrupted)
@@ -816,6 +816,26 @@ def test_what_is_no_run_is_answered_in_a_sentence(runs, capfd, command):
 @dataclasses.dataclass(frozen=True)
 class NoSettings:
     """A command without settings."""
+
+
+def test_data_that_have_moved(runs, capfd, monkeypatch):
+    np.save("points.npy", np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32))
+    words = ["schedule=linear_logsnr", "decoder=gaussian", "data=array", "data.path=points.npy"]
+    small = [w for w in SMALL if "schedule" not in w]
+    main(["train", "preset=vdm", *words, *small, "samples=0", "run=r"])
+    main(["evaluate", "r", "passes=1"])
+    before = bits_per_dim(capfd.readouterr().out)
+    (runs / "it's (1)").mkdir()
+    place = runs / "it's (1)" / "2024,a=b.npy"
+    (runs / "points.npy").rename(place)
+    assert "there is nothing at path=" in fails(["evaluate", "r"], capfd)
+    main(["evaluate", "r", "passes=1", f"data.path={place}"])
+    assert bits_per_dim(capfd.readouterr().out) == before
+    main(["sample", "r", "steps=2", "count=2", f"data.path={place}"])
+    assert capfd.readouterr().out.strip() == "r/samples_ancestral_2_count2.npy"
+    assert dk.load_run("r", data={"path": place}).data().test.shape == (2,)
+    said = fails(["evaluate", "r", f"data.pth={place}"], capfd)
+    assert "the data of run r have no option 'pth'. They have: path, levels, " in said
 
 
 def test_errors_of_other_threads_are_one_line_and_a_failure(capfd):

@@ -267,8 +267,8 @@ def sample_command(config: Mapping[str, Any]) -> None:
     chosen = {kind: part(kind, make(node), model=run.model) for kind, node in nodes.items()}
     given, interval = config["condition"], config["guidance_interval"]
     model, condition = run.model, None
-    if given is None and config.get("data") is not None:
-        raise ValueError("data changes nothing but the meaning of a condition: give condition=... as well.")
+    if given is None and other is not None:
+        raise ValueError("data=NAME is for the meaning of a condition: give condition=... as well.")
     if given is not None:
         data = run.data() if other is None else other
         condition = jnp.asarray(encode_condition(data, given))

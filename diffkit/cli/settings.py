@@ -189,7 +189,7 @@ class SampleSettings:
       stored go beside it as .npy.
     - `overwrite`: replace the samples of another request.
 
-    data.path=PATH says where the run's data are now, for the meaning of a condition.
+    data.path=PATH says where the run's data are now.
     """
 
     run: str | None = None
