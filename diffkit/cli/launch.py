@@ -198,11 +198,11 @@ def _background() -> Iterator[list[BaseException]]:
     errors: list[BaseException] = []
     of_threads, unraisable = threading.excepthook, sys.unraisablehook
 
-    def thread(error: threading.ExceptHookArgs) -> None:
+    def thread(error: Any) -> None:
         if error.exc_value is not None:
             errors.append(error.exc_value)
 
-    def late(error: sys.UnraisableHookArgs) -> None:
+    def late(error: Any) -> None:
         if isinstance(error.exc_value, OSError):
             errors.append(error.exc_value)
         else:
