@@ -54,6 +54,7 @@ from diffkit.presets import (
 )
 from diffkit.schedules import ordered_endpoints
 from diffkit.training import Checkpoints, TrainConfig, init_state, read_metrics
+from diffkit.training.branches import find_run
 from diffkit.training.checkpoints import copy_checkpoint
 from diffkit.transport import carried, range_losses
 
@@ -191,11 +192,11 @@ def convert_run(
 ) -> tuple[Run, tuple[str, ...]]:
     """Write a run's model under another process or schedule as a new run, without training.
 
-    The new run has the old one's newest whole checkpoint and configuration, with the new process and
-    schedule in the entry `transport`.
+    The new run has the old one's checkpoint (the newest whole one, if no step is given) and configuration,
+    with the new process and schedule in the entry `transport`.
 
-    **Arguments:** `source`: the run's directory; `out`: the new one's; `process`, `schedule`: nodes of a
-    configuration, as hydra-zen writes them; `None` keeps the run's.
+    **Arguments:** `source`: the run's directory, or `RUN@STEP`; `out`: the new one's; `process`,
+    `schedule`: nodes of a configuration, as hydra-zen writes them; `None` keeps the run's.
 
     **Returns:** the new run, and a sentence for each end where its range of `logsnr` differs from the old
     one (`diffkit.equivalence.range_losses`).
@@ -224,9 +225,9 @@ def convert_run(
         new = Path(place) / out.name
         step = Path(CHECKPOINTS) / str(run.step)
         (new / step).parent.mkdir(parents=True)
-        copy_checkpoint(source / step, new / step, config)
-        if (source / METRICS_FILE).is_file():
-            shutil.copy(source / METRICS_FILE, new / METRICS_FILE)
+        copy_checkpoint(run.path / step, new / step, config)
+        if (run.path / METRICS_FILE).is_file():
+            shutil.copy(run.path / METRICS_FILE, new / METRICS_FILE)
         replace_text(new / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
         try:
             new.replace(out)
@@ -238,34 +239,42 @@ def convert_run(
     return load_run(out), losses
 
 
-def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -> Run:
+def load_run(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    data: Mapping[str, Any] | None = None,
+    like: DiffusionModel | Preset | None = None,
+) -> Run:
     """Read a run directory.
 
-    **Arguments:** `path`: the directory; `like`: the composition passed to `fit`: a preset, or a model
+    **Arguments:** `path`: the directory, or `"RUN@STEP"`; `step`: of the checkpoint, by default the newest
+    one; `data`: options of its data that are not as they were, such as `{"path": "new/place"}`; `like`: the
+    composition passed to `fit`: a preset, or a model
     assembled by hand. Needed only for a run with an unregistered part; its parts are compared with the
     run's.
 
-    **Returns:** a `Run` at its newest whole checkpoint.
+    **Returns:** a `Run` at that checkpoint.
 
-    **Raises:** `FileNotFoundError` if there is no run or no checkpoint at `path`; `ValueError` if
-    `like` is needed and missing, or is another composition (the message says what differs);
-    `diffkit.training.CheckpointError` if `like` has another structure, if no checkpoint is whole, or if
-    `config.yaml` was changed after it was written.
+    **Raises:** `FileNotFoundError` if there is no run or no such checkpoint at `path`; `ValueError` if
+    `like` is needed and missing, or is another composition (the message says what differs), or the data
+    have no such option; `diffkit.training.CheckpointError` if `like` has another structure, if no
+    checkpoint is whole, or if `config.yaml` was changed after it was written.
 
     **Warns:** `diffkit.training.CheckpointWarning` if newer checkpoints are damaged (`diffkit.verify_run`).
     """
-    path = Path(path)
-    if not (path / CHECKPOINTS).is_dir() and not (path / CONFIG_FILE).exists():
-        raise FileNotFoundError(f"path must be a run directory, there are no checkpoints at {path}.")
+    path, step = find_run(path, step)
     config = read_config(path, needed=(*KINDS, "data", "train"))
     if not config and like is None:
         raise ValueError(
             f"run {path} was started in Python by an older version and has no {CONFIG_FILE}: "
             "read it with dk.load_run(path, like=MODEL), a model of the same structure."
         )
+    if data:
+        config = {**config, "data": _moved(config.get("data", {}), data, path)}
     checkpoints = Checkpoints(path / CHECKPOINTS)
     try:
-        step = checkpoints.latest_step()
+        step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise FileNotFoundError(f"the run at {path} was stopped before its first checkpoint.")
         model = assembled(config).model if like is None else _like(like, config, path)
@@ -276,6 +285,14 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
         checkpoints.close()
     model = transported(state.averaged_model, config)
     return Run(path, step, model, read_metrics(path / METRICS_FILE), config)
+
+
+def _moved(node: Mapping[str, Any], changes: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    known = [name for name in node if not name.startswith("_")] if "_target_" in node else []
+    if unknown := [name for name in changes if name not in known]:
+        names = ", ".join(known) or "none"
+        raise ValueError(f"the data of run {path} have no option {unknown[0]!r}. They have: {names}.")
+    return {**node, **changes}
 
 
 def _like(like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path) -> DiffusionModel:

@@ -386,7 +386,7 @@ def test_command_line_with_labels(workplace, capfd):
     capfd.readouterr()
     guidance = ["guidance=2.0", "guidance_interval=[-2,3]"]
     main(["sample", "r", "sampler=ddim", "steps=2", "count=3", "condition=3", *guidance])
-    assert capfd.readouterr().out.strip() == "r/samples_ddim_2_condition3_guidance2.png"
+    assert capfd.readouterr().out.strip() == "r/samples_ddim_2_condition3_guidance2_interval-2_3_count3.png"
     from diffkit.guidance import guide
 
     expected = dk.sample(
@@ -397,7 +397,7 @@ def test_command_line_with_labels(workplace, capfd):
         steps=2,
         condition=run.condition(3),
     )
-    found = np.load("r/samples_ddim_2_condition3_guidance2.npy")
+    found = np.load("r/samples_ddim_2_condition3_guidance2_interval-2_3_count3.npy")
     np.testing.assert_array_equal(found, expected)
     for arguments, message in (
         (["condition=10"], "condition must be a class, an integer from 0 to 9, got 10"),

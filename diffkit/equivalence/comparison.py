@@ -143,7 +143,8 @@ def composition(what: Composable, *, levels: int = 256) -> Composition:
     if isinstance(what, Preset):
         decoder = registry.complete(resolve("decoder", what.decoder), {"levels": levels})
         return _composed(name, what, None, decoder.levels)
-    if isinstance(what, str | Path) and not Path(what).exists():
+    # No registered name has such a sign: a path, or RUN@STEP.
+    if isinstance(what, str | Path) and not ({"/", "@"} & {*str(what)} or Path(what).exists()):
         registry.get("preset", str(what))  # says what there is
     from diffkit.runs import Run, load_run
 

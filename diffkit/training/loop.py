@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffkit.checks import check_condition, check_loss, check_model
-from diffkit.configs import CHECKPOINTS, METRICS_FILE, RENAMED, config_of, unregistered, write_config
+from diffkit.configs import CHECKPOINTS, METRICS_FILE, RENAMED, config_of, unregistered
 from diffkit.data import AbstractDataset, AbstractSource, batches, check_identity, condition_size
 from diffkit.denoiser import Denoiser, underlying
 from diffkit.display import outline
@@ -29,6 +29,7 @@ from diffkit.samplers import Ancestral, sample
 from diffkit.samplers.loop import check_sampler
 from diffkit.schedules import ordered_endpoints
 from diffkit.time_samplers import AbstractTimeSampler, LowDiscrepancy
+from diffkit.training.branches import origin, start_run
 from diffkit.training.checkpoints import Checkpoints
 from diffkit.training.config import TrainConfig
 from diffkit.training.evaluation import Evaluation, evaluate
@@ -156,6 +157,7 @@ def fit(
     time_sampler: AbstractTimeSampler | None = None,
     optimiser: Optimiser | None = None,
     directory: str | Path | None = None,
+    start_from: str | Path | None = None,
     progress: bool = True,
     hooks: Sequence[Hook] = (),
     check: bool = True,
@@ -187,6 +189,9 @@ def fit(
       same composition, training continues from the newest one, exactly as if it had never stopped. With
       one, Ctrl-C, SIGTERM and SIGUSR1 let the steps under way end and save a checkpoint; a second signal
       stops at once.
+    - `start_from`: another run to begin from, `"RUN@STEP"`, or `"RUN"` for its newest checkpoint. It must
+      have the same model; the settings may differ. Its steps count: `steps` is the number after which the
+      new run ends. Another optimiser or adaptive time sampler starts anew. Needs a `directory`.
     - `progress`: show a progress bar; `hooks`: functions called with a `diffkit.training.StepInfo` after
       each dispatch and each evaluation, while the next dispatch runs.
     - `check`: check the parts before work begins, on a few hundred numbers (`diffkit.checks`): the schedule
@@ -239,12 +244,16 @@ def fit(
     else:
         parts = Assembly.around(preset, what)
     _check(parts, data, check)
+    if start_from is not None and directory is None:
+        raise ValueError("start_from needs a directory, where the new run is kept: give directory=...")
     directory = None if directory is None else Path(directory)
     check_start(data, settings, directory)
     with contextlib.nullcontext() if directory is None else writing(directory):
         if directory is not None:
             record = config_of(preset, data, settings)
-            write_config(directory, record)
+            if start_from is not None:
+                record["from"] = origin(start_from, directory)
+            start_run(directory, record, parts, settings)
             if progress and (made := unregistered(record)):
                 found = ", ".join(f"{kind}={name}" for kind, name in made.items())
                 print(

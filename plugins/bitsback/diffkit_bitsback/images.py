@@ -69,6 +69,11 @@ def pieces(source: AbstractSource, count: int) -> Iterator[Integer[np.ndarray, "
         yield source.gather(np.arange(first, min(first + _PIECE, count)))
 
 
+def expanded(path: str) -> Path:
+    """A path with the home directory for its `~`; one that is nobody's stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def find_images(given: str, run: dk.Run, data: AbstractDataset | None = None) -> AbstractSource:
     """The images that an argument of a command names.
 
@@ -77,7 +82,7 @@ def find_images(given: str, run: dk.Run, data: AbstractDataset | None = None) ->
 
     **Raises:** `ValueError` if it does not fit the model; `FileNotFoundError` if it is none of these.
     """
-    path = Path(given).expanduser()
+    path = expanded(given)
     if path.exists() and data is not None:
         raise ValueError(f"{given!r} is a path: data= is for test and train.")
     if path.is_dir():
