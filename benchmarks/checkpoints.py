@@ -31,7 +31,7 @@ EVERY = dk.TrainConfig().checkpoint_every
 
 # Network, shape, seconds of a step on two cores (docs/benchmarks.md).
 MODELS = {
-    "MLP, 64 wide, on points": (("mlp", {"width": 64, "depth": 2}), (2,), 0.002),
+    "MLP, 64 wide, on points": (("mlp", {"width": 64, "depth": 2}), (2,), 0.01),
     "U-Net of digits": ("unet", (1, 8, 8), 0.05),
     "VDM's U-Net, width 64, depth 4": (("vdm_unet", {"width": 64, "depth": 4}), (3, 32, 32), 2.75),
     "VDM's U-Net, width 128, depth 32": (("vdm_unet", {"width": 128, "depth": 32}), (3, 32, 32), None),

@@ -12,11 +12,14 @@ verified.
 
 import contextlib
 import functools
+import glob
 import json
 import logging
 import os
 import re
 import shutil
+import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -32,6 +35,7 @@ from jaxtyping import PyTree
 
 from diffkit.configs import CONFIG_FILE, differences, read_config
 from diffkit.training.manifests import Damage, Manifest, digest_of_file, digests, files_of
+from diffkit.transport import stacklevel
 
 _ADVICE = " If the composition is the same, another version wrote it: use that one, or train anew."
 _STATE: Final = "state"
@@ -113,7 +117,7 @@ class Checkpoints:
                 warnings.warn(
                     f"damaged checkpoint {'; '.join(newer)}. The one of step {step} is used.",
                     CheckpointWarning,
-                    stacklevel=2,
+                    stacklevel=stacklevel(sys._getframe()),
                 )
             return step
         if damaged:
@@ -340,9 +344,9 @@ def _write(
     """Write all of a checkpoint, and prove by reading that it is on disk."""
     import orbax.checkpoint as ocp
 
-    with _quiet_orbax():
+    with _quiet_orbax(), _without_pattern(new.absolute()) as place:
         checkpointer = ocp.Checkpointer(ocp.StandardCheckpointHandler())
-        checkpointer.save((new / _STATE).absolute(), args=ocp.args.StandardSave(dict(arrays)))
+        checkpointer.save(place / _STATE, args=ocp.args.StandardSave(dict(arrays)))
     (new / _NUMBERS).parent.mkdir()
     (new / _NUMBERS).write_text(json.dumps(numbers))
     written = {name: digest_of_file(path) for name, path in files_of(new).items()}
@@ -356,17 +360,37 @@ def _write(
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Let orbax fail by its exception alone: no log, and no thread that outlives the call."""
-    logger, before = logging.getLogger("absl"), set(threading.enumerate())
-    disabled, logger.disabled = logger.disabled, True
+    """Let orbax fail by its exception alone: no log, no thread that outlives it, no word from callbacks."""
+    logger, before, hook = logging.getLogger("absl"), set(threading.enumerate()), sys.unraisablehook
+
+    def quiet(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    disabled, logger.disabled, sys.unraisablehook = logger.disabled, True, quiet
     try:
         yield
+        # After a failure it stays: TensorStore's other writes end later, and call back into a loop that
+        # orbax has closed.
+        sys.unraisablehook = hook
     finally:
         for thread in set(threading.enumerate()) - before:
-            if type(thread).__module__.startswith("orbax."):
+            if type(thread).__module__.startswith("orbax.") or thread.name.startswith("asyncio_"):
                 with contextlib.suppress(BaseException):
-                    thread.join()  # which raises what the thread did
+                    thread.join(timeout=10)  # which raises what orbax's did
         logger.disabled = disabled
+
+
+@contextlib.contextmanager
+def _without_pattern(path: Path) -> Iterator[Path]:
+    """The directory by a name in which orbax, which looks for files by a pattern, sees none."""
+    if not glob.has_magic(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / "link"
+        link.symlink_to(path, target_is_directory=True)
+        yield link
 
 
 def _sync(path: Path) -> None:
@@ -398,7 +422,7 @@ def _reason(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
-        if code := re.search(r"OS error (\d+)", str(cause)):  # as TensorStore says it
+        if code := re.search(r"(?:os_error_code='|OS error )(\d+)", str(cause)):  # as TensorStore says it
             return os.strerror(int(code[1]))
         cause = cause.__cause__ or cause.__context__
     lines = str(error).splitlines() or [type(error).__name__]

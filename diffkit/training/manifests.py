@@ -14,6 +14,7 @@ import numpy as np
 MANIFEST_FILE: Final = "manifest.json"
 _VERSION: Final = 1
 _FIELDS: Final[Mapping[str, Any]] = {"step": int, "files": dict, "arrays": dict, "config": dict | None}
+_DIGESTS: Final = ("files", "arrays")
 
 
 class Damage(Exception):
@@ -64,8 +65,10 @@ class Manifest:
                 f"{MANIFEST_FILE} is of version {content.get('version')!r}, this diffkit reads {_VERSION}"
             )
         known = {name: content.get(name) for name in _FIELDS}
-        if wrong := [name for name, kind in _FIELDS.items() if not isinstance(known[name], kind)]:
-            raise Damage(f"{MANIFEST_FILE} has no {wrong[0]}")
+        for name, kind in _FIELDS.items():
+            good = isinstance(known[name], kind)
+            if not good or (name in _DIGESTS and not all(isinstance(d, str) for d in known[name].values())):
+                raise Damage(f"{MANIFEST_FILE} has no {name}")
         if str(known["step"]) != place.name:
             raise Damage(f"{MANIFEST_FILE} is that of step {known['step']}")
         return Manifest(**known)
