@@ -82,9 +82,9 @@ def train_command(config: Mapping[str, Any]) -> None:
     choices = {k: v for k, v in config.items() if k not in ("run", "root")}
     settings: TrainConfig = make(config["train"])
     data = make(config["data"])
-    if is_finished(path, choices) and _recorded(path) is not None:
+    if is_finished(path, choices) and (result := _recorded(path)) is not None:
         print(f"run: {path}, which is finished; to train it anew remove the directory", flush=True)
-        _show_trained(_recorded(path), data)
+        _show_trained(result, data)
         return
     with writing(path):
         _train(path, config, choices, settings, data)
