@@ -213,6 +213,7 @@ def signalled(number, step=2):
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_command_says_how_to_go_on(workplace, capfd, number, status):
     with signalled(number), pytest.raises(SystemExit) as stopped:

@@ -26,7 +26,7 @@ from diffkit.training.state import METRICS, Objective, train_step
 CONFIG = dk.TrainConfig(
     steps=24, batch_size=16, steps_per_dispatch=8, warmup=0, decay="constant", checkpoint_every=8
 )
-LIMIT = 13.0  # of logsnr, at t = 0.016
+LIMIT = 13.2  # of logsnr, at t = 0.005: with this seed it is first passed in step 10
 
 
 class Gate(eqx.Module):
@@ -127,7 +127,7 @@ def test_the_error_says_what_went_first(failed):
 
 def test_the_dump_holds_the_state_before_the_step(toy, failed):
     path, step, _ = failed
-    assert step > 1, "take another LIMIT"
+    assert step > 8, "take another LIMIT"
     place = path / f"nonfinite_{step}"
     assert sorted(os.listdir(place)) == ["batch.npz", "config.yaml", "nonfinite.json", "state.npz"]
     whole = dk.fit(
@@ -209,6 +209,7 @@ def test_skipped_steps_are_counted_and_change_nothing(toy, failed, tmp_path):
     assert int(fitted.state.step) == 24
 
 
+@pytest.mark.slow
 def test_one_skipped_step(toy, toy_model):
     config = dataclasses.replace(CONFIG, nonfinite="skip")
     x, key = jnp.asarray(toy.train.gather(np.arange(16))), jax.random.key(1)
@@ -238,6 +239,7 @@ class Nothing(dk.AbstractWeighting):
         return jnp.nan * logsnr
 
 
+@pytest.mark.slow
 def test_too_many_skipped_in_a_row(toy, tmp_path, monkeypatch):
     monkeypatch.setattr("diffkit.training.loop.MANY_SKIPS", 13)
     config = dataclasses.replace(CONFIG, nonfinite="skip", learn_endpoints=False)
@@ -255,6 +257,7 @@ def test_too_many_skipped_in_a_row(toy, tmp_path, monkeypatch):
     assert "loss" not in record
 
 
+@pytest.mark.slow
 def test_a_gradient_alone(toy):
     with pytest.raises(FloatingPointError) as error:
         dk.fit(around(Edge()), toy, CONFIG, progress=False, check=False)
@@ -262,7 +265,7 @@ def test_a_gradient_alone(toy):
     assert "all outputs are finite, the gradient of denoiser.network.edge is not" in str(error.value)
 
 
-@pytest.mark.parametrize("step", [15, 16, 24])
+@pytest.mark.parametrize("step", [*(pytest.param(n, marks=pytest.mark.slow) for n in (15, 16)), 24])
 def test_parameters_that_are_not_finite_are_never_saved(toy, toy_model, tmp_path, step):
     # An update of the optimiser, after a loss and a gradient that are finite.
     rate = optax.scale_by_schedule(lambda count: jnp.where(count == step - 1, jnp.inf, -1e-3))
@@ -300,6 +303,7 @@ def test_more_than_memory_is_refused(toy, toy_model, tmp_path, setting):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_no_more_steps_per_dispatch_than_steps(toy, toy_model):
     config = dataclasses.replace(CONFIG, steps=3, steps_per_dispatch=10**8)
     fitted = dk.fit(toy_model(), toy, config, progress=False, check=False)
@@ -348,7 +352,7 @@ def fails(words, capfd):
     return line
 
 
-@pytest.mark.parametrize("samples", [0, 4])
+@pytest.mark.parametrize("samples", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_a_result_that_is_not_finite_completes_nothing(workplace, capfd, samples):
     # The parameters are finite, and so large that nothing made of them is.
     words = [*SMALL, "train.steps=1", f"samples={samples}"]
@@ -356,14 +360,15 @@ def test_a_result_that_is_not_finite_completes_nothing(workplace, capfd, samples
         said = fails(words, capfd)
         assert "the samples are not finite" in said if samples else "likelihood of r is not finite" in said
         assert not (workplace / "r" / "evaluation.json").exists()
-    assert "diffkit evaluate: the likelihood of r is not finite" in fails(
-        ["evaluate", "r", "passes=1"], capfd
-    )
+    if not samples:
+        said = fails(["evaluate", "r", "passes=1"], capfd)
+        assert "diffkit evaluate: the likelihood of r is not finite" in said
     assert "diffkit sample: the samples are not finite" in fails(["sample", "r", "steps=2"], capfd)
     assert not (workplace / "r" / "evaluation.json").exists()
     assert not [*workplace.glob("r/samples*")]
 
 
+@pytest.mark.slow
 def test_replay_on_the_command_line(workplace, capfd):
     said = fails([*SMALL, "train.steps=6"], capfd)
     assert "diffkit train: the loss is not finite (nan) at step 2" in said
@@ -375,6 +380,7 @@ def test_replay_on_the_command_line(workplace, capfd):
     assert "r/nonfinite" in fails(["replay", "r/nonfinite_3"], capfd)
 
 
+@pytest.mark.slow
 def test_an_old_evaluation_that_is_not_finite_is_no_end(workplace, capfd):
     words = [word for word in SMALL if "learning_rate" not in word]
     words += ["train.steps=2", "samples=0"]

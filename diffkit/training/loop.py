@@ -378,8 +378,7 @@ def _train(
 
     chunk = min(config.steps_per_dispatch, config.steps)
     key = key_of(config.seed)
-    # The key has the seed: runs that differ only in it share compiled code.
-    settings = dataclasses.replace(config, seed=0)
+    settings = _compiled(config)
     iterator = batches(data.train, batch_size=config.batch_size, seed=config.seed, start=step, chunk=chunk)
     began = time.monotonic()
 
@@ -446,6 +445,13 @@ def _train(
     return Fit(state.averaged_model, state, records, parts, directory)
 
 
+def _compiled(config: TrainConfig) -> TrainConfig:
+    """The settings of a step alone: runs that differ only in others share compiled code."""
+    names = ("seed", "steps_per_dispatch", "checkpoint_every", "checkpoint_minutes")
+    names += ("evaluate_every", "evaluate_passes")  # the key has the seed
+    return dataclasses.replace(config, **{name: getattr(TrainConfig, name) for name in names})
+
+
 def _newest(
     parts: Assembly, config: TrainConfig, checkpoints: Checkpoints | None
 ) -> tuple[TrainState, int, float]:
@@ -490,7 +496,7 @@ def _reason(
         return f"{said}, and the checkpoint before it is too old to find out why{helps}"
     if progress:
         print(f"{said}: training up to the step before again, to find out why", flush=True)
-    how = key_of(config.seed), objective, dataclasses.replace(config, seed=0), parts.optimiser
+    how = key_of(config.seed), objective, _compiled(config), parts.optimiser
     try:
         state, batch = _before(found.step, parts, data, config, how, directory)
         cause, _ = explain(state, batch, *how)

@@ -178,6 +178,11 @@ class JsonLines:
         self._file.close()
 
 
+def _event_class(name: str, module: str = "event_pb2") -> Any:
+    """A class of TensorBoard's records, made at run time, which no type checker sees."""
+    return getattr(importlib.import_module(f"tensorboardX.proto.{module}"), name)
+
+
 class TensorBoard:
     """Event files for TensorBoard; records after `step` are hidden there, as in `JsonLines`.
 
@@ -186,8 +191,6 @@ class TensorBoard:
     """
 
     def __init__(self, directory: Path, *, step: int):
-        from tensorboardX.proto.event_pb2 import SessionLog
-
         _not_linked(directory)
         directory.mkdir(exist_ok=True)
         before = any(directory.iterdir())
@@ -197,20 +200,19 @@ class TensorBoard:
         self._file = _Grown(directory / name, "xb")
         self._write(file_version="brain.Event:2")
         if before:
-            self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+            start = _event_class("SessionLog")
+            self._write(step=step + 1, session_log=start(status=start.START))
 
     def __call__(self, info: StepInfo) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
-
+        summary = _event_class("Summary", "summary_pb2")
         values = {"seconds": info.seconds, **info.metrics}
-        made = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._write(step=info.step, summary=Summary(value=made))
+        made = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(step=info.step, summary=summary(value=made))
 
     def _write(self, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.record_writer import masked_crc32c
 
-        data = Event(wall_time=time.time(), **content).SerializeToString()
+        data = _event_class("Event")(wall_time=time.time(), **content).SerializeToString()
         length = struct.pack("<Q", len(data))
         ends = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
         self._file.write(b"".join((length, next(ends), data, next(ends))))

@@ -109,11 +109,12 @@ def check_rows(step: int, rows: np.ndarray) -> None:
 
 def check_parameters(step: int, state: TrainState) -> None:
     """Raise `NotFinite` if parameters or their averages are not finite after a step."""
-    trained = {"model": eqx.filter(state.model, trainable(state.model)), "average": state.average}
-    for name, leaf in named_arrays(trained).items():
-        values = np.asarray(leaf)
-        if not (good := np.isfinite(values)).all():
-            raise NotFinite(step, f"array {name}", float(values[~good][0]))
+    params = eqx.filter(state.model, trainable(state.model))
+    for tree, trained in (("model", params), ("average", state.average)):
+        for name, leaf in named_arrays(trained).items():
+            values = np.asarray(leaf)
+            if not (good := np.isfinite(values)).all():
+                raise NotFinite(step, f"array {tree}.{name}", float(values[~good][0]))
 
 
 def objective_of(parts: Assembly, config: TrainConfig) -> Objective:
@@ -139,7 +140,7 @@ def explain(
     """
     after, row = _step(state, batch, key, objective, config, optimiser)
     row, step = np.asarray(row), int(state.step) + 1
-    metrics = dict(zip(METRICS, map(float, row), strict=False))
+    metrics: dict[str, float] = dict(zip(METRICS, map(float, row), strict=False))
     try:
         check_rows(step, row[None])
         check_parameters(step, after)
@@ -302,9 +303,10 @@ def write_dump(directory: Path, step: int, state: TrainState, batch: Batch, spec
         shutil.rmtree(place)  # of the same step, before some setting changed
     place.mkdir()
     x, condition = batch if isinstance(batch, tuple) else (batch, None)
-    beside = {} if condition is None else {"condition": np.asarray(condition)}
-    np.savez(place / "state.npz", **{name: np.asarray(a) for name, a in named_arrays(state).items()})
-    np.savez(place / "batch.npz", x=np.asarray(x), **beside)
+    arrays: dict[str, Any] = {name: np.asarray(a) for name, a in named_arrays(state).items()}
+    np.savez(place / "state.npz", **arrays)
+    arrays = {"x": np.asarray(x)} | ({} if condition is None else {"condition": np.asarray(condition)})
+    np.savez(place / "batch.npz", **arrays)
     (place / CONFIG_FILE).write_bytes((directory / CONFIG_FILE).read_bytes())
     record = {"step": step, "data": dataclasses.asdict(spec)}
     (place / "nonfinite.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -364,7 +366,7 @@ def _spec(file: Path) -> DataSpec:
 
 def _arrays(file: Path) -> Mapping[str, np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (*_UNREADABLE, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
