@@ -251,33 +251,30 @@ def _filled(node: Any) -> Any:
     return found | {k: v for k, v in defaults(node.get("_target_", "")).items() if k not in found}
 
 
-_NEEDED: Final = ("data", "train")
-
-
-def read_config(path: Path, *, needed: Sequence[str] = _NEEDED) -> dict[str, Any]:
+def read_config(path: Path, *, building: bool = False) -> dict[str, Any]:
     """The configuration in a run directory, empty if there is none.
 
-    **Arguments:** `path`: of the run; `needed`: the entries that it must have.
+    **Arguments:** `path`: of the run; `building`: whether its parts will be made.
 
-    **Raises:** `ValueError`, naming the file and the entry, if it is not a configuration (`checked`).
+    **Raises:** as `checked`, naming the file.
     """
     file = path / CONFIG_FILE
     if not os.path.lexists(file):
         return {}
-    return checked(read_yaml(file, whole=True), f"{file}: ", needed=needed)
+    return checked(read_yaml(file, whole=True), f"{file}: ", building=building)
 
 
-def checked(config: Any, where: str = "", *, needed: Sequence[str] = _NEEDED) -> dict[str, Any]:
+def checked(config: Any, where: str = "", *, building: bool = False) -> dict[str, Any]:
     """A configuration of this or an older version, checked before anything in it is imported or made.
 
-    **Arguments:** `config`: as it was read; `where`: what an error begins with, such as the file; `needed`:
-    the entries that it must have.
+    **Arguments:** `config`: as it was read; `where`: what an error begins with, such as the file;
+    `building`: whether its parts will be made, for which it must have all of them.
 
     **Returns:** the configuration in the words of this version (`upgraded`).
 
     **Raises:** `ValueError`, naming the entry, for a missing or an unknown one, a part that is not
     registered, an unknown option, or a value that does not fit. The part of a plugin that is not installed
-    may be named; `make` refuses it.
+    may be named, unless it will be made: a `ModuleNotFoundError`.
     """
     if not isinstance(config, Mapping):
         must = "it must be the configuration of a run, a mapping"
@@ -293,7 +290,8 @@ def checked(config: Any, where: str = "", *, needed: Sequence[str] = _NEEDED) ->
     # Before defaults take the places of others.
     own = [f"train.{name}" for name in ("steps", "seed") if name not in config.get("train", {})]
     config = upgraded(config)
-    missing = [name for name in needed if name not in config] or (own if "train" in needed else [])
+    needed = (*(KINDS if building else ()), "data", "train")
+    missing = [name for name in needed if name not in config] or own
     if missing:
         raise ValueError(
             f"{where}it must be a run's configuration and has no {', '.join(missing)}: is it cut short?"
@@ -303,20 +301,20 @@ def checked(config: Any, where: str = "", *, needed: Sequence[str] = _NEEDED) ->
             raise wrong(where, name, f"be {type_name(hint)}", config[name])
     for kind in (*KINDS, "data"):
         if kind in config:
-            _check_entry(config[kind], kind, kind, where)
+            _check_entry(config[kind], kind, kind, where, building)
     moved = config.get("transport") or {}
     for kind, node in moved.items():
         if kind not in ("process", "schedule"):
             raise unknown(where, "transport", kind, ("process", "schedule"))
         if node is not None:
-            _check_entry(node, f"transport.{kind}", kind, where)
+            _check_entry(node, f"transport.{kind}", kind, where, building)
     if "train" in config:
         _check_settings(config["train"], where)
     return config
 
 
-def _check_entry(node: Any, key: str, kind: str, where: str) -> None:
-    check_node(node, key, kind=kind, where=where)
+def _check_entry(node: Any, key: str, kind: str, where: str, building: bool) -> None:
+    check_node(node, key, kind=kind, where=where, building=building)
     partial = kind != "data"
     if FOREIGN not in node and node.get("_partial_", partial) is not partial:
         raise wrong(where, f"{key}._partial_", f"be {str(partial).lower()}", node["_partial_"])

@@ -26,7 +26,6 @@ from jaxtyping import Array, Float
 from diffkit.configs import (
     CHECKPOINTS,
     CONFIG_FILE,
-    KINDS,
     METRICS_FILE,
     differences,
     flat,
@@ -244,7 +243,7 @@ def load_run(path: str | Path, *, like: DiffusionModel | Preset | None = None) -
     path = Path(path)
     if not (path / CHECKPOINTS).is_dir():
         raise FileNotFoundError(f"path must be a run directory, there are no checkpoints at {path}.")
-    config = read_config(path, needed=(*KINDS, "data", "train"))
+    config = read_config(path, building=like is None)
     if not config and like is None:
         raise ValueError(
             f"run {path} was started in Python by an older version and has no {CONFIG_FILE}: "
@@ -273,7 +272,7 @@ def _like(like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path) 
         spec = spec_of(config)
         model = assemble(like, spec, key=key_of(config["train"]["seed"])).model
         now = nodes_of(like, spec)
-        there = {kind: config[kind] for kind in now}
+        there = {kind: config.get(kind) for kind in now}
     elif not config:
         return like
     else:
@@ -283,8 +282,9 @@ def _like(like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path) 
         nodes = nodes_of(Preset.of(like), DataSpec(like.shape, like.decoder.levels))
         for kind in MODEL_KINDS:
             node = nodes[kind]
-            if node.keys() & config[kind].keys() & {"_target_", "_python_"}:
-                kept = flat({kind: config[kind]})
+            stored = config.get(kind, {})
+            if node.keys() & stored.keys() & {"_target_", "_python_"}:
+                kept = flat({kind: stored})
                 there |= {name: value for name, value in kept.items() if value is not None}
                 now |= {k: v for k, v in flat({kind: node}).items() if kept.get(k, v) is not None}
     if differ := differences(there, now):
