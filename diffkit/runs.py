@@ -57,8 +57,8 @@ from diffkit.transport import carried, range_losses
 TERMS: Final = ("prior", "reconstruction", "diffusion")
 """The terms of the bound, which add up to the total."""
 
-# Beyond it, sums and squares over runs are no numbers; no result comes near.
-_TOO_LARGE: Final = 1e30
+TOO_LARGE: Final = 1e30
+"""Beyond it, sums and squares over runs overflow; no result comes near."""
 _MOST_STEPS: Final = 100
 
 
@@ -149,7 +149,7 @@ def _number(file: Path, found: Mapping[str, Any], name: str, place: str = "", mi
         return None if missing else math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{file}: {place}{name} must be a number, got {short(value)}.")
-    return float(value) if abs(value) < _TOO_LARGE else math.nan
+    return float(value) if abs(value) < TOO_LARGE else math.nan
 
 
 def _check_steps(file: Path, found: Mapping[str, Any], place: str) -> None:

@@ -706,16 +706,15 @@ def test_writers_use_the_one_mechanism():
     found = set()
     for file in (*root.glob("diffkit/**/*.py"), *root.glob("plugins/*/diffkit_*/**/*.py")):
         for line in file.read_text().splitlines():
-            if re.search(
-                r"\.savefig\(|\.write_text\(|\.write_bytes\(|np\.save\(|open\([^)]*\"[wa]b?\"", line
-            ):
+            if re.search(r"\.savefig\(|\.write_(?:text|bytes)\(|np\.save\w*\(|open\([^)]*\"[wa]b?\"", line):
                 found.add((file.name, line.strip()))
-    # Files within `new_file`, and in new folders of their own.
-    assert found <= {
+    # Into a file of `new_file`; into a file that was just made by it; and into new directories.
+    found -= {
         ("figures.py", 'figure.savefig(file, format="png")'),
         ("commands.py", "np.save(file, np.asarray(jnp.asarray(drawn), dtype=width))"),
         ("metrics.py", 'self._file = path.open("a", buffering=1)  # writes each line at once'),
     }
+    assert {name for name, _ in found} <= {"checkpoints.py", "manifests.py", "nonfinite.py"}, found
 
 
 # --- reports ------------------------------------------------------------------------------------
@@ -758,7 +757,7 @@ def run_with(name, path, seed=0, **train):
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["differs", "common"])
-def test_a_report_is_text_whatever_settings_and_names_hold(together):
+def test_a_report_is_text_whatever_settings_and_names_hold(together, capsys):
     markdown = pytest.importorskip("markdown")
     names = []
     for index, text in enumerate(HOSTILE):
@@ -767,6 +766,8 @@ def test_a_report_is_text_whatever_settings_and_names_hold(together):
         value = "\n".join(HOSTILE) if together else text
         run_with(names[-1], value, seed=index if together else 0)
     Path(names[-1], "evaluation.json").unlink()
+    os.rename(names[-1], "not \x1b[2J finished \udcff")
+    names[-1] = "not \x1b[2J finished \udcff"
     made = dk.report(names)
     page = made.path.read_text()
     html = markdown.markdown(page, extensions=["tables", "fenced_code", "md_in_html", "attr_list"])
@@ -781,11 +782,25 @@ def test_a_report_is_text_whatever_settings_and_names_hold(together):
     bare = re.sub(r"`[^`\n]*`|<code>[^<\n]*</code>", "", bare)
     assert not re.search(r"<(?!/?(?:details|summary)>)", bare)
     made.show()
+    assert r"not \x1b[2J finished \udcff" in capsys.readouterr().out
+
+
+def test_curves_of_any_numbers(capsys):
+    values = [1e308, -1e308, 1e-320, 0.0, float("nan"), 10**40, 3.0]
+    for name, seed in (("a", 0), ("b", 1)):
+        run_with(name, "x", seed=seed)
+        lines = [json.dumps({"step": step, "loss": v, "seconds": v}) for step, v in enumerate(values)]
+        Path(name, "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    record = GOOD | {"total_bits_per_dim": 1e308, "prior_bits_per_dim": -1e308}
+    Path("a", "evaluation.json").write_text(json.dumps(record))
+    dk.report(["a", "b"]).show()
+    assert Path("report_curves.png").exists()
 
 
 def test_labels_in_figures():
     assert plain_label("$a$") == r"\$a\$"
     assert not plain_label("_a").startswith("_")
+    assert plain_label("a\x1b\udcff") == r"a\x1b\udcff"
     assert len(plain_label("x" * 10_000)) < 400
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real, UInt8
 
+from diffkit.display import printable
 from diffkit.files import new_file
 from diffkit.model import DiffusionModel
 from diffkit.training.statistics import EstimatorStatistics
@@ -36,6 +37,7 @@ def save_figure(figure: Any, path: str | Path) -> None:
 
 def plain_label(label: str) -> str:
     """A label as it is, without formulas, wrapped to a moderate length; of a very long one, the ends."""
+    label = printable(label)
     if len(label) > 300:
         label = f"{label[:140]} ... {label[-140:]}"
     # A leading underscore would keep it out of a legend.
