@@ -606,7 +606,7 @@ def test_nothing_unpickles():
         assert "allow_pickle=True" not in source, file
         assert not re.search(r"\b(?:unsafe_load|full_load|FullLoader|UnsafeLoader|dill)\b", source), file
         assert not re.search(r"yaml\.(?:load|safe_load)\(", source), file
-        for call in re.findall(r"np\.load\([^)]*\)", source):
+        for call in re.findall(r"np\.load\((?!\.\.\.)[^)]*\)", source):
             assert "allow_pickle=False" in call, file
         if file.name != "cifar.py":  # whose unpickler refuses all names but those of arrays
             assert not re.search(r"^\s*(?:import|from) (?:pickle|marshal|shelve)\b", source, re.M), file
