@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from diffkit.data import AbstractDataset
 from diffkit.display import type_name
-from diffkit.files import read_yaml, refuse_links, replace_text
+from diffkit.files import LARGEST, read_yaml, refuse_links, replace_text
 from diffkit.networks import AbstractNetwork
 from diffkit.nodes import FOREIGN, check_node, check_values, fits, is_plain, short, stored, unknown, wrong
 from diffkit.nodes import defaults as defaults
@@ -334,11 +334,13 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     The settings in `MAY_CHANGE` may differ; a change removes the old evaluation. A run without a checkpoint
     or an evaluation starts again.
 
-    **Raises:** `ValueError` if the directory belongs to a run with other choices, naming them, or holds
-    checkpoints without a configuration, or has a link where training would write through it.
+    **Raises:** `ValueError` if a configuration cannot hold an option, or is too large; if the directory
+    belongs to a run with other choices, naming them, or holds checkpoints without a configuration; if it
+    has a link where training would write through it.
     """
     import yaml
 
+    checked(config, "the new configuration: ")  # or it could not be read again
     refuse_links(path / CHECKPOINTS)
     refuse_links(path / "tensorboard")
     saved = (path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())
@@ -355,12 +357,17 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
             f"run={str(path)!r} holds a run with other choices: {'; '.join(differ[:5])}. "
             "Choose as there to continue it, name another directory, or remove this one."
         )
+    order = [name for name in (*KINDS, "data", "train") if name in config]
+    ordered = {name: config[name] for name in (*order, *sorted(config.keys() - set(order)))}
+    text = yaml.safe_dump(ordered, sort_keys=False)
+    if len(text) > LARGEST:
+        raise ValueError(
+            f"a configuration must have at most {LARGEST} bytes, to be read again; got {len(text)}."
+        )
     if changes:
         (path / EVALUATION_FILE).unlink(missing_ok=True)
     path.mkdir(parents=True, exist_ok=True)
-    order = [name for name in (*KINDS, "data", "train") if name in config]
-    ordered = {name: config[name] for name in (*order, *sorted(config.keys() - set(order)))}
-    replace_text(path / CONFIG_FILE, yaml.safe_dump(ordered, sort_keys=False))
+    replace_text(path / CONFIG_FILE, text)
 
 
 def differences(known: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

@@ -661,6 +661,17 @@ def test_training_goes_through_no_link(victim, name, inside):
     assert (Path("RUN") / "config.yaml").read_bytes() == config
 
 
+def test_what_could_not_be_read_again_is_not_written(workplace):
+    for place, value, words in (
+        ("network/dtype", "a\x1bb", "the new configuration: network.dtype must be a text"),
+        ("data/points", 2.5, "data.points must be int"),
+        ("network", {"_python_": "mine.Net", "content": ["x" * 4000] * 100}, "must have at most"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            write_config(Path("new"), yaml.safe_load(at(place, value)()))
+        assert not Path("new").exists()
+
+
 def test_the_files_of_a_run_are_not_written_through_links(victim):
     run = Path("run")
     run.mkdir()
