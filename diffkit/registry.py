@@ -256,7 +256,7 @@ def located(path: str) -> Any:
     _discover()
     parts = [part for parts in _STATE.parts.values() for part in parts.values()]
     for part in parts:
-        if part.origin == path:
+        if part.origin == path and _import_path(part.value) == path:
             return part.value
     if path in _ALLOWED:
         return _ALLOWED[path]

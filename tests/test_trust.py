@@ -440,6 +440,7 @@ def test_public_names_of_registered_parts_are_found():
     assert make({"_target_": "diffkit.schedules.Cosine", "_partial_": True}).func is dk.Cosine
     assert dk.registry.located("diffkit.plugins.Cosine") is None
     assert dk.registry.located("Cosine") is None
+    assert dk.registry.located(dk.registry._STATE.parts["preset"]["vdm"].origin) is None  # no constructor
 
 
 def test_what_a_plugin_allows(own_registry, monkeypatch):
@@ -877,29 +878,19 @@ def test_compressed_images_stay_in_a_new_folder(victim, workplace):
 
 # --- anything -----------------------------------------------------------------------------------
 
-PLAIN = st.recursive(
+# With words that mean something.
+VALUES = (
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats()
     | st.text(max_size=20)
-    # Words that mean something.
-    | st.sampled_from(
-        ["_target_", "os.system", "evil.act", "diffkit.Cosine", "???", "${x}", "hydra_zen.funcs.get_obj"]
-    ),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.text(max_size=8)
-            | st.sampled_from(
-                ["_target_", "_partial_", "_args_", "_python_", "content", "path", "steps", "seed"]
-            ),
-            inner,
-            max_size=4,
-        )
-    ),
-    max_leaves=12,
+    | st.sampled_from(["os.system", "evil.act", "diffkit.Cosine", "???", "${x}", "hydra_zen.funcs.get_obj"])
 )
+KEYS = st.text(max_size=8) | st.sampled_from(
+    ["_target_", "_partial_", "_args_", "_python_", "content", "path", "steps", "seed"]
+)
+PLAIN = st.deferred(lambda: VALUES | st.lists(PLAIN, max_size=3) | st.dictionaries(KEYS, PLAIN, max_size=3))
 
 
 def places(tree, prefix=()):
@@ -979,10 +970,23 @@ def _any_record(content):
             assert "\n" not in str(error)  # noqa: PT017
 
 
+SHORT = """schedule:
+  _target_: diffkit.Cosine
+  _partial_: true
+  logsnr_min: -5.0
+data:
+  _target_: diffkit.data.swirl.Swirl
+  points: 64
+train:
+  steps: 20
+  seed: 0
+evaluate_steps: [10, null]
+"""
+
 FUZZ = {
     "configurations": (changed(), lambda config: _named(config, "")),
     "any values": (PLAIN, lambda config: _named(config, "")),
-    "damaged files": (damaged((OLD / "config.yaml").read_bytes()), _any_bytes),
+    "damaged files": (damaged(SHORT.encode()), _any_bytes),
     "any bytes": (
         st.binary(max_size=200) | st.text(max_size=200).map(lambda t: t.encode(errors="ignore")),
         _any_bytes,
