@@ -326,6 +326,8 @@ def _check_settings(train: Mapping[str, Any], where: str) -> None:
     check_node(train, "train", where=where)
     if train.get("_partial_", False):
         raise wrong(where, "train._partial_", "be false", True)
+    if train.get("seed", 0) < 0:  # which makes a key before the settings are made
+        raise wrong(where, "train.seed", "be at least 0", train["seed"])
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:

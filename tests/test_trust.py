@@ -290,6 +290,7 @@ PAYLOADS = {
     "a date": (at("data_std", "2024-01-01"), ["data_std must be float"]),
     "a number without end": (text(replaced=f"train: {'1' * 5000}\n"), ["config.yaml is damaged"]),
     "a large number": (at("train/seed", 2**70), ["train.seed must be below 2^64"]),
+    "a negative seed": (at("train/seed", -1), ["train.seed must be at least 0, got -1"]),
     "a long text": (at("network/dtype", "x" * 5000), ["network.dtype must be a text of at most 4096"]),
     "signs for the terminal": (at("network/dtype", "\x1b]0;evil\x07"), ["without control characters"]),
     "text made in Python": (
@@ -809,7 +810,15 @@ def test_curves_of_any_numbers(capsys):
     assert Path("report_curves.png").exists()
 
 
-def test_labels_in_figures():
+def test_labels_in_figures(monkeypatch):
+    import matplotlib
+
+    # The style of somebody who sets all text by LaTeX, which would obey it.
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setenv("PATH", "")
+    run_with("latex", r"\input{/etc/passwd}")
+    dk.report("latex")
+    assert Path("report_curves.png").exists()
     assert plain_label("$a$") == r"\$a\$"
     assert not plain_label("_a").startswith("_")
     assert plain_label("a\x1b\udcff") == r"a\x1b\udcff"

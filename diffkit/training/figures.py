@@ -30,8 +30,14 @@ def new_figure(width: float, height: float):
 
 def save_figure(figure: Any, path: str | Path) -> None:
     """Write a figure as PNG; what the font lacks is drawn as boxes."""
-    with warnings.catch_warnings(), new_file(path) as file:
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    # Whatever the user's style is: LaTeX would obey the names in a report.
+    with rc_context({"text.usetex": False}), warnings.catch_warnings(), new_file(path) as file:
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
+        for text in figure.findobj(Text):
+            text.set_usetex(False)
         figure.savefig(file, format="png")
 
 
