@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from diffkit.data import DATA_FILE, AbstractDataset
 from diffkit.display import type_name
-from diffkit.files import read_yaml, refuse_links, replace_text
+from diffkit.files import LARGEST, read_yaml, refuse_links, replace_text
 from diffkit.networks import AbstractNetwork
 from diffkit.nodes import FOREIGN, check_node, check_values, fits, is_plain, short, stored, unknown, wrong
 from diffkit.nodes import defaults as defaults
@@ -290,33 +290,30 @@ def _filled(node: Any) -> Any:
     return found | {k: v for k, v in defaults(node.get("_target_", "")).items() if k not in found}
 
 
-_NEEDED: Final = ("data", "train")
-
-
-def read_config(path: Path, *, needed: Sequence[str] = _NEEDED) -> dict[str, Any]:
+def read_config(path: Path, *, building: bool = False) -> dict[str, Any]:
     """The configuration in a run directory, empty if there is none.
 
-    **Arguments:** `path`: of the run; `needed`: the entries that it must have.
+    **Arguments:** `path`: of the run; `building`: whether its parts will be made.
 
-    **Raises:** `ValueError`, naming the file and the entry, if it is not a configuration (`checked`).
+    **Raises:** as `checked`, naming the file.
     """
     file = path / CONFIG_FILE
     if not os.path.lexists(file):
         return {}
-    return checked(read_yaml(file, whole=True), f"{file}: ", needed=needed)
+    return checked(read_yaml(file, whole=True), f"{file}: ", building=building)
 
 
-def checked(config: Any, where: str = "", *, needed: Sequence[str] = _NEEDED) -> dict[str, Any]:
+def checked(config: Any, where: str = "", *, building: bool = False) -> dict[str, Any]:
     """A configuration of this or an older version, checked before anything in it is imported or made.
 
-    **Arguments:** `config`: as it was read; `where`: what an error begins with, such as the file; `needed`:
-    the entries that it must have.
+    **Arguments:** `config`: as it was read; `where`: what an error begins with, such as the file;
+    `building`: whether its parts will be made, for which it must have all of them.
 
     **Returns:** the configuration in the words of this version (`upgraded`).
 
     **Raises:** `ValueError`, naming the entry, for a missing or an unknown one, a part that is not
     registered, an unknown option, or a value that does not fit. The part of a plugin that is not installed
-    may be named; `make` refuses it.
+    may be named, unless it will be made: a `ModuleNotFoundError`.
     """
     if not isinstance(config, Mapping):
         must = "it must be the configuration of a run, a mapping"
@@ -332,7 +329,8 @@ def checked(config: Any, where: str = "", *, needed: Sequence[str] = _NEEDED) ->
     # Before defaults take the places of others.
     own = [f"train.{name}" for name in ("steps", "seed") if name not in config.get("train", {})]
     config = upgraded(config)
-    missing = [name for name in needed if name not in config] or (own if "train" in needed else [])
+    needed = (*(KINDS if building else ()), "data", "train")
+    missing = [name for name in needed if name not in config] or own
     if missing:
         raise ValueError(
             f"{where}it must be a run's configuration and has no {', '.join(missing)}: is it cut short?"
@@ -342,20 +340,20 @@ def checked(config: Any, where: str = "", *, needed: Sequence[str] = _NEEDED) ->
             raise wrong(where, name, f"be {type_name(hint)}", config[name])
     for kind in (*KINDS, "data"):
         if kind in config:
-            _check_entry(config[kind], kind, kind, where)
+            _check_entry(config[kind], kind, kind, where, building)
     moved = config.get("transport") or {}
     for kind, node in moved.items():
         if kind not in ("process", "schedule"):
             raise unknown(where, "transport", kind, ("process", "schedule"))
         if node is not None:
-            _check_entry(node, f"transport.{kind}", kind, where)
+            _check_entry(node, f"transport.{kind}", kind, where, building)
     if "train" in config:
         _check_settings(config["train"], where)
     return config
 
 
-def _check_entry(node: Any, key: str, kind: str, where: str) -> None:
-    check_node(node, key, kind=kind, where=where)
+def _check_entry(node: Any, key: str, kind: str, where: str, building: bool) -> None:
+    check_node(node, key, kind=kind, where=where, building=building)
     partial = kind != "data"
     if FOREIGN not in node and node.get("_partial_", partial) is not partial:
         raise wrong(where, f"{key}._partial_", f"be {str(partial).lower()}", node["_partial_"])
@@ -367,6 +365,8 @@ def _check_settings(train: Mapping[str, Any], where: str) -> None:
     check_node(train, "train", where=where)
     if train.get("_partial_", False):
         raise wrong(where, "train._partial_", "be false", True)
+    if train.get("seed", 0) < 0:  # which makes a key before the settings are made
+        raise wrong(where, "train.seed", "be at least 0", train["seed"])
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -375,11 +375,13 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     The settings in `MAY_CHANGE` may differ; a change removes the old evaluation. A run without a checkpoint
     or an evaluation starts again.
 
-    **Raises:** `ValueError` if the directory belongs to a run with other choices, naming them, or holds
-    checkpoints without a configuration, or has a link where training would write through it.
+    **Raises:** `ValueError` if a configuration cannot hold an option, or is too large; if the directory
+    belongs to a run with other choices, naming them, or holds checkpoints without a configuration; if it
+    has a link where training would write through it.
     """
     import yaml
 
+    checked(config, "the new configuration: ")  # or it could not be read again
     refuse_links(path / CHECKPOINTS)
     refuse_links(path / "tensorboard")
     places = (path / CHECKPOINTS).iterdir() if (path / CHECKPOINTS).is_dir() else ()
@@ -409,12 +411,17 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
             f"run={str(path)!r} holds a run with other choices: {'; '.join(differ[:5])}. "
             "Choose as there to continue it, name another directory, or remove this one."
         )
+    order = [name for name in (*KINDS, "data", "train") if name in config]
+    ordered = {name: config[name] for name in (*order, *sorted(config.keys() - set(order)))}
+    text = yaml.safe_dump(ordered, sort_keys=False)
+    if len(text) > LARGEST:
+        raise ValueError(
+            f"a configuration must have at most {LARGEST} bytes, to be read again; got {len(text)}."
+        )
     if changes:
         (path / EVALUATION_FILE).unlink(missing_ok=True)
     path.mkdir(parents=True, exist_ok=True)
-    order = [name for name in (*KINDS, "data", "train") if name in config]
-    ordered = {name: config[name] for name in (*order, *sorted(config.keys() - set(order)))}
-    replace_text(path / CONFIG_FILE, yaml.safe_dump(ordered, sort_keys=False))
+    replace_text(path / CONFIG_FILE, text)
 
 
 def differences(known: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePath
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
@@ -250,7 +251,7 @@ def _refuse(target: str, key: str, kind: str | None, where: str, building: bool)
                 f"{where}{key}._target_ is {short(target)}, of the plugin {broken[0].name!r}, which could "
                 "not be imported: 'diffkit plugins' shows why."
             )
-    elif not _is_absent(package):
+    elif not ("." in target and all(map(str.isidentifier, target.split("."))) and _is_absent(package)):
         must = f"be a registered {kind or 'part'}, as nothing else is imported"
         raise wrong(where, f"{key}._target_", must, target)
     elif building:
@@ -262,8 +263,6 @@ def _refuse(target: str, key: str, kind: str | None, where: str, building: bool)
 
 def _is_absent(package: str) -> bool:
     """Whether there is no package or module of this name, without importing it."""
-    if not package.isidentifier():
-        return False
     try:
         return importlib.util.find_spec(package) is None
     except (ImportError, ValueError):  # a module without a specification, such as __main__
@@ -335,7 +334,7 @@ def fits(value: Any, hint: Any) -> bool:
     if isinstance(value, int | float):
         return kind is object or isinstance(value, kind) or (kind is float and isinstance(value, int))
     if isinstance(value, str):
-        return kind in (str, object) or issubclass(kind, os.PathLike)
+        return kind in (str, object) or kind is os.PathLike or issubclass(kind, PurePath)
     if isinstance(value, Mapping):
         if "_target_" in value:  # in a list; what it names is checked by itself
             return True

@@ -254,10 +254,15 @@ def located(path: str) -> Any:
     `diffkit.Cosine`.
     """
     _discover()
-    values = [_called(part.value) for parts in _STATE.parts.values() for part in parts.values()]
+    parts = [part for parts in _STATE.parts.values() for part in parts.values()]
+    for part in parts:
+        if part.origin == path and _import_path(part.value) == path:
+            return part.value
+    if path in _ALLOWED:
+        return _ALLOWED[path]
     package, _, name = path.rpartition(".")
     above = {}
-    for value in (*values, *_ALLOWED.values()):
+    for value in (*(_called(part.value) for part in parts), *_ALLOWED.values()):
         own = _import_path(value)
         if own == path:
             return value

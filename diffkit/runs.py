@@ -27,7 +27,6 @@ from jaxtyping import Array, Float
 from diffkit.configs import (
     CHECKPOINTS,
     CONFIG_FILE,
-    KINDS,
     METRICS_FILE,
     differences,
     flat,
@@ -61,8 +60,8 @@ from diffkit.transport import carried, range_losses
 TERMS: Final = ("prior", "reconstruction", "diffusion")
 """The terms of the bound, which add up to the total."""
 
-# Beyond it, sums and squares over runs are no numbers; no result comes near.
-_TOO_LARGE: Final = 1e30
+TOO_LARGE: Final = 1e30
+"""Beyond it, sums and squares over runs overflow; no result comes near."""
 _MOST_STEPS: Final = 100
 
 
@@ -153,7 +152,7 @@ def _number(file: Path, found: Mapping[str, Any], name: str, place: str = "", mi
         return None if missing else math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{file}: {place}{name} must be a number, got {short(value)}.")
-    return float(value) if abs(value) < _TOO_LARGE else math.nan
+    return float(value) if abs(value) < TOO_LARGE else math.nan
 
 
 def _check_steps(file: Path, found: Mapping[str, Any], place: str) -> None:
@@ -264,7 +263,7 @@ def load_run(
     **Warns:** `diffkit.training.CheckpointWarning` if newer checkpoints are damaged (`diffkit.verify_run`).
     """
     path, step = find_run(path, step)
-    config = read_config(path, needed=(*KINDS, "data", "train"))
+    config = read_config(path, building=like is None)
     if not config and like is None:
         raise ValueError(
             f"run {path} was started in Python by an older version and has no {CONFIG_FILE}: "
@@ -303,7 +302,7 @@ def _like(like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path) 
         spec = spec_of(config)
         model = assemble(like, spec, key=key_of(config["train"]["seed"])).model
         now = nodes_of(like, spec)
-        there = {kind: config[kind] for kind in now}
+        there = {kind: config.get(kind) for kind in now}
     elif not config:
         return like
     else:
@@ -313,8 +312,9 @@ def _like(like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path) 
         nodes = nodes_of(Preset.of(like), DataSpec(like.shape, like.decoder.levels))
         for kind in MODEL_KINDS:
             node = nodes[kind]
-            if node.keys() & config[kind].keys() & {"_target_", "_python_"}:
-                kept = flat({kind: config[kind]})
+            stored = config.get(kind, {})
+            if node.keys() & stored.keys() & {"_target_", "_python_"}:
+                kept = flat({kind: stored})
                 there |= {name: value for name, value in kept.items() if value is not None}
                 now |= {k: v for k, v in flat({kind: node}).items() if kept.get(k, v) is not None}
     if differ := differences(there, now):

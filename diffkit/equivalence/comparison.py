@@ -168,10 +168,10 @@ def composition(what: Composable, *, levels: int = 256) -> Composition:
 
 
 def _from_config(name: str, config: Any) -> Composition:
-    from diffkit.configs import KINDS, checked, make, preset_of, spec_of
+    from diffkit.configs import checked, make, preset_of, spec_of
     from diffkit.runs import transported
 
-    config = checked(config, f"{name}: ", needed=(*KINDS, "data", "train"))
+    config = checked(config, f"{name}: ", building=True)
     preset, data = preset_of(config), spec_of(config)
     made = _composed(name, preset, data, data.levels)
     moved = (config.get("transport") or {}).items()

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Real
 
 from diffkit.configs import EVALUATION_FILE
+from diffkit.display import printable
 from diffkit.files import replace_text
 from diffkit.reports.figures import save_variant_curves, save_variant_samples
 from diffkit.reports.page import at_steps_table, footnotes, main_table, markdown
@@ -26,11 +27,11 @@ from diffkit.reports.variants import (
     make_variants,
     read_run,
 )
+from diffkit.runs import TOO_LARGE
 from diffkit.training.figures import has_picture
 
 _LARGEST: Final = 2**30
 _SIDE: Final = 4096
-_TOO_LARGE: Final = 1e30
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ class Report:
                     first = name == table.header[0]
                     shown.add_column(head, overflow="fold" if first else "ellipsis", no_wrap=not first)
                 for row in table.rows:
-                    shown.add_row(*row)
+                    shown.add_row(*map(printable, row))
                 console.print(shown)
         for note in footnotes(self.variants):
-            console.print(note)
+            console.print(printable(note))
         if self.unfinished:
-            console.print(f"not finished: {', '.join(map(str, self.unfinished))}")
+            console.print(printable(f"not finished: {', '.join(map(str, self.unfinished))}"))
 
 
 def report(
@@ -157,7 +158,8 @@ def _samples(runs: Sequence[Path]) -> Real[np.ndarray, "count *shape"] | None:
         if not isinstance(drawn, np.ndarray):
             drawn.close()
             raise ValueError("it is an archive")
-        if drawn.dtype.kind not in "iuf" or not np.all(np.abs(drawn) < _TOO_LARGE):
+        parts = (drawn[first : first + 256] for first in range(0, len(drawn), 256)) if drawn.ndim else ()
+        if drawn.dtype.kind not in "iuf" or not all((np.abs(part) < TOO_LARGE).all() for part in parts):
             raise ValueError(f"its numbers must be finite, got {drawn.dtype}")
         if drawn.ndim == 4 and max(drawn.shape[2:]) > _SIDE:
             raise ValueError(

@@ -19,7 +19,7 @@ from diffkit.configs import (
     read_config,
 )
 from diffkit.reports.names import Naming, identity, read_settings
-from diffkit.runs import TERMS, read_evaluation, read_record
+from diffkit.runs import TERMS, TOO_LARGE, read_evaluation, read_record
 from diffkit.training import read_metrics
 
 SAMPLES_FILE: Final = "samples.npy"
@@ -146,8 +146,12 @@ def read_run(path: Path) -> RunFiles:
         read_settings(config),
         read_evaluation(evaluation) if os.path.lexists(evaluation) else None,
         read_record(variance, measured, counts=("batch_size",)) if os.path.lexists(variance) else None,
-        read_metrics(path / METRICS_FILE),
+        [_finite(record) for record in read_metrics(path / METRICS_FILE)],
     )
+
+
+def _finite(record: Mapping[str, float]) -> dict[str, float]:
+    return {name: value if abs(value) < TOO_LARGE else math.nan for name, value in record.items()}
 
 
 def group(runs: Sequence[RunFiles]) -> list[list[RunFiles]]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real, UInt8
 
+from diffkit.display import printable
 from diffkit.files import new_file
 from diffkit.model import DiffusionModel
 from diffkit.training.statistics import EstimatorStatistics
@@ -29,13 +30,20 @@ def new_figure(width: float, height: float):
 
 def save_figure(figure: Any, path: str | Path) -> None:
     """Write a figure as PNG; what the font lacks is drawn as boxes."""
-    with warnings.catch_warnings(), new_file(path) as file:
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    # Whatever the user's style is: LaTeX would obey the names in a report.
+    with rc_context({"text.usetex": False}), warnings.catch_warnings(), new_file(path) as file:
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
+        for text in figure.findobj(Text):
+            text.set_usetex(False)
         figure.savefig(file, format="png")
 
 
 def plain_label(label: str) -> str:
     """A label as it is, without formulas, wrapped to a moderate length; of a very long one, the ends."""
+    label = printable(label)
     if len(label) > 300:
         label = f"{label[:140]} ... {label[-140:]}"
     # A leading underscore would keep it out of a legend.

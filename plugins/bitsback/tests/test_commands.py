@@ -43,7 +43,7 @@ def begin(path, *overrides):
     config = compose("train", [*overrides, *small])
     ConfigStore.set_state(state)
     GlobalHydra.instance().clear()
-    write_config(path, {key: value for key, value in config.items() if key != "run"})
+    write_config(path, {key: value for key, value in config.items() if key not in ("run", "root")})
     model = assembled(config).model
     checkpoints = Checkpoints(path / CHECKPOINTS)
     checkpoints.save(7, init_state(model, make(config["train"])), {"seconds": 0.0})
