@@ -55,7 +55,7 @@ def composed():
 
     def compose_train(*overrides):
         config = compose("train", [*overrides, *(f"train.{k}={v}" for k, v in SMALL.items())])
-        return {name: value for name, value in config.items() if name not in ("run", "root")}
+        return {name: value for name, value in config.items() if name not in ("run", "root", "from")}
 
     yield compose_train
     ConfigStore.set_state(state)
