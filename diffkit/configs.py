@@ -329,7 +329,7 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     or an evaluation starts again.
 
     **Raises:** `ValueError` if the directory belongs to a run with other choices, naming them, or holds
-    checkpoints without a configuration.
+    what a run writes without a configuration.
     """
     import yaml
 
