@@ -250,9 +250,7 @@ def make_variants(
                 difference=less if index else None,
                 difference_error=error if index else None,
                 compared=method if index else None,
-                seconds=_mean(
-                    [r.metrics[-1]["seconds"] for r in same if "seconds" in (r.metrics or [{}])[-1]]
-                ),
+                seconds=_mean([run.metrics[-1]["seconds"] for run in same if run.metrics]),
                 variance=_mean([found["variance"] for found in measured]),
                 batch_variance=_mean(batches),
                 at_steps=_at_steps(evaluations),
