@@ -9,6 +9,8 @@ RUN/
   tensorboard/       the same for TensorBoard
   evaluation.json    the test likelihood; written last, so it marks a complete run
   *.png              samples, training curves, the schedule
+  lock.json          the process that trains there, while it does
+  nonfinite_STEP/    a step that was not finite, for `diffkit replay`
 """
 
 import dataclasses

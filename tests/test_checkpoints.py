@@ -554,8 +554,8 @@ def test_the_rest_of_a_run_is_verified(saved, tmp_path):
         ("evaluation.json", "[]", False, "must hold an object"),
         ("variance_cosine.json", '{"variance": 1}', True, "1 entries"),
         ("variance.json", "{", False, "Expecting"),
-        ("config.yaml", "", False, "config.yaml must hold the configuration"),
-        ("config.yaml", "train: [", False, "config.yaml is damaged"),
+        ("config.yaml", "", False, "config.yaml is cut short"),
+        ("config.yaml", "train: [\n", False, "config.yaml is damaged"),
     ):
         (run / name).write_text(content)
         found, text = words(name)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -18,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import diffkit as dk
 from diffkit.cli import main
+from diffkit.cli.commands import _check_finite
 from diffkit.optimisers import AdamW
 from diffkit.training import Checkpoints, TrainState, init_state, replay
 from diffkit.training.nonfinite import named_arrays
@@ -352,7 +354,20 @@ def fails(words, capfd):
     return line
 
 
-@pytest.mark.parametrize("samples", [pytest.param(0, marks=pytest.mark.slow), 4])
+def test_samples_and_evaluations_that_are_not_finite(toy_model):
+    broken = eqx.tree_at(lambda m: m.denoiser.network.dense_out.bias, toy_model(), replace_fn=bad)
+    # Integers, whatever the latents are.
+    with pytest.raises(FloatingPointError, match="the samples are not finite"):
+        dk.sample(broken, dk.samplers.DDIM(), 2, key=jax.random.key(0), steps=1)
+    record = {f"{name}_bits_per_dim": 1.0 for name in ("prior", "reconstruction", "diffusion")}
+    _check_finite(record, Path("run"))
+    for value in (np.nan, np.inf):
+        with pytest.raises(FloatingPointError, match=r"likelihood of run is not finite \(prior 1, rec"):
+            _check_finite({**record, "diffusion_bits_per_dim": value}, Path("run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("samples", [0, 4])
 def test_a_result_that_is_not_finite_completes_nothing(workplace, capfd, samples):
     # The parameters are finite, and so large that nothing made of them is.
     words = [*SMALL, "train.steps=1", f"samples={samples}"]

@@ -488,7 +488,9 @@ def _reason(
     """Why training is not finite: it is repeated up to the step before, which gives the very same state."""
     said = f"the {found.what} is not finite ({found.value}) at step {found.step}"
     helps = " A lower train.learning_rate or a smaller train.clip may help"
-    if config.nonfinite == "skip":
+    if found.what not in ("loss", "gradient"):
+        helps = f".{helps}."
+    elif config.nonfinite == "skip":
         helps = f", the last of {MANY_SKIPS} in a row.{helps}."
     else:
         helps = f".{helps}; train.nonfinite=skip leaves such steps out."
