@@ -272,7 +272,11 @@ PAYLOADS = {
         ["data has no 'command'. It has: points, seed"],
     ),
     "markup in a key": (at("<script>", 1), ["a configuration has no '<script>'"]),
-    "a line in a key": (at("a\nb", 1), ["a key of it must be a short printable text"]),
+    "a line in the key of an option": (
+        at("network/a\nb", 1),
+        ["a key of network must be a short printable"],
+    ),
+    "a line in a key": (at("a\nb", 1), [r"a configuration has no 'a\nb'"]),
     # Values of a wrong type.
     "a mapping for a number": (at("network/width", {"a": 1}), ["network.width must be int, got {'a': 1}"]),
     "text for a number": (at("network/width", "${oc.env:HOME}"), ["network.width must be int"]),
