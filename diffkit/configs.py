@@ -318,11 +318,11 @@ def checked(config: Any, where: str = "", *, building: bool = False) -> dict[str
     if not isinstance(config, Mapping):
         must = "it must be the configuration of a run, a mapping"
         raise ValueError(f"{where}{must}, got {short(config)}.")
-    check_values(config, "it", where=where)
     known = (*KINDS, "data", "train", *_OTHERS)
-    for name in config:
+    for name, value in config.items():
         if name not in known:
             raise unknown(where, "a configuration", name, known)
+        check_values(value, name, where=where)
     for name in (*KINDS, "data", "train"):
         if not isinstance(config.get(name, {}), Mapping):
             raise wrong(where, name, "be a mapping", config[name])
@@ -347,8 +347,7 @@ def checked(config: Any, where: str = "", *, building: bool = False) -> dict[str
             raise unknown(where, "transport", kind, ("process", "schedule"))
         if node is not None:
             _check_entry(node, f"transport.{kind}", kind, where, building)
-    if "train" in config:
-        _check_settings(config["train"], where)
+    _check_settings(config["train"], where)
     return config
 
 

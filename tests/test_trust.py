@@ -8,6 +8,7 @@ import contextlib
 import copy
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -271,7 +272,11 @@ PAYLOADS = {
         ["data has no 'command'. It has: points, seed"],
     ),
     "markup in a key": (at("<script>", 1), ["a configuration has no '<script>'"]),
-    "a line in a key": (at("a\nb", 1), ["a key of it must be a short printable text"]),
+    "a line in the key of an option": (
+        at("network/a\nb", 1),
+        ["a key of network must be a short printable"],
+    ),
+    "a line in a key": (at("a\nb", 1), [r"a configuration has no 'a\nb'"]),
     # Values of a wrong type.
     "a mapping for a number": (at("network/width", {"a": 1}), ["network.width must be int, got {'a': 1}"]),
     "text for a number": (at("network/width", "${oc.env:HOME}"), ["network.width must be int"]),
@@ -375,7 +380,7 @@ def write(name, content):
         Path(name).write_text(content)
 
 
-@pytest.mark.parametrize(("command", "payload"), [*zip([*COMMANDS] * 20, PAYLOADS, strict=False)])
+@pytest.mark.parametrize(("command", "payload"), [*zip(itertools.cycle(COMMANDS), PAYLOADS, strict=False)])
 def test_a_configuration_never_acts(workplace, capfd, command, payload):
     _acts_not(workplace, capfd, command, payload)
 
