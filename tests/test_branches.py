@@ -165,7 +165,7 @@ def test_what_is_no_run_is_named(source, tmp_path, monkeypatch):
         ("source/checkpoints/4", "give source or source@4"),
         (path / "checkpoints/4/", f"give {path} or {path}@4"),
         ("source/nowhere", "there is nothing at source/nowhere"),
-        (path.parent, "holds 1 runs: give one of them, such as "),
+        (path.parent, "is a directory of runs: give one of them, such as "),
     ):
         with pytest.raises(FileNotFoundError, match=f"path must be a run directory, .*{re.escape(said)}"):
             find_run(where)

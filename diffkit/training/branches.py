@@ -63,7 +63,7 @@ def _instead(path: Path) -> str:
         return f"there are no checkpoints at {path}: it was stopped before its first one"
     below = sorted(p.parent.name for p in path.glob(f"*/{CHECKPOINTS}"))
     if below:
-        return f"{path} holds {len(below)} runs: give one of them, such as {path / below[0]}"
+        return f"{path} is a directory of runs: give one of them, such as {path / below[0]}"
     empty = next(path.iterdir(), None) is None
     return f"{path} is an empty directory" if empty else f"there are no checkpoints at {path}"
 
