@@ -1,6 +1,5 @@
 """Runs that begin from a checkpoint of another run, and the words for a run and a checkpoint."""
 
-import dataclasses
 import re
 import shutil
 
@@ -13,9 +12,24 @@ import yaml
 import diffkit as dk
 from diffkit.training.branches import find_run, origin, saved_steps, split_step
 
-SMALL = dk.TrainConfig(
-    steps=8, batch_size=16, steps_per_dispatch=4, warmup=2, decay="constant", checkpoint_every=4
-)
+SMALL = {
+    "steps": 8,
+    "batch_size": 16,
+    "steps_per_dispatch": 4,
+    "warmup": 2,
+    "decay": "constant",
+    "checkpoint_every": 4,
+}
+
+
+def preset(train=None, **parts):
+    parts = {"network": ("mlp", {"width": 8, "depth": 1}), "schedule": "linear_logsnr"} | parts
+    return dk.preset("vdm", **parts, train={**SMALL, **(train or {})})
+
+
+def fit(toy, directory, train=None, *, start_from=None, **parts):
+    options = {"directory": directory, "start_from": start_from, "progress": False, "check": False}
+    return dk.fit(preset(train, **parts), toy, **options)
 
 
 def arrays(tree):
@@ -32,23 +46,21 @@ def contents(path):
 
 
 @pytest.fixture(scope="module")
-def source(toy, toy_model, tmp_path_factory):
+def source(toy, tmp_path_factory):
     """A run of 8 steps with checkpoints of 4 and 8, and its result."""
     path = tmp_path_factory.mktemp("runs") / "source"
-    return path, dk.fit(toy_model(), toy, SMALL, directory=path, progress=False)
+    return path, fit(toy, path)
 
 
 def config_of(path):
     return yaml.safe_load((path / "config.yaml").read_text())
 
 
-def test_a_branch_with_the_same_settings_is_the_run_itself(source, toy, toy_model, tmp_path):
+def test_a_branch_with_the_same_settings_is_the_run_itself(source, toy, tmp_path):
     path, whole = source
     before = contents(path)
     new = tmp_path / "new"
-    branch = dk.fit(
-        toy_model(), toy, SMALL, directory=new, start_from=f"{path}@4", progress=False, check=False
-    )
+    branch = fit(toy, new, start_from=f"{path}@4")
     assert_same(branch.state, whole.state)
     assert config_of(new)["from"] == f"{path}@4"
     assert saved_steps(new) == [4, 8]
@@ -57,49 +69,33 @@ def test_a_branch_with_the_same_settings_is_the_run_itself(source, toy, toy_mode
     assert_same(dk.load_run(new, step=4).model, dk.load_run(path, step=4).model)
 
 
-def test_a_branch_takes_other_settings_and_goes_on_as_a_run_does(source, toy, toy_model, tmp_path):
+def test_a_branch_takes_other_settings_and_goes_on_as_a_run_does(source, toy, tmp_path):
     path, _ = source
-    new, model = tmp_path / "new", toy_model()
-    other = dataclasses.replace(SMALL, steps=12, learning_rate=1e-2, seed=3)
-    options = {"directory": new, "start_from": path, "progress": False, "check": False}
-    branch = dk.fit(model, toy, other, **options)
+    new, other = tmp_path / "new", {"steps": 12, "learning_rate": 1e-2, "seed": 3}
+    branch = fit(toy, new, other, start_from=path)
     assert config_of(new)["from"] == f"{path}@8"
     assert int(branch.state.step) == 12
-    again = dk.fit(model, toy, other, **options)
+    again = fit(toy, new, other, start_from=path)
     assert_same(again.state, branch.state)
-    config = dataclasses.replace(other, steps=16)
-    longer = dk.fit(model, toy, config, **options)
-    assert int(longer.state.step) == 16
     # Without it, or from elsewhere, it is another run.
     with pytest.raises(ValueError, match=r"from \('.*source@8' there, None now\)"):
-        dk.fit(model, toy, config, directory=new, progress=False, check=False)
+        fit(toy, new, other)
     with pytest.raises(ValueError, match=r"from \('.*source@8' there, '.*source@4' now\)"):
-        dk.fit(model, toy, config, **{**options, "start_from": f"{path}@4"})
+        fit(toy, new, other, start_from=f"{path}@4")
     # Once begun, it keeps to that checkpoint and needs its source no more.
     gone = tmp_path / "gone"
     shutil.copytree(new, gone)
     changed(gone, **{"from": "/nowhere@8"})
     assert origin("/nowhere", gone) == "/nowhere@8"
-    dk.fit(model, toy, config, **{**options, "directory": gone, "start_from": "/nowhere"})
 
 
-def test_another_optimiser_and_adaptive_times_start_anew(source, toy, toy_model, tmp_path):
+def test_another_optimiser_and_adaptive_times_start_anew(source, toy, tmp_path):
     path, whole = source
-    fitted = dk.fit(
-        toy_model(),
-        toy,
-        dataclasses.replace(SMALL, steps=12),
-        optimiser=dk.get("optimiser", "adam")(),
-        time_sampler=dk.time_samplers.Adaptive(),
-        directory=tmp_path / "new",
-        start_from=path,
-        progress=False,
-        check=False,
-    )
+    new = tmp_path / "new"
+    fitted = fit(toy, new, {"steps": 12}, optimiser="adam", time_sampler="adaptive", start_from=path)
     assert int(fitted.state.step) == 12
     assert (fitted.state.time_sampler.weight > 0).any()
-    first = dk.load_run(tmp_path / "new", step=8)
-    assert_same(first.model, whole.model)
+    assert_same(dk.load_run(new, step=8).model, whole.model)
 
 
 def changed(path, **entries):
@@ -107,32 +103,24 @@ def changed(path, **entries):
     (path / "config.yaml").write_text(yaml.safe_dump({**config, **entries}))
 
 
-def test_what_cannot_be_gone_on_with_is_refused_and_nothing_is_written(source, toy, toy_model, tmp_path):
+def test_what_cannot_be_gone_on_with_is_refused_and_nothing_is_written(source, toy, tmp_path):
     path, _ = source
+    new = tmp_path / "new"
 
-    def refused(start_from, match, model=None, error=ValueError, **settings):
-        new = tmp_path / "new"
+    def refused(start_from, match, *, error=ValueError, steps=12, **parts):
         with pytest.raises(error, match=match):
-            dk.fit(
-                model or toy_model(),
-                toy,
-                dataclasses.replace(SMALL, **{"steps": 12, **settings}),
-                directory=new,
-                start_from=start_from,
-                progress=False,
-                check=False,
-            )
+            fit(toy, new, {"steps": steps}, start_from=start_from, **parts)
         assert not new.exists()
 
-    wide = toy_model(network=("mlp", {"width": 16, "depth": 1}))
-    refused(path, r"of another model: network.width \(8 there, 16 now\)", wide)
-    refused(path, r"of another model: schedule", toy_model(schedule="cosine"))
+    wide = ("mlp", {"width": 16, "depth": 1})
+    refused(path, r"of another model: network.width \(8 there, 16 now\)", network=wide)
+    refused(path, r"of another model: schedule", schedule="cosine")
     refused(path, "train.steps must be more than the 8 steps", steps=8)
     refused(f"{path}@5", r"no checkpoint of step 5; it has 4, 8\.", error=FileNotFoundError)
     refused(tmp_path / "nowhere", "there is nothing at .*nowhere", error=FileNotFoundError)
-    refused(tmp_path / "new", "there is nothing at .*new", error=FileNotFoundError)
+    refused(new, "there is nothing at .*new", error=FileNotFoundError)
     with pytest.raises(ValueError, match="start_from needs a directory"):
-        dk.fit(toy_model(), toy, SMALL, start_from=path)
+        fit(toy, None, start_from=path)
     converted, bare = tmp_path / "converted", tmp_path / "bare"
     for other in (converted, bare):
         shutil.copytree(path, other)

@@ -142,6 +142,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
         raise ValueError("time_sampler changes nothing but the variance: give variance=true as well.")
     moved = {**run.config, "transport": {"schedule": schedule}} if schedule else {}
     model = transported(run.model, moved)
+    made = chosen = None
     if config["variance"]:
         chosen = part("time_sampler", make(time_sampler or run.config["time_sampler"]), model=model)
         adapts = time_sampler is None and isinstance(chosen, AbstractAdaptiveTimeSampler)
@@ -179,7 +180,7 @@ def evaluate_command(config: Mapping[str, Any]) -> None:
     if own and other is None and run.step >= trained["steps"] and not record.exists():
         # Of a run from Python, which is complete with it.
         replace_text(record, as_json(result.as_dict(), indent=1) + "\n")
-    if config["variance"]:
+    if made is not None and chosen is not None:
         before = assembled(run.config, data)
         key = jax.random.key(config["seed"])
         _measure_variance(model, source, made, key, make(run.config["train"]), before.weighting, chosen)

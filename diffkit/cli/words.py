@@ -85,7 +85,9 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _is_text(allowed: Any) -> bool:
-    return isinstance(allowed, type) and allowed is not list[str] and issubclass(allowed, str | os.PathLike)
+    if not isinstance(allowed, type) or isinstance(allowed, types.GenericAlias):
+        return False
+    return issubclass(allowed, str) or hasattr(allowed, "__fspath__")
 
 
 def _annotations(command: Command, key: str, words: Sequence[str]) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from diffkit.configs import CHECKPOINTS, CONFIG_FILE, differences, read_config, write_config
 from diffkit.presets import MODEL_KINDS, Assembly
+from diffkit.time_samplers import LowDiscrepancy
 from diffkit.training.checkpoints import Checkpoints
 from diffkit.training.config import TrainConfig
 from diffkit.training.state import TrainState, init_state
@@ -144,10 +145,10 @@ def _first(
             f"train.steps must be more than the {step} steps of from={source}, which count, got "
             f"{settings.steps}."
         )
-    kinds = ("optimiser", "time_sampler")
-    anew = tuple(kind for kind in kinds if differences({kind: known[kind]}, {kind: config[kind]}))
+    stateless = {"optimiser": None, "time_sampler": LowDiscrepancy()}
+    anew = tuple(kind for kind in stateless if differences({kind: known[kind]}, {kind: config[kind]}))
     fresh = init_state(parts.model, settings, parts.time_sampler, parts.optimiser)
-    like = dataclasses.replace(fresh, **dict.fromkeys(anew))
+    like = dataclasses.replace(fresh, **{kind: stateless[kind] for kind in anew})
     checkpoints = Checkpoints(path / CHECKPOINTS)
     try:
         state, numbers = checkpoints.restore(step, like=like, beside=anew)
