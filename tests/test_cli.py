@@ -738,6 +738,9 @@ def test_what_another_request_made_is_not_replaced_in_silence(runs, capfd):
     main([*small, "seed=2", "out=a.png"])
     assert capfd.readouterr().err == "a.png is replaced: it was of step 3, the run is at 6.\n"
 
+
+@pytest.mark.slow
+def test_comparisons_and_pages_of_other_requests_are_not_replaced_in_silence(runs, capfd):
     main(["equivalence", "vdm", "edm"])
     main(["equivalence", "vdm", "edm"])
     assert "(levels: null there, 17 now)" in fails(
@@ -748,6 +751,7 @@ def test_what_another_request_made_is_not_replaced_in_silence(runs, capfd):
 
     main(["report", "vdm", "flow"])
     main(["report", "./vdm", "flow/"])
+    capfd.readouterr()
     assert fails(["report", "vdm"], capfd).startswith(
         "diffkit report: report.md is of another request (runs: "
     )
