@@ -104,7 +104,7 @@ class Output:
     def _known(self) -> Mapping[str, Any] | None:
         try:
             known = json.loads(self._record.read_text())
-        except (OSError, ValueError):  # none, or one that says nothing
+        except (OSError, ValueError, RecursionError):  # none, or one that says nothing
             return None
         return known if isinstance(known, dict) and isinstance(known.get("request"), dict) else None
 
