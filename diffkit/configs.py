@@ -375,8 +375,8 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     or an evaluation starts again.
 
     **Raises:** `ValueError` if a configuration cannot hold an option, or is too large; if the directory
-    belongs to a run with other choices, naming them, or holds what a run writes without a configuration; if it
-    has a link where training would write through it.
+    belongs to a run with other choices, naming them, or holds what a run writes without a configuration; if
+    it has a link where training would write through it.
     """
     import yaml
 
