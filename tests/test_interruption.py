@@ -63,13 +63,15 @@ def at(step, act):
 
 
 def events(run):
-    """The steps of every loss in the files for TensorBoard, in order."""
+    """The steps of every loss in the files for TensorBoard, in order, as it shows them."""
     steps = []
     for file in sorted((run / "tensorboard").iterdir()):
         rest = file.read_bytes()
         while rest:
             (length,) = struct.unpack("<Q", rest[:8])
             event = Event.FromString(rest[12 : 12 + length])
+            if event.HasField("session_log"):  # hides what a process left that ended later than its save
+                steps = [step for step in steps if step < event.step]
             steps += [event.step for value in event.summary.value if value.tag == "loss"]
             rest = rest[16 + length :]
     return steps
