@@ -281,13 +281,9 @@ def test_a_process_that_is_signalled(tmp_path, name):
     words = [*SMALL, "train.steps=4000", "train.steps_per_dispatch=10", "train.evaluate_every=500"]
     command = [sys.executable, "-m", "diffkit.cli", *words]
 
-    def usual():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
     def started():
-        # Of a shell's job in the background Ctrl-C is ignored.
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*command, f"run={run}"], preexec_fn=usual, **pipes)
+        return subprocess.Popen([*command, f"run={run}"], **pipes)
 
     for files in (1, 2):  # of events: written where training begins
         process = started()
