@@ -388,7 +388,9 @@ def test_a_configuration_never_acts(workplace, capfd, command, payload):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_configuration_ever_acts(workplace, capfd, command):
-    for payload in PAYLOADS:
+    half = [*PAYLOADS][[*COMMANDS].index(command) % 2 :: 2]
+    assert len(half) >= 60
+    for payload in half:
         _acts_not(workplace, capfd, command, payload)
 
 
@@ -668,11 +670,12 @@ def test_training_goes_through_no_link(victim, name, inside):
     assert (Path("RUN") / "config.yaml").read_bytes() == config
 
 
-def test_what_could_not_be_read_again_is_not_written(workplace):
+def test_what_could_not_be_read_again_is_not_written(monkeypatch):
+    monkeypatch.setattr("diffkit.configs.LARGEST", 4096)
     for place, value, words in (
         ("network/dtype", "a\x1bb", "the new configuration: network.dtype must be a text"),
         ("data/points", 2.5, "data.points must be int"),
-        ("network", {"_python_": "mine.Net", "content": ["x" * 4000] * 100}, "must have at most"),
+        ("network", {"_python_": "mine.Net", "content": ["x" * 4000]}, "must have at most"),
     ):
         with pytest.raises(ValueError, match=words):
             write_config(Path("new"), yaml.safe_load(at(place, value)()))
