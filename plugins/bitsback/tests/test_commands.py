@@ -286,7 +286,7 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(runs, folder, capfd, monke
             ("digits", "test", "coded", "data=digits", "data.x=3"),
             r"no option 'data.x'. There are: d",
         ),
-        (("digits", "test", "coded", "data.path=x"), "run .*digits have no option .path.. They have: labels"),
+        (("digits", "test", "coded", "data.path=x"), r"have no option .path.. They have: labels"),
         (("digits", "test", "coded", "data=idx"), r"data=idx needs data.path=\.\.\., the folder"),
         (("rgb", "data.npy", "coded", "data=digits"), "'data.npy' is a path: data= is for test"),
     ],
