@@ -38,7 +38,7 @@ from diffkit.configs import (
     read_config,
     spec_of,
 )
-from diffkit.data import AbstractDataset, encode_condition
+from diffkit.data import DATA_FILE, AbstractDataset, encode_condition
 from diffkit.files import read_json, refuse_links, replace_text
 from diffkit.model import DiffusionModel
 from diffkit.nodes import short
@@ -227,8 +227,9 @@ def convert_run(
         step = Path(CHECKPOINTS) / str(run.step)
         (new / step).parent.mkdir(parents=True)
         copy_checkpoint(run.path / step, new / step, config)
-        if (run.path / METRICS_FILE).is_file():
-            shutil.copy(run.path / METRICS_FILE, new / METRICS_FILE)
+        for name in (METRICS_FILE, DATA_FILE):
+            if (run.path / name).is_file():
+                shutil.copy(run.path / name, new / name)
         replace_text(new / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
         try:
             new.replace(out)

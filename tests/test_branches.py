@@ -118,7 +118,7 @@ def test_what_cannot_be_gone_on_with_is_refused_and_nothing_is_written(source, t
     refused(path, "train.steps must be more than the 8 steps", steps=8)
     refused(f"{path}@5", r"no checkpoint of step 5; it has 4, 8\.", error=FileNotFoundError)
     refused(tmp_path / "nowhere", "there is nothing at .*nowhere", error=FileNotFoundError)
-    refused(new, "there is nothing at .*new", error=FileNotFoundError)
+    refused(new, "there are no checkpoints at .*new", error=FileNotFoundError)
     with pytest.raises(ValueError, match="start_from needs a directory"):
         fit(toy, None, start_from=path)
     converted, bare = tmp_path / "converted", tmp_path / "bare"

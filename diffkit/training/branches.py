@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from diffkit.configs import CHECKPOINTS, CONFIG_FILE, differences, read_config, write_config
+from diffkit.data import DATA_FILE
+from diffkit.files import replace_text
 from diffkit.presets import MODEL_KINDS, Assembly
 from diffkit.time_samplers import LowDiscrepancy
 from diffkit.training.checkpoints import Checkpoints
@@ -112,6 +114,10 @@ def start_run(directory: Path, config: Mapping[str, Any], parts: Assembly, setti
         return
     state, numbers = _first(source, directory, config, parts, settings)
     write_config(directory, config)
+    place = Path(source.rpartition("@")[0])
+    same = not differences({"data": read_config(place)["data"]}, {"data": config["data"]})
+    if same and (place / DATA_FILE).is_file():
+        replace_text(directory / DATA_FILE, (place / DATA_FILE).read_text())
     checkpoints = Checkpoints(directory / CHECKPOINTS)
     try:
         checkpoints.save(int(state.step), state, numbers)

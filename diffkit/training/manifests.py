@@ -146,6 +146,6 @@ def digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     found = {}
     for name, array in arrays.items():
         digest = hashlib.sha256(f"{array.dtype}{list(array.shape)}".encode())
-        digest.update(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         found[name] = digest.hexdigest()
     return found
