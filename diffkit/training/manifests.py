@@ -64,7 +64,7 @@ class Manifest:
             raise Damage(
                 f"{MANIFEST_FILE} is of version {content.get('version')!r}, this diffkit reads {_VERSION}"
             )
-        known = {name: content.get(name) for name in _FIELDS}
+        known: dict[str, Any] = {name: content.get(name) for name in _FIELDS}
         for name, kind in _FIELDS.items():
             good = isinstance(known[name], kind)
             if not good or (name in _DIGESTS and not all(isinstance(d, str) for d in known[name].values())):
@@ -146,6 +146,6 @@ def digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     found = {}
     for name, array in arrays.items():
         digest = hashlib.sha256(f"{array.dtype}{list(array.shape)}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         found[name] = digest.hexdigest()
     return found
