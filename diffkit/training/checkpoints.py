@@ -21,6 +21,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -162,8 +163,13 @@ class Checkpoints:
             self._whole.add(step)
             self._remove_old(step)
         except Exception as error:  # orbax passes on those of TensorStore, of any class
-            with contextlib.suppress(OSError):
-                _delete(new)  # what it takes, where space is short
+            # What it takes, where space is short. TensorStore's other writes may still add to it.
+            for _ in range(50):
+                with contextlib.suppress(OSError):
+                    _delete(new)
+                if not os.path.lexists(new):
+                    break
+                time.sleep(0.02)
             left = [whole for whole in self._whole if os.path.lexists(self._directory / str(whole))]
             raise CheckpointError(
                 f"cannot save the checkpoint of step {step} in {self._directory}: {_reason(error)}. "
