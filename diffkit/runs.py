@@ -213,7 +213,7 @@ def convert_run(
     if os.path.lexists(out):
         raise ValueError(f"out must be a new directory, there is something at {out}.")
     run = load_run(source)
-    refuse_links(source / CHECKPOINTS / str(run.step))  # whose files would be copied from elsewhere
+    refuse_links(run.path / CHECKPOINTS / str(run.step))  # whose files would be copied from elsewhere
     known, given = run.config.get("transport") or {}, {"process": process, "schedule": schedule}
     moved = {name: node or known.get(name) for name, node in given.items()}
     config = {**run.config, "transport": moved}
@@ -252,9 +252,8 @@ def load_run(
 
     **Arguments:** `path`: the directory, or `"RUN@STEP"`; `step`: of the checkpoint, by default the newest
     one; `data`: options of its data that are not as they were, such as `{"path": "new/place"}`; `like`: the
-    composition passed to `fit`: a preset, or a model
-    assembled by hand. Needed only for a run with an unregistered part; its parts are compared with the
-    run's.
+    composition passed to `fit`: a preset, or a model assembled by hand. Needed only for a run with an
+    unregistered part; its parts are compared with the run's.
 
     **Returns:** a `Run` at that checkpoint.
 
