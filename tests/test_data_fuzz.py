@@ -224,6 +224,7 @@ def test_headers_are_checked_before_allocating(tmp_path, name, content, message)
         (gzip.compress(_idx((2, 2), bytes(2**24))), "holds more than the 4 bytes"),
         (gzip.compress(_idx((2, 2), bytes(4)))[:-9], "damaged or was not downloaded in full"),
     ],
+    ids=["huge", "huge.gz", "cut.gz", "long.gz", "damaged.gz"],  # gzip stores the time
 )
 def test_idx_files_that_lie(tmp_path, content, message):
     (tmp_path / "images").write_bytes(content)

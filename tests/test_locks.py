@@ -103,7 +103,7 @@ with writing({str(tmp_path)!r}):
     assert not (tmp_path / LOCK_FILE).exists()
 
 
-@pytest.mark.parametrize("process", [1, os.getpid(), 2**40])
+@pytest.mark.parametrize("process", [1, os.getpid(), 2**40], ids=["first", "this", "none"])
 def test_what_a_process_of_this_host_left_is_free(tmp_path, process):
     left(tmp_path, HERE, process)
     enter(tmp_path)

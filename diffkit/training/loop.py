@@ -291,7 +291,7 @@ def check_start(data: AbstractDataset, config: TrainConfig, directory: Path | No
     if newest is not None and newest > config.steps:
         raise ValueError(
             f"run {directory} has {newest} steps, more than train.steps={config.steps}: ask for at least "
-            f"{newest}, or train in another directory."
+            f"{newest}, or name another directory; from={directory}@STEP begins there."
         )
 
 
