@@ -459,7 +459,7 @@ def test_convert(runs, capfd):
     assert contents(runs / "flow") == before
     out = runs / "deep" / "as-vp"
     assert set(os.listdir(out.parent)) == {"as-vp"}
-    assert set(os.listdir(out)) == {"config.yaml", "metrics.jsonl", "checkpoints"}
+    assert set(os.listdir(out)) == {"config.yaml", "data.json", "metrics.jsonl", "checkpoints"}
     assert (out / "metrics.jsonl").read_bytes() == before[runs / "flow" / "metrics.jsonl"]
 
     # It is what `transport` gives, to the last bit.
@@ -578,7 +578,7 @@ def test_a_converted_run_is_complete_or_absent(runs, capfd, monkeypatch):
     assert not (runs / "out").exists()
     main(["convert", "flow", "out", "process=sub_vp"])
     assert set(os.listdir()) == {"flow", "vdm", "out"}
-    assert set(os.listdir("out")) == {"config.yaml", "metrics.jsonl", "checkpoints"}
+    assert set(os.listdir("out")) == {"config.yaml", "data.json", "metrics.jsonl", "checkpoints"}
 
 
 def test_equivalence(workplace, capfd):

@@ -12,6 +12,7 @@ import struct
 import zipfile
 import zlib
 
+import known
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -149,7 +150,7 @@ def answer(read, file, content):
 
 
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("count", [40, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(known.INPUTS, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_files_are_named(tmp_path, name, count):
     read, contents = READERS[name]

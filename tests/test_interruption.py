@@ -236,6 +236,7 @@ def test_a_command_says_how_to_go_on(workplace, capfd, number, status):
     assert events(workplace / "r") == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_sweep_ends(workplace, capfd):
     with signalled(signal.SIGINT), pytest.raises(SystemExit) as stopped:
         main([*SMALL, "--multirun", "train.seed=0,1"])

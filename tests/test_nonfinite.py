@@ -107,6 +107,7 @@ def failed(toy, tmp_path_factory):
     return path, int(found[1]), said
 
 
+@pytest.mark.slow
 def test_the_error_says_what_went_first(failed):
     path, step, said = failed
     found = re.fullmatch(
@@ -127,6 +128,7 @@ def test_the_error_says_what_went_first(failed):
     assert all(record["step"] < step for record in records)
 
 
+@pytest.mark.slow
 def test_the_dump_holds_the_state_before_the_step(toy, failed):
     path, step, _ = failed
     assert step > 8, "take another LIMIT"
@@ -145,6 +147,7 @@ def test_the_dump_holds_the_state_before_the_step(toy, failed):
         np.testing.assert_array_equal(stored["x"], next(batches))
 
 
+@pytest.mark.slow
 def test_replay_comes_to_the_same(failed):
     path, step, said = failed
     with pytest.raises(ValueError, match="made in Python"):
@@ -156,6 +159,7 @@ def test_replay_comes_to_the_same(failed):
     assert np.isfinite(metrics["prior"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
@@ -177,6 +181,7 @@ def test_a_damaged_dump_is_named(failed, tmp_path, file, damage):
         replay(tmp_path / "dump", like=LIKE)
 
 
+@pytest.mark.slow
 def test_the_same_call_fails_again_and_replaces_the_dump(toy, failed):
     path, step, said = failed
     (path / f"nonfinite_{step}" / "mine").write_text("")
@@ -186,6 +191,7 @@ def test_the_same_call_fails_again_and_replaces_the_dump(toy, failed):
     assert not (path / f"nonfinite_{step}" / "mine").exists()
 
 
+@pytest.mark.slow
 def test_a_dump_goes_through_no_link(toy, failed, tmp_path):
     path, step, _ = failed
     run = shutil.copytree(path, tmp_path / "run")
@@ -197,6 +203,7 @@ def test_a_dump_goes_through_no_link(toy, failed, tmp_path):
     assert os.listdir(tmp_path / "elsewhere") == []
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_counted_and_change_nothing(toy, failed, tmp_path):
     _, step, _ = failed
     config = dataclasses.replace(CONFIG, nonfinite="skip")
@@ -267,7 +274,8 @@ def test_a_gradient_alone(toy):
     assert "all outputs are finite, the gradient of denoiser.network.edge is not" in str(error.value)
 
 
-@pytest.mark.parametrize("step", [*(pytest.param(n, marks=pytest.mark.slow) for n in (15, 16)), 24])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [15, 16, 24])
 def test_parameters_that_are_not_finite_are_never_saved(toy, toy_model, tmp_path, step):
     # An update of the optimiser, after a loss and a gradient that are finite.
     rate = optax.scale_by_schedule(lambda count: jnp.where(count == step - 1, jnp.inf, -1e-3))

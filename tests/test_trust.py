@@ -19,6 +19,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import hypothesis
+import known
 import numpy as np
 import pytest
 import yaml
@@ -1036,8 +1037,8 @@ def test_anything_is_read_or_refused_by_name(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FUZZ)
-def test_ten_thousand_things_are_read_or_refused_by_name(name):
-    _fuzz(name, 10_000 if name in ("damaged files", "configurations") else 2_000)
+def test_many_things_are_read_or_refused_by_name(name):
+    _fuzz(name, known.INPUTS)
 
 
 def test_reading_takes_time_and_memory_by_the_size_of_the_file():

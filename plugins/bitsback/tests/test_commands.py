@@ -405,7 +405,9 @@ def test_an_interrupted_command_leaves_nothing(runs, workplace, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Codec, "encode_stream", interrupted)
-    assert main(["compress", str(runs / "rgb"), "test", "coded"]) == 130
+    with pytest.raises(SystemExit) as stopped:
+        main(["compress", str(runs / "rgb"), "test", "coded"])
+    assert stopped.value.code == 130
     assert everything(workplace) == []
 
 
