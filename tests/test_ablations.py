@@ -63,7 +63,7 @@ def settings(scripts, name, scale, **given):
     return ablation.settings(scale, {name.replace("__", "."): v for name, v in given.items()})
 
 
-@pytest.mark.parametrize("scale", ["tiny", "paper"])
+@pytest.mark.parametrize("scale", ["tiny", pytest.param("paper", marks=pytest.mark.slow)])
 def test_every_run_composes(scripts, scale):
     assert len(NAMES) == 6
     for name in NAMES:

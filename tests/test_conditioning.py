@@ -219,6 +219,7 @@ def conditional(toy, toy_model, tmp_path_factory):
     return path, dk.fit(model, classes_of(toy), SMALL, directory=path, progress=False)
 
 
+@pytest.mark.slow
 def test_without_conditions_nothing_changes(toy, toy_model):
     every = SubsetSource(toy.train, np.arange(len(toy.train)))
     model = toy_model(condition_size=8)
@@ -251,6 +252,7 @@ def test_data_that_do_not_fit_the_network_are_refused(toy, toy_model):
         dk.TrainConfig(condition_dropout=1.5)
 
 
+@pytest.mark.slow
 def test_a_model_learns_what_the_conditions_say():
     # Two classes of points in the plane; each has its own mean, +-600 in both coordinates.
     rng = np.random.default_rng(0)
