@@ -414,4 +414,4 @@ def test_an_old_evaluation_that_is_not_finite_is_no_end(workplace, capfd):
     main(words)
     assert file.read_text() == good
     file.write_text(good[:20])
-    assert "r/evaluation.json is damaged" in fails(words, capfd)
+    assert "r/evaluation.json must be a JSON file" in fails(words, capfd)
