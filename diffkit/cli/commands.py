@@ -14,13 +14,7 @@ from rich.table import Table
 
 from diffkit.cli.plugins import wide_console
 from diffkit.configs import EVALUATION_FILE, VARIANCE_FILE, is_finished, make, write_config
-from diffkit.data import (
-    AbstractDataset,
-    AbstractSource,
-    baselines,
-    condition_size,
-    conditions_in_turn,
-)
+from diffkit.data import AbstractDataset, AbstractSource, baselines, condition_size, conditions_in_turn
 from diffkit.equivalence import compare, save_comparison
 from diffkit.files import replace_text
 from diffkit.guidance import guide
@@ -104,7 +98,8 @@ def train_command(config: Mapping[str, Any]) -> None:
         _measure_variance(fitted.model, data.test, path, key, settings, parts.weighting, times)
 
     def at(steps: int | None) -> dict[str, Any]:
-        return fitted.evaluate(data.test, key=key, steps=steps, passes=config["passes"]).as_dict()
+        # The model's: with a `Fit`, None would be the T of training.
+        return evaluate(fitted.model, data.test, key=key, steps=steps, passes=config["passes"]).as_dict()
 
     result = at(settings.loss_steps)
     if config["evaluate_steps"]:
