@@ -150,7 +150,8 @@ def _train(
         _measure_variance(fitted.model, data.test, made, key, settings, parts.weighting, times)
 
     def at(steps: int | None) -> dict[str, Any]:
-        return fitted.evaluate(data.test, key=key, steps=steps, passes=config["passes"]).as_dict()
+        # The model's: with a `Fit`, None would be the T of training.
+        return evaluate(fitted.model, data.test, key=key, steps=steps, passes=config["passes"]).as_dict()
 
     result = at(settings.loss_steps)
     if config["evaluate_steps"]:
