@@ -97,7 +97,8 @@ def fails(arguments, capfd):
 
 
 def test_train_evaluate_sample(workplace, capfd):
-    main(["train", "preset=vdm", "data=digits", "run=r", *SMALL])
+    discrete = [*SMALL, "train.loss_steps=10", "evaluate_steps=[null]"]
+    main(["train", "preset=vdm", "data=digits", "run=r", *discrete])
     out = capfd.readouterr().out
     assert re.fullmatch(r"test bits/dim: \d+\.\d\d \+- \d+\.\d\d", out.strip().splitlines()[-1])
     for known in ("uniform", "4.0875", "independent", "2.3643", "lzma"):
@@ -119,13 +120,17 @@ def test_train_evaluate_sample(workplace, capfd):
     loaded = dk.load_run(run)
     assert loaded.step == 6
     assert loaded.data().levels == 17
+    # Null is continuous time, whatever T the run was trained with.
     stored = json.loads((run / "evaluation.json").read_text())
+    (continuous,) = stored["at_steps"]
+    assert (stored["steps"], continuous["steps"]) == (10, None)
     again = dk.evaluate(loaded.model, loaded.data().test, key=jax.random.key(0), passes=1)
-    assert again.bits_per_dim[0] == pytest.approx(stored["total_bits_per_dim"], rel=1e-5)
+    assert again.bits_per_dim[0] == pytest.approx(continuous["total_bits_per_dim"], rel=1e-5)
 
     main(["evaluate", "r", "steps=10", "passes=1"])
     out = capfd.readouterr().out
     assert "T = 10" in out
+    assert f"test bits/dim: {stored['total_bits_per_dim']:.4f}" in out
     assert re.search(r"test bits/dim: \d+\.\d{4} \+- \d", out)
     main(["sample", "r", "sampler=ddim", "sampler.eta=0.5", "steps=3", "count=5"])
     assert capfd.readouterr().out.strip() == "r/samples_ddim_3_eta0.5_count5.png"
@@ -137,11 +142,11 @@ def test_train_evaluate_sample(workplace, capfd):
 
     # Other choices in the same place are refused, and nothing is changed; the same ones go on.
     config = (run / "config.yaml").read_text()
-    message = fails(["train", "preset=vdm", "run=r", *SMALL, "train.seed=1"], capfd)
+    message = fails(["train", "preset=vdm", "run=r", *discrete, "train.seed=1"], capfd)
     assert "holds a run with other choices: train.seed (0 there, 1 now)" in message
     assert (run / "config.yaml").read_text() == config
     records = (run / "metrics.jsonl").read_text()
-    main(["train", "preset=vdm", "run=r", *SMALL, "samples=0"])
+    main(["train", "preset=vdm", "run=r", *discrete, "samples=0"])
     assert "step" not in capfd.readouterr().out.split("test,")[0].replace("run: r", "")
     assert (run / "metrics.jsonl").read_text() == records
 
@@ -149,9 +154,9 @@ def test_train_evaluate_sample(workplace, capfd):
     older = yaml.safe_load(config)
     del older["train"]["condition_dropout"], older["optimiser"]
     (run / "config.yaml").write_text(yaml.safe_dump(older))
-    message = fails(["train", "preset=vdm", "run=r", *SMALL, "train.condition_dropout=0.2"], capfd)
+    message = fails(["train", "preset=vdm", "run=r", *discrete, "train.condition_dropout=0.2"], capfd)
     assert "train.condition_dropout (0.1 there, 0.2 now)" in message
-    main(["train", "preset=vdm", "run=r", *SMALL, "samples=0"])
+    main(["train", "preset=vdm", "run=r", *discrete, "samples=0"])
     assert (run / "metrics.jsonl").read_text() == records
 
 
