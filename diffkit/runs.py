@@ -293,7 +293,9 @@ def _moved(node: Mapping[str, Any], changes: Mapping[str, Any], path: Path) -> d
     if unknown := [name for name in changes if name not in known]:
         names = ", ".join(known) or "none"
         raise ValueError(f"the data of run {path} have no option {unknown[0]!r}. They have: {names}.")
-    return {**node, **changes}
+    # As a stored configuration has them.
+    plain = {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in changes.items()}
+    return {**node, **plain}
 
 
 def _like(like: DiffusionModel | Preset, config: Mapping[str, Any], path: Path) -> DiffusionModel:

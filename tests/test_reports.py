@@ -584,7 +584,7 @@ def test_train_seeds_and_report(workplace, capfd):
     at_four = [record["at_steps"][0]["total_bits_per_dim"] for record in records]
     assert by_steps["T = 4"].split()[0] == f"{np.mean(at_four):.4f}"
     names = {path.name for path in (workplace / "found").iterdir()}
-    assert names == {"page.md", "page_curves.png"}
+    assert names == {"page.md", "page_curves.png", "page.request.json"}
     assert stamps(workplace / "sweep") == before
 
 
