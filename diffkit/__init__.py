@@ -6,8 +6,9 @@ Everything public is here or in the module named after its kind: `diffkit.schedu
 
 from typing import TYPE_CHECKING
 
+from diffkit import console as console
 from diffkit.lazy import lazy_imports
-from diffkit.typing import check_types as check_types
+from diffkit.typechecking import check_types as check_types
 
 check_types("diffkit")
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import gc
+import importlib
 import json
 import os
 import signal
@@ -21,6 +23,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import diffkit as dk
 from diffkit.cli import main
+from diffkit.console import heard
 from diffkit.training import Checkpoints, Interrupted
 from diffkit.training.interruption import SIGNALS
 from diffkit.training.metrics import ProgressBar
@@ -272,6 +275,30 @@ def test_ctrl_c_is_a_line(workplace, monkeypatch, capfd, words, place):
         main(words)
     assert stopped.value.code == 130
     assert capfd.readouterr().err.strip() == f"diffkit {words[0]}: stopped by SIGINT."
+
+
+def test_ctrl_c_is_heard_where_python_would_lose_it(tmp_path, monkeypatch):
+    def callback(phase, info):
+        signal.raise_signal(signal.SIGINT)
+        gc.callbacks.remove(callback)
+
+    def collect():  # as JAX, which has a callback
+        gc.callbacks.append(callback)
+        gc.collect()
+        time.sleep(10)
+
+    def load():  # as extensions, which turn it into another error
+        importlib.import_module("deaf")
+        time.sleep(10)
+
+    module = "import signal\ntry: signal.raise_signal(2)\nexcept BaseException: raise ImportError"
+    (tmp_path / "deaf.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    with heard():
+        for lose in (collect, load, lambda: signal.raise_signal(signal.SIGINT)):
+            with pytest.raises(KeyboardInterrupt):
+                lose()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from diffkit.cli.plugins import FIRST_PARTY, how_to_install, plugin_commands, run_plugin_command
 from diffkit.cli.settings import COMMANDS
 from diffkit.cli.settings import Command as Command
-from diffkit.cli.stopping import interrupted
+from diffkit.console import heard, interrupted
 
 _USAGE = """usage: diffkit COMMAND [ARGUMENTS]
 
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     command, *given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        _run(command, given)
+        with heard():
+            _run(command, given)
     except KeyboardInterrupt as stop:
         raise SystemExit(interrupted(command, stop)) from None
 

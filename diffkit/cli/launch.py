@@ -37,9 +37,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from diffkit import registry
 from diffkit.cli.plugins import bringer, extra_of, how_to_install
 from diffkit.cli.settings import COMMANDS, DEFAULT_PRESET, LAUNCHERS, Command, setting_of
-from diffkit.cli.stopping import interrupted
 from diffkit.cli.words import check_sweep, literal, overrides, parsed, presets, run_name, varied
 from diffkit.configs import KINDS, RENAMED, find, flat, node_of, read_config, unregistered, upgraded
+from diffkit.console import interrupted
 from diffkit.presets import CONTEXT, Preset
 from diffkit.training import TrainConfig
 
