@@ -8,11 +8,8 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import threading
-import time
 import types
 
 import equinox as eqx
@@ -889,28 +886,3 @@ def test_errors_of_other_threads_are_one_line_and_a_failure(capfd):
     with pytest.raises(SystemExit):
         Command("squeeze", fails_too, NoSettings)([])
     assert capfd.readouterr().err == "diffkit squeeze: first\n"
-
-
-@pytest.mark.slow
-def test_killed_and_started_again(tmp_path):
-    # Bitwise the same parameters as a run that was never stopped, the order of the data included.
-    arguments = ["train", "preset=vdm", "data=swirl", *SMALL, "samples=0", "train.steps=400"]
-    arguments += ["train.checkpoint_every=30", "train.steps_per_dispatch=10"]
-    command = [sys.executable, "-m", "diffkit.cli", *arguments]
-    killed = tmp_path / "killed"
-    process = subprocess.Popen([*command, f"run={killed}"], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while len(list(killed.glob("checkpoints/[0-9]*"))) < 2:
-        assert process.poll() is None, "training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    for path in (killed, tmp_path / "whole"):
-        subprocess.run([*command, f"run={path}"], check=True, stdout=subprocess.DEVNULL)
-    steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(10, 401, 10))
-    one, other = (dk.load_run(path) for path in (killed, tmp_path / "whole"))
-    assert one.step == other.step == 400
-    for a, b in zip(jax.tree.leaves(one.model), jax.tree.leaves(other.model), strict=True):
-        np.testing.assert_array_equal(a, b)

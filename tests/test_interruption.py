@@ -302,7 +302,7 @@ def test_ctrl_c_is_heard_where_python_would_lose_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_process_that_is_signalled(tmp_path, name):
     # Also while it starts and compiles, and twice; then bitwise the same end.
     number, run, undisturbed = getattr(signal, name), tmp_path / "run", tmp_path / "whole"
