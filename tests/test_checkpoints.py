@@ -402,6 +402,26 @@ def test_a_full_disk_stops_the_save(saved, disk, capfd, size):
     assert checkpoints.latest_step() == 12
 
 
+@pytest.mark.slow
+def test_a_full_disk_stops_training_which_goes_on_once_there_is_space(disk, commands, capfd):
+    place = disk("size=300k")
+    words = ["train", "data=swirl", "data.points=64", "network=mlp", "network.width=32", "network.depth=1"]
+    words += ["schedule=learned_linear", "train.steps=80", "train.steps_per_dispatch=10", "samples=0"]
+    words += ["train.checkpoint_every=20", "train.batch_size=8", "passes=1", f"run={place / 'run'}"]
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "cannot save the checkpoint of step 40" in line
+    assert "No space left on device. That of step 20 is whole: the same command goes on" in line
+    subprocess.run(["mount", "-o", "remount,size=10m", place], check=True)
+    main(words)
+    assert (place / "run" / "evaluation.json").exists()
+    records = map(json.loads, (place / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [record["step"] for record in records] == [*range(10, 81, 10)]
+    assert all(finding.good for finding in dk.verify_run(place / "run"))
+
+
 def test_a_disk_that_may_not_be_written_stops_the_save(saved, disk, capfd):
     place = disk("size=10m")
     run = saved.copy(place / "run")
