@@ -4,13 +4,14 @@
     python benchmarks/checkpoints.py --repeats 9
 
 Both ways alternate within one run, and the figures are medians. `save` without verification writes the
-same files; with it, arrays and files get digests, the arrays are read back, and the files are flushed to
+same files; with it, arrays and files get checksums, the arrays are read back, and the files are flushed to
 the disk. `load` without verification reads the same files. The last column is the share of an hour of
 training that verification takes at the default interval between checkpoints, given the time of a step.
 """
 
 import argparse
 import contextlib
+import gc
 import os
 import shutil
 import statistics
@@ -40,11 +41,11 @@ MODELS = {
 
 @contextlib.contextmanager
 def unverified(*, saving: bool) -> Iterator[None]:
-    """Neither digests, nor reading back, nor flushing: what checkpoints were without manifests."""
+    """Neither checksums, nor reading back, nor flushing: what checkpoints were without manifests."""
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
-            (module, "digests", {}),
-            (module, "digest_of_file", ""),
+            (module, "checksums", {}),
+            (module, "checksum_of_file", ""),
             (module, "_sync", None),
             (Manifest, "check_files", None),
             (Manifest, "check_arrays", None),
@@ -65,6 +66,7 @@ def measured(state: TrainState, directory: Path, *, verified: bool) -> dict[str,
         assert step == 1
         jax.block_until_ready(checkpoints.restore(step, like=state)[0].step)
     times.append(time.perf_counter())
+    gc.collect()
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     shutil.rmtree(directory)
     return {"save": times[1] - times[0], "load": times[2] - times[1], "size": size}
@@ -76,6 +78,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="models whose name contains this")
     args = parser.parse_args()
+    gc.disable()  # it takes as long as a load, at moments of its own
     print(
         f"{len(os.sched_getaffinity(0))} cores, medians of {args.repeats}; a checkpoint every {EVERY} steps"
     )

@@ -108,6 +108,8 @@ def _check_config(path: Path, stored: Mapping[str, Any] | None) -> str:
 
 def _check_checkpoint(place: Path) -> str:
     stored = read_checkpoint(place)
+    if stored.manifest is not None:
+        stored.manifest.check_arrays(stored.arrays)
     for name, array in stored.arrays.items():
         if name.split(".")[0] in ("model", "average") and not np.isfinite(array.astype(np.float64)).all():
             raise ValueError(f"{name} has values that are not finite")

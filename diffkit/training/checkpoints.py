@@ -3,7 +3,7 @@
 CHECKPOINTS/STEP/
   state/             the arrays, by orbax
   numbers/metadata   the numbers, as JSON
-  manifest.json      the digests of the files and of the arrays, and the configuration of the run
+  manifest.json      the checksums of the files and of the arrays, and the configuration of the run
 
 A checkpoint is written beside its place, read back, and renamed. So a directory named by a step was whole
 once, and has a manifest; only one of an older version has orbax's own record in place of it, and cannot be
@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from diffkit.configs import CONFIG_FILE, differences, read_config
-from diffkit.training.manifests import Damage, Manifest, digest_of_file, digests, files_of
+from diffkit.training.manifests import Damage, Manifest, checksum_of_file, checksums, files_of
 from diffkit.transport import stacklevel
 
 _ADVICE = " If the composition is the same, another version wrote it: use that one, or train anew."
@@ -293,7 +293,9 @@ def read_manifest(place: Path) -> Manifest | None:
 
 
 def read_checkpoint(place: Path) -> Stored:
-    """Read a checkpoint from its directory, named by its step: first verify its bytes, then what they say.
+    """Read a checkpoint from its directory, named by its step, after verifying every byte of its files.
+
+    The arrays that come of these bytes were compared when they were written, and are by `verify_run`.
 
     **Raises:** `Damage`, naming the file and what is wrong.
     """
@@ -305,8 +307,6 @@ def read_checkpoint(place: Path) -> Stored:
             manifest.check_files(place)
         numbers = _read_numbers(place)
         arrays = _read_arrays(place / _STATE)
-        if manifest is not None:
-            manifest.check_arrays(arrays)
     except OSError as error:
         name = Path(error.filename).name if isinstance(error.filename, str) else "it"
         raise Damage(f"{name} cannot be read: {error.strerror or error}") from error
@@ -355,8 +355,8 @@ def _write(
         checkpointer.save(place / _STATE, args=ocp.args.StandardSave(dict(arrays)))
     (new / _NUMBERS).parent.mkdir()
     (new / _NUMBERS).write_text(json.dumps(numbers))
-    written = {name: digest_of_file(path) for name, path in files_of(new).items()}
-    manifest = Manifest(step, written, digests(arrays), config)
+    written = {name: checksum_of_file(path) for name, path in files_of(new).items()}
+    manifest = Manifest(step, written, checksums(arrays), config)
     manifest.check_arrays(_read_arrays(new / _STATE))
     manifest.write(new)
     for folder, _, files in os.walk(new, topdown=False):
