@@ -45,7 +45,7 @@ $(VENV)-newest/dev.stamp: BASE = $(NEWEST)
 $(VENV)-%/dev.stamp: constraints-%.txt $(INPUTS)
 	$(BASE) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $< -e '.[train]' $(EDITABLE)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $< -e '.[sweeps,test]' $(EDITABLE)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $< -e '.[sweeps,test,docs]' $(EDITABLE)
 	touch $@
 
 versions: $(VERSIONS:=/dev.stamp)
