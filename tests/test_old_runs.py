@@ -5,7 +5,7 @@ Those in fixtures/old_run are from commit 49f6b77, without pictures and logs, by
     diffkit train preset=vdm data=swirl data.points=64 SMALL train.steps=20 train.timesteps=10 run=swirl
     diffkit train FLOATS SMALL train.steps=20 run=floats
 
-with SMALL and FLOATS as below. `verified`, of commit 9fe4726, has manifests and the record of its data:
+with SMALL and FLOATS as below. `verified`, of commit a0602df, has manifests and the record of its data:
 
     diffkit train preset=vdm data=swirl data.points=64 SMALL train.steps=20 train.checkpoint_every=10 \
         run=verified
