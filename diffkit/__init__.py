@@ -6,8 +6,9 @@ Everything public is here or in the module named after its kind: `diffkit.schedu
 
 from typing import TYPE_CHECKING
 
+from diffkit import console as console
 from diffkit.lazy import lazy_imports
-from diffkit.typing import check_types as check_types
+from diffkit.typechecking import check_types as check_types
 
 check_types("diffkit")
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from diffkit import training as training
     from diffkit import transport as transport
     from diffkit import typing as typing
+    from diffkit import verification as verification
     from diffkit import weightings as weightings
     from diffkit.buffers import Buffer as Buffer
     from diffkit.buffers import trainable as trainable
@@ -104,6 +106,7 @@ if TYPE_CHECKING:
     from diffkit.training import estimator_statistics as estimator_statistics
     from diffkit.training import evaluate as evaluate
     from diffkit.training import fit as fit
+    from diffkit.verification import verify_run as verify_run
     from diffkit.weightings import ELBO as ELBO
     from diffkit.weightings import AbstractWeighting as AbstractWeighting
     from diffkit.weightings import Implied as Implied

@@ -28,6 +28,11 @@ def type_name(annotation: Any) -> str:
     return re.sub(r"\b(?:[a-z_]\w*\.)+(?=\w)", "", text)
 
 
+def printable(text: str) -> str:
+    """Text in which what a terminal would obey, or cannot show, is written as Python writes it."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
+
+
 def describe(value: Any, *, numbers: bool = True) -> str:
     """Any value in a few words: arrays and tracers, numbers, text, or another object.
 

@@ -65,6 +65,7 @@ CONTEXT: Final = tuple(each.name for each in fields(Context))
 """The names that the constructor of a part may request."""
 
 T = TypeVar("T")
+Named = TypeVar("Named", bound=Callable[..., Any])
 
 
 class RegistryError(LookupError):
@@ -120,6 +121,9 @@ class _State:
 
 _STATE = _State()
 
+_ALLOWED: dict[str, Any] = {}
+"""What `allow` lets configurations name, by its import path."""
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A question with the nearest known name, after a space; empty if there is none."""
@@ -150,9 +154,15 @@ def _caller() -> str:
     return name
 
 
-def _origin(part: Any, caller: str) -> str:
+def _import_path(part: Any) -> str | None:
     if inspect.isclass(part) or inspect.isfunction(part):
         return f"{part.__module__}.{part.__qualname__}"
+    return None
+
+
+def _origin(part: Any, caller: str) -> str:
+    if path := _import_path(part):
+        return path
     # An instance, such as a preset, does not record where it was made.
     return f"{type(part).__qualname__} in {caller}"
 
@@ -197,6 +207,70 @@ def register(kind: str, name: str) -> Callable[[T], T]:
     return add
 
 
+def allow(value: Named) -> Named:
+    """A decorator: let a configuration name a class or a function that is no part, as an option's value.
+
+    Whoever writes a configuration that you open, such as that of a run you were sent, can call what is
+    allowed, with any plain values. Registered parts need no `allow`, nor do dataclasses in the annotations
+    of their options.
+
+    **Arguments:** `value`: a class or a function of a module.
+
+    **Returns:** its argument unchanged.
+
+    **Raises:** `ValueError` for something without an import path.
+
+    ```python
+    @dk.registry.allow
+    def smooth(x):
+        ...
+    ```
+    """
+    path = _import_path(value)
+    if path is None:
+        raise ValueError(f"value must be a class or a function of a module, got {type(value).__name__}.")
+    _ALLOWED[path] = value
+    return value
+
+
+def _called(part: Any) -> Any:
+    """What a configuration names: of a partial, what it calls."""
+    return part.func if isinstance(part, functools.partial) else part
+
+
+def kinds_of(value: Any) -> tuple[str, ...]:
+    """The kinds under which a class or a function is registered."""
+    return tuple(
+        kind
+        for kind, parts in _STATE.parts.items()
+        if any(_called(part.value) is value for part in parts.values())
+    )
+
+
+def located(path: str) -> Any:
+    """The registered part of an import path, or what `allow` lets configurations name; `None` for neither.
+
+    Nothing is imported because of the path. It may also be that of a package above the module, such as
+    `diffkit.Cosine`.
+    """
+    _discover()
+    parts = [part for parts in _STATE.parts.values() for part in parts.values()]
+    for part in parts:
+        if part.origin == path and _import_path(part.value) == path:
+            return part.value
+    if path in _ALLOWED:
+        return _ALLOWED[path]
+    package, _, name = path.rpartition(".")
+    above = {}
+    for value in (*(_called(part.value) for part in parts), *_ALLOWED.values()):
+        own = _import_path(value)
+        if own == path:
+            return value
+        if own and package and own.startswith(f"{package}.") and own.endswith(f".{name}"):
+            above[own] = value
+    return next(iter(above.values())) if len(above) == 1 else None
+
+
 def _discover() -> None:
     """Import the parts of the core, and every plugin once, keeping the failures."""
     if _STATE.discovered:
@@ -204,6 +278,7 @@ def _discover() -> None:
     _STATE.discovered = True
     for kind in KINDS:
         _import_core(kind)
+    importlib.import_module("diffkit.training.config")  # which configurations name beside the parts
     failures = []
     for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)):
         dist = entry.dist

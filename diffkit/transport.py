@@ -104,11 +104,11 @@ def transport(
         if not any(isinstance(end, Tracer) for end in ends):
             data, noise, new_data, new_noise = map(float, ends)
             for sentence in range_losses((data, noise), (new_data, new_noise)):
-                warnings.warn(sentence, TransportWarning, stacklevel=_stacklevel(sys._getframe()))
+                warnings.warn(sentence, TransportWarning, stacklevel=stacklevel(sys._getframe()))
     return carried(what, to, schedule)
 
 
-def _stacklevel(frame: FrameType) -> int:
+def stacklevel(frame: FrameType) -> int:
     """How far up the stack the line is that called diffkit, past the wrappers that check types."""
     inside, depth = ("diffkit", "jaxtyping", "beartype", "equinox"), 1
     while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in inside:

@@ -1,7 +1,10 @@
-"""Data whose law is known, every term of their bound by quadrature in float64, and a weighting with zeros.
+"""The number of inputs to fuzz with; and data whose law is known, every term of their bound by quadrature
+in float64, and a weighting with zeros.
 
 Each dimension takes eight of 256 levels, with known probabilities, whatever the others are.
 """
+
+import os
 
 import equinox as eqx
 import jax
@@ -9,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import diffkit as dk
+
+INPUTS = int(os.environ.get("DIFFKIT_FUZZ", "1000"))
+"""For each reader, in the slow tests."""
 
 LEVELS = np.array([3, 60, 61, 62, 128, 129, 200, 251])
 P = np.array([0.25, 0.05, 0.1, 0.15, 0.2, 0.05, 0.12, 0.08])

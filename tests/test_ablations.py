@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 import diffkit as dk
 from diffkit import registry
 from diffkit.cli import main
-from diffkit.cli.launch import compose, run_name
+from diffkit.cli.launch import compose
 from diffkit.configs import make
 
 SCRIPTS = Path(__file__).parents[1] / "examples" / "ablations"
@@ -63,14 +63,14 @@ def settings(scripts, name, scale, **given):
     return ablation.settings(scale, {name.replace("__", "."): v for name, v in given.items()})
 
 
-@pytest.mark.parametrize("scale", ["tiny", "paper"])
+@pytest.mark.parametrize("scale", ["tiny", pytest.param("paper", marks=pytest.mark.slow)])
 def test_every_run_composes(scripts, scale):
     assert len(NAMES) == 6
     for name in NAMES:
         sweep = settings(scripts, name, scale)
         seeds = len(sweep["train.seed"].split(","))
         assert sweep["root"] == f"runs/ablations/{name}/{scale}"
-        directories = [run_name(job) for job in scripts["common"].jobs(sweep)]
+        directories = scripts["common"].directories(sweep)
         assert len(set(directories)) == len(directories)
 
         one_seed = sweep | {"train.seed": "3", "data.path": "nowhere"}

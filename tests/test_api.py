@@ -80,6 +80,7 @@ PUBLIC = [
     "sample",
     "sample_trajectory",
     "trainable",
+    "verify_run",
     "vlb",
 ]
 
@@ -152,4 +153,4 @@ def test_importing_diffkit_loads_nothing_heavy():
     heavy |= {"optax", "rich", "tensorboardX", "diffkit_vdm"}
     assert not heavy & {name.split(".")[0] for name in loaded}
     ours = {name for name in loaded if name.split(".")[0] == "diffkit"}
-    assert ours == {"diffkit", "diffkit.display", "diffkit.lazy", "diffkit.typing"}
+    assert ours == {"diffkit", "diffkit.console", "diffkit.lazy", "diffkit.typechecking"}

@@ -2,15 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
+import threading
 import types
 
 import equinox as eqx
@@ -22,7 +21,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
 import diffkit as dk
-from diffkit.cli import main
+from diffkit.cli import Command, main
+from diffkit.cli.commands import _samples_name, _variance_output
+from diffkit.cli.launch import compose
 from diffkit.cli.plugins import FIRST_PARTY
 from diffkit.cli.plugins import commands_of as of_distribution
 from diffkit.cli.settings import COMMANDS
@@ -93,7 +94,8 @@ def fails(arguments, capfd):
 
 
 def test_train_evaluate_sample(workplace, capfd):
-    main(["train", "preset=vdm", "data=digits", "run=r", *SMALL])
+    discrete = [*SMALL, "train.loss_steps=10", "evaluate_steps=[null]"]
+    main(["train", "preset=vdm", "data=digits", "run=r", *discrete])
     out = capfd.readouterr().out
     assert re.fullmatch(r"test bits/dim: \d+\.\d\d \+- \d+\.\d\d", out.strip().splitlines()[-1])
     for known in ("uniform", "4.0875", "independent", "2.3643", "lzma"):
@@ -115,29 +117,33 @@ def test_train_evaluate_sample(workplace, capfd):
     loaded = dk.load_run(run)
     assert loaded.step == 6
     assert loaded.data().levels == 17
+    # Null is continuous time, whatever T the run was trained with.
     stored = json.loads((run / "evaluation.json").read_text())
+    (continuous,) = stored["at_steps"]
+    assert (stored["steps"], continuous["steps"]) == (10, None)
     again = dk.evaluate(loaded.model, loaded.data().test, key=jax.random.key(0), passes=1)
-    assert again.bits_per_dim[0] == pytest.approx(stored["total_bits_per_dim"], rel=1e-5)
+    assert again.bits_per_dim[0] == pytest.approx(continuous["total_bits_per_dim"], rel=1e-5)
 
     main(["evaluate", "r", "steps=10", "passes=1"])
     out = capfd.readouterr().out
     assert "T = 10" in out
+    assert f"test bits/dim: {stored['total_bits_per_dim']:.4f}" in out
     assert re.search(r"test bits/dim: \d+\.\d{4} \+- \d", out)
     main(["sample", "r", "sampler=ddim", "sampler.eta=0.5", "steps=3", "count=5"])
-    assert capfd.readouterr().out.strip() == "r/samples_ddim_3.png"
-    assert np.load(run / "samples_ddim_3.npy").shape == (5, 1, 8, 8)
+    assert capfd.readouterr().out.strip() == "r/samples_ddim_3_eta0.5_count5.png"
+    assert np.load(run / "samples_ddim_3_eta0.5_count5.npy").shape == (5, 1, 8, 8)
 
     # Named after the choice, not after the class, of which several samplers may be cases.
     main(["sample", "r", "sampler=deis", "steps=2", "count=2"])
-    assert capfd.readouterr().out.strip() == "r/samples_deis_2.png"
+    assert capfd.readouterr().out.strip() == "r/samples_deis_2_count2.png"
 
     # Other choices in the same place are refused, and nothing is changed; the same ones go on.
     config = (run / "config.yaml").read_text()
-    message = fails(["train", "preset=vdm", "run=r", *SMALL, "train.seed=1"], capfd)
+    message = fails(["train", "preset=vdm", "run=r", *discrete, "train.seed=1"], capfd)
     assert "holds a run with other choices: train.seed (0 there, 1 now)" in message
     assert (run / "config.yaml").read_text() == config
     records = (run / "metrics.jsonl").read_text()
-    main(["train", "preset=vdm", "run=r", *SMALL, "samples=0"])
+    main(["train", "preset=vdm", "run=r", *discrete, "samples=0"])
     assert "step" not in capfd.readouterr().out.split("test,")[0].replace("run: r", "")
     assert (run / "metrics.jsonl").read_text() == records
 
@@ -145,9 +151,9 @@ def test_train_evaluate_sample(workplace, capfd):
     older = yaml.safe_load(config)
     del older["train"]["condition_dropout"], older["optimiser"]
     (run / "config.yaml").write_text(yaml.safe_dump(older))
-    message = fails(["train", "preset=vdm", "run=r", *SMALL, "train.condition_dropout=0.2"], capfd)
+    message = fails(["train", "preset=vdm", "run=r", *discrete, "train.condition_dropout=0.2"], capfd)
     assert "train.condition_dropout (0.1 there, 0.2 now)" in message
-    main(["train", "preset=vdm", "run=r", *SMALL, "samples=0"])
+    main(["train", "preset=vdm", "run=r", *discrete, "samples=0"])
     assert (run / "metrics.jsonl").read_text() == records
 
 
@@ -221,7 +227,6 @@ def test_naming_the_presets_own_part_changes_nothing(workplace, capfd):
         (["evaluate", "nowhere"], "path must be a run directory"),
         (["sample", "nowhere", "steps=0"], "steps must be at least 1, got 0"),
         (["trian"], "there is no command 'trian'"),
-        (["train", "run=${nope}"], "nope"),
         (["new-plugin", "fine", "--path", "/proc/nope/fine"], "cannot be written"),
         (["convert"], "RUN is missing: diffkit convert RUN OUT"),
         (["convert", "nowhere", "process=straight"], "OUT is missing: diffkit convert RUN OUT"),
@@ -229,6 +234,9 @@ def test_naming_the_presets_own_part_changes_nothing(workplace, capfd):
         (["convert", "nowhere", "out", "process=straight"], "path must be a run directory"),
         (["convert", "nowhere", "out"], "convert needs process=NAME or schedule=NAME, or both"),
         (["convert", "a", "b", "process=strait"], "no process 'strait'. Did you mean 'straight'?"),
+        (["train", "from=nowhere"], "path must be a run directory, there is nothing at nowhere"),
+        (["train", "from=nowhere@8"], "path must be a run directory, there is nothing at /"),
+        (["evaluate", "nowhere@8"], "path must be a run directory, there is nothing at nowhere"),
         (["convert", "a", "b", "sampler=ddim"], "There are: run, out, process, schedule."),
         (["equivalence", "vdm"], "B is missing: diffkit equivalence A B"),
         (["equivalence", "vdm", "edn"], "there is no preset 'edn'. Did you mean 'edm'?"),
@@ -267,7 +275,7 @@ def test_help_lists_the_choices_of_every_kind(capfd, arguments):
 def test_help_says_what_every_setting_is(capfd, command):
     main([command, "--help"])
     out = capfd.readouterr().out
-    names = {f"  {field.name}" for field in dataclasses.fields(COMMANDS[command].settings)}
+    names = {f"  {name}" for name in COMMANDS[command].defaults}
     if command == "train":
         names |= {f"  train.{field.name}" for field in dataclasses.fields(dk.TrainConfig)}
     for name in names:
@@ -311,7 +319,9 @@ def test_our_plugins_are_named_where_they_are_missing(runs, monkeypatch, capfd):
         ):
             said = fails(["train", *words], capfd)
             assert f"pip install 'diffkit[{extra}]' brings it" in said
-    monkeypatch.setitem(sys.modules, "diffkit_vdm", None)  # so that importing it fails
+    monkeypatch.setitem(sys.modules, "diffkit_vdm", None)  # so that it is not found
+    others = {n: p for n, p in dk.registry._STATE.parts["schedule"].items() if p.plugin != "vdm"}
+    monkeypatch.setitem(dk.registry._STATE.parts, "schedule", others)
     said = fails(["evaluate", "vdm"], capfd)
     assert "diffkit_vdm" in said
     assert "pip install 'diffkit[vdm]'" in said
@@ -326,7 +336,7 @@ def test_a_run_of_python_is_for_python(runs, capfd):
 
 @pytest.mark.parametrize("error", [MemoryError(), OverflowError("too large"), EOFError("cut off")])
 def test_any_error_of_a_command_is_a_line(runs, capfd, monkeypatch, error):
-    def broken(path):
+    def broken(path, **options):
         raise error
 
     monkeypatch.setattr("diffkit.cli.commands.load_run", broken)
@@ -335,18 +345,9 @@ def test_any_error_of_a_command_is_a_line(runs, capfd, monkeypatch, error):
 
 
 def test_a_damaged_configuration_is_a_line(runs, capfd):
-    (runs / "flow/config.yaml").write_text("train: [1, 2\nx: {")
+    (runs / "flow/config.yaml").write_text("train: [1, 2\nx: {\n")
     said = fails(["evaluate", "flow"], capfd)
-    assert "diffkit evaluate: flow/config.yaml is damaged: " in said
-
-
-def test_an_interrupt_is_not_an_error(runs, monkeypatch):
-    def interrupted(path):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("diffkit.cli.commands.load_run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        main(["evaluate", "flow"])
+    assert "diffkit evaluate: flow/config.yaml is damaged in line 2: " in said
 
 
 def commands_of(monkeypatch, *entries):
@@ -435,16 +436,18 @@ def test_a_trained_model_is_evaluated_and_sampled_as_others_are(runs, capfd):
     edm_heun, euler = (dk.part("sampler", n, model=flow.model) for n in ("edm_heun", "euler"))
     rho, even = (dk.part("grid", n, model=flow.model) for n in ("rho", "uniform_t"))
     main(["sample", "flow", "sampler=ancestral", "steps=4", "count=3"])
-    drawn("flow/samples_ancestral_4.npy", flow.model, dk.samplers.Ancestral(), even, steps=4, count=3)
+    drawn(
+        "flow/samples_ancestral_4_count3.npy", flow.model, dk.samplers.Ancestral(), even, steps=4, count=3
+    )
     main(["sample", "flow", "sampler=edm_heun", "grid=rho", "steps=5", "count=3"])
-    drawn("flow/samples_edm_heun_5.npy", flow.model, edm_heun, rho, steps=5, count=3)
+    drawn("flow/samples_edm_heun_5_rho_count3.npy", flow.model, edm_heun, rho, steps=5, count=3)
     main(["sample", "vdm", "sampler=euler", "steps=4", "count=3"])
-    drawn("vdm/samples_euler_4.npy", vdm.model, euler, even, steps=4, count=3)
+    drawn("vdm/samples_euler_4_count3.npy", vdm.model, euler, even, steps=4, count=3)
     lines = capfd.readouterr().out.split()
     assert lines == [
-        "flow/samples_ancestral_4.png",
-        "flow/samples_edm_heun_5.png",
-        "vdm/samples_euler_4.png",
+        "flow/samples_ancestral_4_count3.png",
+        "flow/samples_edm_heun_5_rho_count3.png",
+        "vdm/samples_euler_4_count3.png",
     ]
     assert {file: text for file, text in contents(runs).items() if file in before} == before
 
@@ -458,7 +461,7 @@ def test_convert(runs, capfd):
     assert contents(runs / "flow") == before
     out = runs / "deep" / "as-vp"
     assert set(os.listdir(out.parent)) == {"as-vp"}
-    assert set(os.listdir(out)) == {"config.yaml", "metrics.jsonl", "checkpoints"}
+    assert set(os.listdir(out)) == {"config.yaml", "data.json", "metrics.jsonl", "checkpoints"}
     assert (out / "metrics.jsonl").read_bytes() == before[runs / "flow" / "metrics.jsonl"]
 
     # It is what `transport` gives, to the last bit.
@@ -495,7 +498,7 @@ def test_convert(runs, capfd):
     assert after == pytest.approx(bits_per_dim(capfd.readouterr().out), rel=0.05)
     main(["sample", "deep/as-vp", "sampler=ddim", "steps=3", "count=2"])
     even = dk.UniformT()
-    drawn(out / "samples_ddim_3.npy", converted.model, dk.samplers.DDIM(), even, steps=3, count=2)
+    drawn(out / "samples_ddim_3_count2.npy", converted.model, dk.samplers.DDIM(), even, steps=3, count=2)
 
 
 def test_convert_a_converted_run(runs, capfd):
@@ -577,7 +580,7 @@ def test_a_converted_run_is_complete_or_absent(runs, capfd, monkeypatch):
     assert not (runs / "out").exists()
     main(["convert", "flow", "out", "process=sub_vp"])
     assert set(os.listdir()) == {"flow", "vdm", "out"}
-    assert set(os.listdir("out")) == {"config.yaml", "metrics.jsonl", "checkpoints"}
+    assert set(os.listdir("out")) == {"config.yaml", "data.json", "metrics.jsonl", "checkpoints"}
 
 
 def test_equivalence(workplace, capfd):
@@ -596,6 +599,7 @@ def test_equivalence(workplace, capfd):
         assert reason in out
     assert (workplace / "figures" / "two.png").read_bytes().startswith(b"\x89PNG")
     assert set(os.listdir()) == {"figures"}
+    assert set(os.listdir("figures")) == {"two.png", "two.request.json"}
 
 
 def test_equivalence_of_runs(runs, capfd):
@@ -652,26 +656,233 @@ def test_equivalence_of_runs(runs, capfd):
         compare("vdm", python)
 
 
+def test_samples_are_named_after_all_that_was_asked(runs, capfd):
+    asked = [[], ["seed=2"], ["count=3"], ["sampler=ddim", "sampler.eta=0.5"], ["grid=uniform_logsnr"]]
+    drawn, names = {}, []
+    for words in asked:
+        main(["sample", "vdm", "steps=2", *(() if "count=3" in words else ("count=2",)), *words])
+        names.append(capfd.readouterr().out.strip())
+        drawn |= {file: file.read_bytes() for file in runs.glob("vdm/samples_*") if file not in drawn}
+    assert names == [
+        "vdm/samples_ancestral_2_count2.png",
+        "vdm/samples_ancestral_2_count2_seed2.png",
+        "vdm/samples_ancestral_2_count3.png",
+        "vdm/samples_ddim_2_eta0.5_count2.png",
+        "vdm/samples_ancestral_2_uniform_logsnr_count2.png",
+    ]
+    # Each with the array and the record; none replaced another's.
+    assert len(drawn) == 3 * len(asked)
+    assert all(file.read_bytes() == text for file, text in drawn.items())
+    # Again the same: the same files.
+    main(["sample", "vdm", "steps=2", "count=2"])
+    assert all(file.read_bytes() == text for file, text in drawn.items())
+    assert capfd.readouterr() == ("vdm/samples_ancestral_2_count2.png\n", "")
+
+
+def test_every_setting_that_changes_samples_is_in_their_name(runs):
+    own = dk.load_run("vdm").config
+    asked = [
+        [],
+        ["steps=3"],
+        ["seed=1"],
+        ["count=1"],
+        ["condition=3"],
+        ["condition=3", "guidance=2.0"],
+        ["condition=3", "guidance=2.0", "guidance_interval=[-3,5]"],
+        ["condition=[0.1,0.2]"],
+        ["sampler=ddim"],
+        ["sampler=ddim", "sampler.eta=0.5"],
+        ["grid=uniform_logsnr"],
+    ]
+    names = []
+    for words in asked:
+        config = compose("sample", ["vdm", *words])
+        nodes = {kind: config.get(kind) or own[kind] for kind in ("sampler", "grid")}
+        names.append(_samples_name(config, nodes, own, None))
+        names.append(_samples_name(config, nodes, own, 6))
+    assert len(set(names)) == len(names)
+    # The run's own part under its name is no other.
+    config = compose("sample", ["vdm", "sampler=ancestral"])
+    assert (
+        _samples_name(config, {k: config.get(k) or own[k] for k in ("sampler", "grid")}, own, None)
+        == names[0]
+    )
+
+
+def test_what_another_request_made_is_not_replaced_in_silence(runs, capfd):
+    small = ["sample", "vdm", "steps=2", "count=2"]
+    main([*small, "out=a.png"])
+    before = contents(runs)
+    capfd.readouterr()
+    said = fails([*small, "seed=2", "out=a.png"], capfd)
+    assert said == (
+        "diffkit sample: a.png is of another request (seed: 0 there, 2 now): name another file with "
+        "out=FILE, or replace it with overwrite=true.\n"
+    )
+    assert "(run: vdm there, flow now)" in fails(["sample", "flow", *small[2:], "out=a.png"], capfd)
+    (runs / "vdm/samples_ancestral_2_count2.png").touch()  # of an older version, say
+    assert "exists, and nothing says what made it" in fails(small, capfd)
+    (runs / "vdm/samples_ancestral_2_count2.png").unlink()
+    assert contents(runs) == before
+    main([*small, "seed=2", "out=a.png", "overwrite=true"])
+    assert (runs / "a.png").read_bytes() != before[runs / "a.png"]
+    capfd.readouterr()
+    # The same request of a run that went on is answered anew, and says so.
+    record = json.loads((runs / "a.request.json").read_text())
+    (runs / "a.request.json").write_text(json.dumps({**record, "checkpoint": 3}))
+    main([*small, "seed=2", "out=a.png"])
+    assert capfd.readouterr().err == "a.png is replaced: it was of step 3, the run is at 6.\n"
+
+
 @pytest.mark.slow
-def test_killed_and_started_again(tmp_path):
-    # Bitwise the same parameters as a run that was never stopped, the order of the data included.
-    arguments = ["train", "preset=vdm", "data=swirl", *SMALL, "samples=0", "train.steps=400"]
-    arguments += ["train.checkpoint_every=30", "train.steps_per_dispatch=10"]
-    command = [sys.executable, "-m", "diffkit.cli", *arguments]
-    killed = tmp_path / "killed"
-    process = subprocess.Popen([*command, f"run={killed}"], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while len(list(killed.glob("checkpoints/[0-9]*"))) < 2:
-        assert process.poll() is None, "training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    for path in (killed, tmp_path / "whole"):
-        subprocess.run([*command, f"run={path}"], check=True, stdout=subprocess.DEVNULL)
-    steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(10, 401, 10))
-    one, other = (dk.load_run(path) for path in (killed, tmp_path / "whole"))
-    assert one.step == other.step == 400
-    for a, b in zip(jax.tree.leaves(one.model), jax.tree.leaves(other.model), strict=True):
-        np.testing.assert_array_equal(a, b)
+def test_comparisons_and_pages_of_other_requests_are_not_replaced_in_silence(runs, capfd):
+    main(["equivalence", "vdm", "edm"])
+    main(["equivalence", "vdm", "edm"])
+    assert "(levels: null there, 17 now)" in fails(
+        ["equivalence", "vdm", "edm", "levels=17", "out=equivalence_vdm_edm.png"], capfd
+    )
+    main(["equivalence", "vdm", "edm", "levels=17"])
+    assert (runs / "equivalence_vdm_edm_levels17.png").exists()
+
+    main(["report", "vdm", "flow"])
+    main(["report", "./vdm", "flow/"])
+    capfd.readouterr()
+    assert fails(["report", "vdm"], capfd).startswith(
+        "diffkit report: report.md is of another request (runs: "
+    )
+
+
+def test_a_measurement_is_named_after_all_that_was_asked(runs, capfd):
+    run = runs / "vdm"
+    own = {"seed": 0, "checkpoint": 6}
+    measured = functools.partial(_variance_output, run, **own)
+    config = dk.load_run(run).config
+    cosine = {"_target_": "diffkit.schedules.Cosine", "_partial_": True, "shift": 0.0}
+    names = [
+        measured().files[0].name,
+        measured(own=config, seed=3).files[0].name,
+        measured(own=config, split="train").files[0].name,
+        measured(own=config, step=4).files[0].name,
+        measured(own=config, times="anew").files[0].name,
+        measured(own=config, schedule=cosine).files[0].name,
+        measured(own=config, schedule={**cosine, "shift": 1.5}).files[0].name,
+    ]
+    assert names == [
+        "variance.json",
+        "variance_seed3.json",
+        "variance_train.json",
+        "variance_at4.json",
+        "variance_anew.json",
+        "variance_cosine.json",
+        "variance_cosine_shift1.5.json",
+    ]
+    # What training measured with the seed of its run is not what seed 0 would measure.
+    (run / "variance.json").write_text("{}")
+    _variance_output(run, seed=5, checkpoint=6).end()
+    said = fails(["evaluate", "vdm", "variance=true", "passes=1"], capfd)
+    assert "vdm/variance.json is of another request (seed: 5 there, 0 now): replace it with over" in said
+    assert (run / "variance.json").read_text() == "{}"
+
+
+def test_a_checkpoint_is_evaluated_and_sampled_by_its_step(runs, capfd):
+    shutil.copytree("vdm/checkpoints/6", "other/checkpoints/6")
+    shutil.copy("vdm/config.yaml", "other/config.yaml")
+    main(["evaluate", "vdm", "passes=1"])
+    main(["evaluate", "vdm@6", "passes=1"])
+    one, other = re.findall(r"test bits/dim: .*", capfd.readouterr().out)
+    assert one == other
+    main(["sample", "vdm@6", "steps=2", "count=2"])
+    assert capfd.readouterr().out == "vdm/samples_ancestral_2_count2_at6.png\n"
+    assert "run vdm has no checkpoint of step 5; it has " in fails(["sample", "vdm@5"], capfd)
+    main(["equivalence", "vdm@6", "vdm"])
+    assert "equivalence_vdm-6_vdm.png" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_train_from_a_checkpoint(runs, capfd):
+    before = contents(runs / "vdm")
+    words = ["train", "preset=vdm", *SMALL, "samples=0"]
+    words = [w for w in words if not w.startswith("train.steps=")] + ["train.steps=9", "from=vdm@6"]
+    main([*words, "train.learning_rate=1e-4"])
+    (new,) = (runs / "runs").iterdir()
+    config = yaml.safe_load((new / "config.yaml").read_text())
+    assert config["from"] == f"{runs / 'vdm'}@6"
+    assert config["train"]["learning_rate"] == 1e-4
+    assert dk.load_run(new).step == 9
+    assert contents(runs / "vdm") == before
+    capfd.readouterr()
+    main([*words, "train.learning_rate=1e-4"])
+    assert "which is finished" in capfd.readouterr().out
+    said = fails([*words, "run=other", "network.width=4"], capfd)
+    assert said.startswith("diffkit train: from=")
+    assert "is a run of another model: network.width (8 there, 4 now)." in said
+    assert "train.steps must be more than the 6 steps" in fails([*words, "train.steps=6", "run=x"], capfd)
+    assert not (runs / "other").exists()
+    assert not (runs / "x").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample", "convert", "equivalence", "report"])
+def test_what_is_no_run_is_answered_in_a_sentence(runs, capfd, command):
+    (runs / "empty").mkdir()
+    more = {"convert": ["out", "process=straight"], "equivalence": ["vdm"]}.get(command, [])
+    before = contents(runs)
+    for run in ("vdm/checkpoints/6", "empty/", "vdm@5"):
+        said = fails([command, run, *more], capfd)
+        assert said.startswith(f"diffkit {command}: ")
+        assert said.count("\n") == 1
+        assert run.rstrip("/").partition("@")[0] in said
+    assert contents(runs) == before
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    """A command without settings."""
+
+
+@pytest.mark.slow
+def test_data_that_have_moved(runs, capfd, monkeypatch):
+    np.save("points.npy", np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32))
+    words = ["schedule=linear_logsnr", "decoder=gaussian", "data=array", "data.path=points.npy"]
+    small = [w for w in SMALL if "schedule" not in w]
+    main(["train", "preset=vdm", *words, *small, "samples=0", "run=r"])
+    main(["evaluate", "r", "passes=1"])
+    before = bits_per_dim(capfd.readouterr().out)
+    (runs / "it's (1)").mkdir()
+    place = runs / "it's (1)" / "2024,a=b.npy"
+    (runs / "points.npy").rename(place)
+    assert "there is nothing at path=" in fails(["evaluate", "r"], capfd)
+    main(["evaluate", "r", "passes=1", f"data.path={place}"])
+    assert bits_per_dim(capfd.readouterr().out) == before
+    main(["sample", "r", "steps=2", "count=2", f"data.path={place}"])
+    assert capfd.readouterr().out.strip() == "r/samples_ancestral_2_count2.png"
+    assert dk.load_run("r", data={"path": place}).data().test.shape == (2,)
+
+
+def test_data_have_the_options_that_they_had(runs, capfd):
+    said = fails(["evaluate", "vdm", "data.path=x"], capfd)
+    assert said == "diffkit evaluate: the data of run vdm have no option 'path'. They have: labels.\n"
+
+
+def test_errors_of_other_threads_are_one_line_and_a_failure(capfd):
+    def write():
+        raise OSError(28, "No space left on device", "events")
+
+    def task(config):
+        for _ in range(3):
+            thread = threading.Thread(target=write)
+            thread.start()
+            thread.join()
+
+    before = threading.excepthook, sys.unraisablehook
+    assert Command("squeeze", task, NoSettings)([]) == 1
+    said = "diffkit squeeze: [Errno 28] No space left on device: 'events'\n"
+    assert capfd.readouterr().err == said
+    assert (threading.excepthook, sys.unraisablehook) == before
+
+    def fails_too(config):
+        task(config)
+        raise ValueError("first")
+
+    with pytest.raises(SystemExit):
+        Command("squeeze", fails_too, NoSettings)([])
+    assert capfd.readouterr().err == "diffkit squeeze: first\n"

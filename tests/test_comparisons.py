@@ -209,7 +209,7 @@ def test_labels_have_the_options_that_are_not_defaults():
     [
         ("vdn", LookupError, "there is no preset 'vdn'. Did you mean 'vdm'.*flow_matching"),
         (3, TypeError, "what is compared must be the name of a preset, .* got int"),
-        ({"data": {}}, ValueError, "a configuration must be that of a run.*no schedule"),
+        ({"data": {}}, ValueError, "configuration: it must be a run's configuration and has no schedule"),
     ],
 )
 def test_what_cannot_be_compared(a, error, message):

@@ -55,7 +55,7 @@ def composed():
 
     def compose_train(*overrides):
         config = compose("train", [*overrides, *(f"train.{k}={v}" for k, v in SMALL.items())])
-        return {name: value for name, value in config.items() if name not in ("run", "root")}
+        return {name: value for name, value in config.items() if name not in ("run", "root", "from")}
 
     yield compose_train
     ConfigStore.set_state(state)
@@ -66,7 +66,13 @@ def leaves(tree):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(eqx.filter(tree, eqx.is_array))]
 
 
-@pytest.mark.parametrize("name", dk.available("preset"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("vdm", "iddpm", "edm") else pytest.mark.slow)
+        for name in dk.available("preset")
+    ],
+)
 def test_python_and_command_line_are_bitwise_alike(name, composed, tmp_path):
     words = ("network=mlp", "network.width=8", "network.depth=1")
     config = composed(f"preset={name}", "data=swirl", *words)

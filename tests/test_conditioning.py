@@ -219,6 +219,7 @@ def conditional(toy, toy_model, tmp_path_factory):
     return path, dk.fit(model, classes_of(toy), SMALL, directory=path, progress=False)
 
 
+@pytest.mark.slow
 def test_without_conditions_nothing_changes(toy, toy_model):
     every = SubsetSource(toy.train, np.arange(len(toy.train)))
     model = toy_model(condition_size=8)
@@ -251,6 +252,7 @@ def test_data_that_do_not_fit_the_network_are_refused(toy, toy_model):
         dk.TrainConfig(condition_dropout=1.5)
 
 
+@pytest.mark.slow
 def test_a_model_learns_what_the_conditions_say():
     # Two classes of points in the plane; each has its own mean, +-600 in both coordinates.
     rng = np.random.default_rng(0)
@@ -386,7 +388,7 @@ def test_command_line_with_labels(workplace, capfd):
     capfd.readouterr()
     guidance = ["guidance=2.0", "guidance_interval=[-2,3]"]
     main(["sample", "r", "sampler=ddim", "steps=2", "count=3", "condition=3", *guidance])
-    assert capfd.readouterr().out.strip() == "r/samples_ddim_2_condition3_guidance2.png"
+    assert capfd.readouterr().out.strip() == "r/samples_ddim_2_condition3_guidance2_interval-2_3_count3.png"
     from diffkit.guidance import guide
 
     expected = dk.sample(
@@ -397,7 +399,7 @@ def test_command_line_with_labels(workplace, capfd):
         steps=2,
         condition=run.condition(3),
     )
-    found = np.load("r/samples_ddim_2_condition3_guidance2.npy")
+    found = np.load("r/samples_ddim_2_condition3_guidance2_interval-2_3_count3.npy")
     np.testing.assert_array_equal(found, expected)
     for arguments, message in (
         (["condition=10"], "condition must be a class, an integer from 0 to 9, got 10"),

@@ -103,7 +103,7 @@ def test_trains_and_samples_with_it(workplace):
     assert "diffkit_custom.weightings.window" in config
     # A run of a plugin's parts is read where the plugin is installed.
     out = diffkit(workplace, "sample", "r", "sampler=custom_ralston", "steps=3", "count=4")
-    assert out.strip().endswith("samples_custom_ralston_3.png")
+    assert out.strip().endswith("samples_custom_ralston_3_count4.png")
     message = diffkit(workplace, "train", "preset=custom", "schedule.bend=2", *small, status=1)
     assert "bend must be between -1 and 1, got 2" in message
     assert "Traceback" not in message

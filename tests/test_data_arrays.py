@@ -199,6 +199,20 @@ def test_array_data_refuses_bad_conditions(tmp_path, arrays, options, message):
         ArrayData(tmp_path / "x.npz", levels=2, **options)
 
 
+def test_a_wrong_label_does_not_choose_the_number_of_classes(tmp_path):
+    labels = np.array([0, 1, 10**9, 0])
+    np.savez(tmp_path / "x.npz", x=BYTES, labels=labels)
+    with pytest.raises(
+        ValueError, match=r"labels in .*x\.npz.* label 1000000000 .* of 4 examples.* classes="
+    ):
+        ArrayData(tmp_path / "x.npz", levels=2, labels=True)
+    with pytest.raises(ValueError, match="labels must hold labels from 0 to classes - 1 = 9, got 1000"):
+        ArrayData(BYTES, levels=2, labels=labels, classes=10)
+    assert condition_size(ArrayData(BYTES, levels=2, labels=FOUR * 2, classes=10)) == 10
+    with pytest.raises(ValueError, match="classes is for data with labels, got classes=3 without"):
+        ArrayData(BYTES, levels=2, classes=3)
+
+
 def test_array_data_refuses_other_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing at path='absent.npy'; expected a .npy or"):
         ArrayData("absent.npy")

@@ -61,7 +61,10 @@ PACKED = gzip.compress(PLAIN, mtime=0)
         (PACKED[:-12], "damaged or was not downloaded in full"),
         (PACKED[:10] + b"\xff" * 20, "damaged or was not downloaded in full"),
         (PACKED[:-8] + bytes(8), "damaged or was not downloaded in full: CRC"),
-        (gzip.compress(idx_bytes(0x0E, (2**32 - 1,) * 2, bytes(6)), mtime=0), "truncated.*got 6"),
+        (
+            gzip.compress(idx_bytes(0x0E, (2**32 - 1,) * 2, bytes(6)), mtime=0),
+            "more than this machine",
+        ),
     ],
     ids=[
         "empty",

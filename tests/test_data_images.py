@@ -10,7 +10,7 @@ from sources import everything, random_pixels, save
 from diffkit.data import ImageFolder, ImageFolderSource
 
 
-def test_image_folder_splits_once_and_for_all(tmp_path):
+def test_image_folder_takes_every_image_once(tmp_path):
     pixels = [random_pixels(4, 5, 3, seed=i) for i in range(10)]
     for i, image in enumerate(pixels):
         save(tmp_path, f"{'ab'[i % 2]}/{i}.{'png' if i < 5 else 'BMP'}", image)
@@ -18,13 +18,14 @@ def test_image_folder_splits_once_and_for_all(tmp_path):
     (tmp_path / "._0.png").write_bytes(b"not an image either, and hidden")
     data = ImageFolder(tmp_path, test_fraction=0.3)
     assert (data.levels, data.shape) == (256, (3, 4, 5))
-    assert (len(data.train), len(data.test)) == (7, 3)
     found = np.concatenate([everything(data.train), everything(data.test)])
-    assert found.dtype == np.uint8
+    assert (len(found), found.dtype) == (10, np.uint8)
     assert {image.tobytes() for image in found} == {image.transpose(2, 0, 1).tobytes() for image in pixels}
     again, other = (ImageFolder(tmp_path, test_fraction=0.3, seed=seed) for seed in (0, 1))
     np.testing.assert_array_equal(everything(again.test), everything(data.test))
     assert not np.array_equal(everything(other.test), everything(data.test))
+    old = ImageFolder(tmp_path, test_fraction=0.3, split="positions")  # of older versions
+    assert (len(old.train), len(old.test)) == (7, 3)
 
 
 def test_image_folder_keeps_its_own_split(tmp_path):
@@ -64,7 +65,7 @@ def test_images_are_cropped_to_the_centre_and_resized(tmp_path):
     np.testing.assert_array_equal(third, small)
 
 
-def test_images_of_other_modes(tmp_path):
+def test_images_of_other_modes_are_converted_where_asked(tmp_path):
     from PIL import Image
 
     colour = random_pixels(3, 3, 4)
@@ -73,7 +74,9 @@ def test_images_of_other_modes(tmp_path):
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90] + [0] * 759)
     palette.save(tmp_path / "palette.png", transparency=bytes([0, 128, 255]))
     files.append(str(tmp_path / "palette.png"))
-    got = ImageFolderSource(files).gather(np.arange(3))
+    with pytest.raises(ValueError, match=r"2 of 3 files .*rgba.*transparency, .*palette.*\(convert=true"):
+        ImageFolderSource(files)
+    got = ImageFolderSource(files, convert=True).gather(np.arange(3))
     np.testing.assert_array_equal(got[0], colour[..., :3].transpose(2, 0, 1))
     np.testing.assert_array_equal(got[1], np.stack([colour[..., 0]] * 3))
     np.testing.assert_array_equal(got[2][:, 0], [[10, 40, 70], [20, 50, 80], [30, 60, 90]])
@@ -93,16 +96,17 @@ def test_image_folder_refuses(tmp_path):
         ({"size": 0}, "size must be at least 1 pixel, or None, got 0"),
         ({"test_fraction": 1.0}, r"test_fraction must lie between 0 and 1, got 1\.0"),
         ({"seed": -1}, "seed must be from 0 .* got -1"),
+        ({"split": "size"}, "split must be 'names' or 'positions', got 'size'"),
     ):
         with pytest.raises(ValueError, match=message):
             ImageFolder(tmp_path, **option)
     other = save(tmp_path, "c.png", random_pixels(6, 5, 3))
     with pytest.raises(ValueError, match=r"a\.png' has 4 x 5 .*c\.png' has 6 x 5; give size"):
         ImageFolder(tmp_path)
-    assert ImageFolder(tmp_path, size=4).shape == (3, 4, 4)
+    assert ImageFolder(tmp_path, size=4, test_fraction=0.5).shape == (3, 4, 4)
     save(tmp_path, "c.png", random_pixels(4, 5).astype(np.uint16) * 257)
-    with pytest.raises(ValueError, match=r"c\.png' must have 8 bits per channel"):
-        ImageFolder(tmp_path)
+    with pytest.raises(ValueError, match=r"c\.png' would not be kept as it is: 16 bits per channel"):
+        ImageFolder(tmp_path, convert=True)
     Path(other).write_text("no image")
     with pytest.raises(ValueError, match=r"c\.png' is not an image that can be read"):
         ImageFolder(tmp_path)

@@ -289,3 +289,10 @@ def test_context_on_the_pages_is_the_context() -> None:
     named = re.search(r"an argument named (.*?) is filled in", text, re.S)
     assert named is not None
     assert set(re.findall(r"`(\w+)`", named[1])) == set(CONTEXT)
+
+
+def test_the_tests_of_reliability_exist():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs/reliability.md").read_text())
+    assert len(named) > 40
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), (file, test)

@@ -43,6 +43,15 @@ GROUPS = 12  # of rows, each a test of its own, so that workers can share them
 Row = dict[str, str]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def hurry():
+    """Compile without optimisation: nearly all of the time is compilation, and no number is compared."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def pairs(row: Row) -> set[frozenset[tuple[str, str]]]:
     return {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
 

@@ -341,6 +341,7 @@ class TestNetworks:
         assert change > 0.05
         assert float(jnp.max(jnp.abs(outputs[0] - outputs[1]))) < 0.1 * max(1.0, change)
 
+    @pytest.mark.slow  # a law, heeds_its_condition, holds most of it
     def test_logsnr_condition_and_dropout_matter(self, make):
         network = _filled(make(key=jax.random.key(0)))
         z = jnp.broadcast_to(_normal(0, *network.shape), (4, *network.shape))

@@ -1,12 +1,17 @@
-"""Run directories of an older version: read, evaluated and continued.
+r"""Run directories of an older version: read, evaluated and continued.
 
 Those in fixtures/old_run are from commit 49f6b77, without pictures and logs, by the commands
 
     diffkit train preset=vdm data=swirl data.points=64 SMALL train.steps=20 train.timesteps=10 run=swirl
     diffkit train FLOATS SMALL train.steps=20 run=floats
 
-with SMALL and FLOATS as below. It printed the numbers here: for these, for `diffkit evaluate`, and for
-`floats` continued to train.steps=40.
+with SMALL and FLOATS as below. `verified`, of commit a0602df, has manifests and the record of its data:
+
+    diffkit train preset=vdm data=swirl data.points=64 SMALL train.steps=20 train.checkpoint_every=10 \
+        run=verified
+
+They printed the numbers here: for these, for `diffkit evaluate`, for `floats` continued to train.steps=40
+and `verified` to 30.
 """
 
 import re
@@ -64,6 +69,21 @@ def test_an_old_run_with_a_learned_schedule(capfd):
     checkpoints = Checkpoints(Path("swirl/checkpoints"))
     assert checkpoints.restore(20, like=state)[0].step == 20
     checkpoints.close()
+
+
+def test_a_run_with_manifests(capfd):
+    # Two checkpoints, whose manifests and files are as they were written.
+    names = {finding.name for finding in dk.verify_run("verified") if "as written" in finding.words}
+    assert names == {"checkpoints/10", "checkpoints/20"}
+    assert all(finding.good for finding in dk.verify_run("verified"))
+    words = ["train", "preset=vdm", "data=swirl", "data.points=64", *SMALL, "train.checkpoint_every=10"]
+    main([*words, "train.steps=20", "run=verified"])
+    assert bits(capfd) == [9.86, 0.62]  # which is finished
+    main(["evaluate", "verified@20", "steps=10", "passes=4"])
+    assert bits(capfd) == pytest.approx([26.0025, 1.7217], rel=1e-4)
+    main([*words, "train.steps=30", "run=verified"])
+    assert bits(capfd) == pytest.approx([9.85, 0.62], abs=0.011)
+    assert all(finding.good for finding in dk.verify_run("verified"))
 
 
 def test_an_old_run_on_floats_goes_on_without_standardising(capfd):

@@ -209,7 +209,7 @@ def test_means_errors_and_differences(add, workplace):
         assert int(row["seed"]) == config["train"]["seed"]
     assert len(runs) == 9
     # One seed has a note with the error over the test set.
-    assert "* schedule=edm, schedule.p=1: one seed" in page
+    assert "* `schedule=edm, schedule.p=1`: one seed" in page
     assert "over the 11 examples of the test set is 0.0321." in page
     assert {row["setting"]: row[names[1]] for row in settings}["schedule.logsnr_max"] == "null"
     assert "variance of a draw" not in page
@@ -413,7 +413,7 @@ def test_bad_input_is_named_and_nothing_is_written(add, workplace):
     add("drawn", 3.0, seed=4)
     (workplace / "drawn" / "samples.npy").write_bytes(b"no array")
     add("words", 3.0, seed=5)
-    (workplace / "words" / "config.yaml").write_text("train: 5")
+    (workplace / "words" / "config.yaml").write_text("train: 5\n")
     (workplace / "empty").mkdir()
     (workplace / "python" / "checkpoints").mkdir(parents=True)
     for runs, error, message in (
@@ -426,7 +426,7 @@ def test_bad_input_is_named_and_nothing_is_written(add, workplace):
         (["a", "broken"], ValueError, "broken/evaluation.json must be a JSON file"),
         (["a", "partial"], ValueError, "it has no prior_bits_per_dim, reconstruction_bits"),
         (["drawn"], ValueError, "drawn/samples.npy must be an array of samples"),
-        (["a", "words"], ValueError, "words/config.yaml must be the configuration of a run"),
+        (["a", "words"], ValueError, r"words/config.yaml: train must be a mapping, got 5"),
     ):
         with pytest.raises(error, match=message):
             dk.report(runs)
@@ -584,7 +584,7 @@ def test_train_seeds_and_report(workplace, capfd):
     at_four = [record["at_steps"][0]["total_bits_per_dim"] for record in records]
     assert by_steps["T = 4"].split()[0] == f"{np.mean(at_four):.4f}"
     names = {path.name for path in (workplace / "found").iterdir()}
-    assert names == {"page.md", "page_curves.png"}
+    assert names == {"page.md", "page_curves.png", "page.request.json"}
     assert stamps(workplace / "sweep") == before
 
 

@@ -211,7 +211,7 @@ def test_load_run(trained, toy_model):
         dk.load_run(path)
     with pytest.raises(ValueError, match=r"not what run .*: network.width \(8 there, 12 now\)"):
         dk.load_run(path, like=toy_model(network=("mlp", {"width": 12, "depth": 1})))
-    with pytest.raises(FileNotFoundError, match="there are no checkpoints at"):
+    with pytest.raises(FileNotFoundError, match="there is nothing at"):
         dk.load_run(path / "nowhere")
 
 

@@ -13,7 +13,8 @@ from jaxtyping import TypeCheckError, jaxtyped
 
 import diffkit as dk
 import diffkit_vdm
-from diffkit.typing import as_float, typechecker
+from diffkit.typechecking import typechecker
+from diffkit.typing import as_float
 
 X = jnp.zeros((4, 2), jnp.uint8)
 LEVEL = dk.VariancePreserving().at(1.0)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from diffkit.cli.plugins import FIRST_PARTY, how_to_install, plugin_commands, run_plugin_command
 from diffkit.cli.settings import COMMANDS
 from diffkit.cli.settings import Command as Command
+from diffkit.console import heard, interrupted
 
 _USAGE = """usage: diffkit COMMAND [ARGUMENTS]
 
@@ -17,6 +18,8 @@ commands:
   convert     to another process     diffkit convert RUN OUT [process=straight] [schedule=cosine]
   equivalence compare two models     diffkit equivalence vdm edm
   report      a page about runs      diffkit report RUN RUN [out=report.md]
+  verify      is a run whole         diffkit verify RUN
+  replay      why it was not finite  diffkit replay RUN/nonfinite_STEP
   plugins     what is installed      diffkit plugins
   check       the laws of its parts  diffkit check PLUGIN
   new-plugin  begin a plugin         diffkit new-plugin NAME
@@ -38,9 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     **Arguments:** `arguments`: as after the command's name; taken from `sys.argv` by default.
 
-    **Raises:** `SystemExit`, with status 0 for help, 1 for a failed command, 2 for wrong usage.
+    **Raises:** `SystemExit`, with status 0 for help, 1 for a failed command, 2 for wrong usage, 130 for
+    Ctrl-C, and 143 or 138 for a training that SIGTERM or SIGUSR1 stopped.
     """
     command, *given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        with heard():
+            _run(command, given)
+    except KeyboardInterrupt as stop:
+        raise SystemExit(interrupted(command, stop)) from None
+
+
+def _run(command: str, given: list[str]) -> None:
     if command in ("-h", "--help"):
         from diffkit.cli.help import choices
 

@@ -1,5 +1,5 @@
 """`python -m diffkit.cli`: the console script without installing it."""
 
-from diffkit.cli import main
+from diffkit.console import script
 
-main()
+script()

@@ -7,7 +7,7 @@ import textwrap
 from typing import Any
 
 from diffkit import registry
-from diffkit.cli.settings import DEFAULT_PRESET, LAUNCHERS, Command
+from diffkit.cli.settings import DEFAULT_PRESET, LAUNCHERS, Command, setting_of
 from diffkit.configs import KINDS
 from diffkit.presets import CONTEXT
 
@@ -55,9 +55,10 @@ def _fields(settings: type, prefix: str = "") -> list[str]:
     """The settings with their defaults and descriptions."""
     values, words, lines = settings(), described(settings), []
     for field in dataclasses.fields(settings):
-        setting = f"  {prefix}{field.name}={_as_typed(getattr(values, field.name))}"
+        name = setting_of(field.name)
+        setting = f"  {prefix}{name}={_as_typed(getattr(values, field.name))}"
         lines += textwrap.wrap(
-            f"{setting:<36}  {words.get(field.name, '')}".rstrip(),
+            f"{setting:<36}  {words.get(name, '')}".rstrip(),
             width=100,
             subsequent_indent=" " * 38,
             break_on_hyphens=False,

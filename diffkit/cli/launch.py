@@ -5,34 +5,41 @@ config of its kind's group; a preset becomes a config that overrides the choices
 """
 
 import argparse
+import contextlib
 import difflib
 import functools
-import hashlib
 import os
 import re
 import sys
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
-from hydra.errors import CompactHydraException, HydraException, MissingConfigException
+from hydra.errors import (
+    CompactHydraException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
-from hydra.utils import get_object
 from hydra_zen import builds
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from diffkit import registry
 from diffkit.cli.plugins import bringer, extra_of, how_to_install
-from diffkit.cli.settings import COMMANDS, DEFAULT_PRESET, LAUNCHERS, Command
-from diffkit.configs import KINDS, MAY_CHANGE, RENAMED, node_of, unregistered
+from diffkit.cli.settings import COMMANDS, DEFAULT_PRESET, LAUNCHERS, Command, setting_of
+from diffkit.cli.words import check_sweep, literal, overrides, parsed, presets, run_name, varied
+from diffkit.configs import KINDS, RENAMED, find, flat, node_of, read_config, unregistered, upgraded
+from diffkit.console import interrupted
 from diffkit.presets import CONTEXT, Preset
 from diffkit.training import TrainConfig
 
@@ -60,43 +67,27 @@ def _choice(kind: str, preset_name: str, preset: Preset) -> tuple[str, Mapping[s
             f"preset {preset_name!r} has a {kind} that the command line cannot name, {unknown[kind]}: "
             "register its class, and give the preset its name."
         )
-    name = registry.name_of(kind, get_object(node["_target_"]))
+    name = registry.name_of(kind, find(node["_target_"]))
     assert name is not None
     return name, {k: v for k, v in node.items() if not k.startswith("_")}
 
 
-def _parsed(overrides: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(overrides))
-
-
-def _presets(overrides: Sequence[str]) -> list[str]:
-    """The presets that are chosen: more than one only with --multirun."""
-    chosen = [override for override in _parsed(overrides) if override.key_or_group == "preset"]
-    if not chosen:
-        return [DEFAULT_PRESET]
-    value = cast(Any, chosen[-1].value())
-    if isinstance(value, Glob):
-        return value.filter([*registry.available("preset")])
-    sweep = chosen[-1].is_sweep_override()
-    return [*chosen[-1].sweep_string_iterator()] if sweep else [str(value)]
-
-
-def _fill_store(command: Command, overrides: Sequence[str]) -> None:
+def _fill_store(command: Command, given: Sequence[str]) -> None:
     store = ConfigStore.instance()
     for kind in registry.KINDS:
         store.repo.pop(kind, None)  # another command of this process had other kinds
     for kind in command.kinds.keys() - {"preset"}:
         for name in registry.available(kind):
             store.store(name, _part_config(kind, name), group=kind)
-    main: dict[str, Any] = asdict(command.settings())
+    main: dict[str, Any] = command.defaults
     chosen: dict[str, str | None] = {**command.kinds}
     last: list[Any] = []
     if "preset" in chosen:
-        presets = _presets(overrides)
-        _store_presets(store, presets)
+        named = presets(given)
+        _store_presets(store, named)
         main["train"] = builds(TrainConfig, populate_full_signature=True)
         del chosen["preset"]
-        last = [{"preset": next(iter(presets), DEFAULT_PRESET)}]
+        last = [{"preset": next(iter(named), DEFAULT_PRESET)}]
     main["defaults"] = [*({kind: name} for kind, name in chosen.items()), "_self_", *last, *_QUIET]
     main["hydra"] = {
         "run": {"dir": "."},
@@ -134,47 +125,11 @@ def _name(command: Command) -> str:
     return f"diffkit_{command.name}"
 
 
-def _quoted(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def _overrides(command: Command, words: Sequence[str]) -> list[str]:
-    """Hydra's overrides: positional words become settings; a `ValueError` for one that stands for none."""
-    # A leading ~ means something else in Hydra's grammar.
-    named = [
-        f"{name}={_quoted(value)}" if value.startswith("~") else word
-        for word in words
-        for name, equals, value in [word.partition("=")]
-        if equals and not os.path.exists(word)
-    ]
-    rest, first = [word for word in words if "=" not in word or os.path.exists(word)], []
-    for name in command.positional:
-        if name.endswith("...") and rest:
-            first.append(f"{name[:-3]}=[{','.join(map(_quoted, rest))}]")
-            rest = []
-        elif rest:
-            first.append(f"{name}={_quoted(rest.pop(0))}")
-    if wrong := [word for word in rest if not word.startswith("~")]:
-        raise ValueError(f"{wrong[0]!r} must be SETTING=VALUE: {command.usage} [SETTING=VALUE ...].")
-    return [*first, *named, *rest]
-
-
 def launcher_settings(name: str) -> Mapping[str, str]:
     """Hydra's settings for `launcher=NAME`; a `ValueError` for an unknown name."""
     if name not in LAUNCHERS:
         raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}, got {name!r}.")
     return LAUNCHERS[name]
-
-
-def run_name(overrides: Sequence[str]) -> str:
-    """A directory name made from the overrides, so the same command finds its run again."""
-    ignored = tuple(f"{name}=" for name in (*MAY_CHANGE, "root"))
-    overrides = [o for o in overrides if not o.startswith(ignored)]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(sorted(overrides)) or "default")
-    if len(name) > 200:  # file systems take about 255
-        name = f"{name[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return name
 
 
 def _flags(command: Command) -> argparse.ArgumentParser:
@@ -194,7 +149,7 @@ def launch(command: Command, arguments: Sequence[str]) -> int:
     **Arguments:** `command`; `arguments`: the words after its name.
 
     **Returns:** the exit status. Errors are printed without a stack trace, unless the environment has
-    `HYDRA_FULL_ERROR=1`.
+    `HYDRA_FULL_ERROR=1`. An interrupt ends the command, or the sweep, and is a line too.
 
     **Raises:** `SystemExit` with status 2 for an unknown flag, and if a single run fails.
     """
@@ -207,36 +162,72 @@ def launch(command: Command, arguments: Sequence[str]) -> int:
                 raise ValueError("launcher= is for several jobs: give --multirun as well.")
             # First, so that the user's own settings of Hydra replace them.
             words = [f"{k}={v}" for k, v in launcher_settings(launchers[-1]).items()] + words
-        overrides = _overrides(command, words)
-        sweeps = [o.input_line for o in _parsed(overrides) if o.is_sweep_override()]
+        given = overrides(command, words, multirun=flags.multirun)
+        sweeps = [o.input_line for o in parsed(given) if o.is_sweep_override()]
         if sweeps and not flags.multirun:
             raise ValueError(
                 f"{sweeps[0]} has several values: give --multirun to run each, or write a list as [A,B]."
             )
-        _fill_store(command, overrides)
+        _fill_store(command, given)
         with hydra.initialize(config_path=None, job_name=_name(command), version_base="1.3"):
             app = GlobalHydra.instance().hydra
             assert app is not None
             if flags.cfg:
-                app.show_cfg(_name(command), overrides, flags.cfg, flags.package, flags.resolve)
+                app.show_cfg(_name(command), given, flags.cfg, flags.package, flags.resolve)
                 return 0
+            if flags.multirun and command.name == "train":
+                check_sweep(given, command.defaults["root"], app.config_loader)
             mode = RunMode.MULTIRUN if flags.multirun else RunMode.RUN
             run = app.multirun if flags.multirun else app.run
-            task = functools.partial(_run, command)
-            run(_name(command), task, [*overrides, f"hydra.mode={mode.name}"])
+            task = functools.partial(_run, command, varied(given))
+            with _background() as errors:
+                run(_name(command), task, [*given, f"hydra.mode={mode.name}"])
+            if errors:  # nothing else failed, but what was written may not be whole
+                raise errors[0]
+    except KeyboardInterrupt as stop:
+        return interrupted(command.name, stop, sweep=flags.multirun)
     except Exception as error:  # also what a launcher raises
         _show_error(command, error)
         return 1
     return 0
 
 
-def _run(command: Command, config: Any) -> None:
+@contextlib.contextmanager
+def _background() -> Iterator[list[BaseException]]:
+    """Collect the errors of other threads, and those of files closed too late, such as on a full disk.
+
+    Python would print a stack trace for each, beside the one line of the error that they belong to.
+    """
+    errors: list[BaseException] = []
+    of_threads, unraisable = threading.excepthook, sys.unraisablehook
+
+    def thread(error: Any) -> None:
+        if error.exc_value is not None:
+            errors.append(error.exc_value)
+
+    def late(error: Any) -> None:
+        if isinstance(error.exc_value, OSError):
+            errors.append(error.exc_value)
+        else:
+            unraisable(error)
+
+    threading.excepthook, sys.unraisablehook = thread, late
+    try:
+        yield errors
+    finally:
+        threading.excepthook, sys.unraisablehook = of_threads, unraisable
+
+
+def _run(command: Command, varied: tuple[str, ...], config: Any) -> None:
     """The task that Hydra runs. A function of the module, so launchers can send it to a process."""
     job = HydraConfig.get()
+    formatted = warnings.formatwarning
+    # A line, as for an error, without the place in the source.
+    warnings.formatwarning = lambda message, *_: f"diffkit {command.name}: {message}\n"
     try:
         plain = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         if command.name == "train" and plain["run"] is None:
-            plain["run"] = os.path.join(plain["root"], run_name(job.overrides.task))
+            plain["run"] = _directory(plain, list(job.overrides.task), varied)
         for name in command.positional:
             if plain[name.removesuffix("...")] in (None, []):
                 missing = name.removesuffix("s...").upper()
@@ -245,11 +236,30 @@ def _run(command: Command, config: Any) -> None:
     except Exception as error:  # a stranger's part may raise anything
         _show_error(command, error)
         status = 1
+    finally:
+        warnings.formatwarning = formatted
     if status and job.mode is RunMode.MULTIRUN:
         # Hydra runs the others before it fails; SystemExit would end them all.
         raise CompactHydraException("a run of the sweep failed.")
     if status:
         raise SystemExit(status)
+
+
+def _directory(plain: Mapping[str, Any], given: Sequence[str], varied: Sequence[str]) -> str:
+    """Where a run goes: where an older version put it, if the very same one is there."""
+    new, old = (os.path.join(plain["root"], run_name(given, names)) for names in (varied, ()))
+    if new == old or os.path.exists(new):
+        return new
+    try:
+        known = read_config(Path(old))
+    except ValueError:  # the damaged one of another run
+        return new
+    choices = {name: value for name, value in plain.items() if name not in ("run", "root")}
+    there, now = (
+        {name: value for name, value in flat(upgraded(config)).items() if value is not None}
+        for config in (known, choices)
+    )
+    return old if there == now else new
 
 
 def compose(command: str, given: Sequence[str]) -> dict[str, Any]:
@@ -261,25 +271,44 @@ def compose(command: str, given: Sequence[str]) -> dict[str, Any]:
     **Raises:** `hydra.errors.HydraException` for an override that does not fit.
     """
     found = COMMANDS[command]
-    overrides = _overrides(found, given)
-    _fill_store(found, overrides)
+    taken = overrides(found, given)
+    _fill_store(found, taken)
     with hydra.initialize(config_path=None, version_base="1.3"):
-        config = hydra.compose(_name(found), overrides=overrides)
+        config = hydra.compose(_name(found), overrides=taken)
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def _checked(settings: type, config: Mapping[str, Any]) -> dict[str, Any]:
     """The command's own settings, with values of the right types, before anything is done."""
-    names = [field.name for field in fields(settings)]
-    typed = OmegaConf.merge(OmegaConf.structured(settings), {name: config[name] for name in names})
-    return asdict(cast(Any, OmegaConf.to_object(typed)))
+    given = {field.name: _literal(config[setting_of(field.name)]) for field in fields(settings)}
+    typed = OmegaConf.merge(OmegaConf.structured(settings), given)
+    made = asdict(cast(Any, OmegaConf.to_object(typed)))
+    return {setting_of(name): value for name, value in made.items()}
+
+
+def _literal(value: Any) -> Any:
+    """What OmegaConf reads as this value: no text in it is an interpolation, which were all resolved."""
+    if isinstance(value, str):
+        return literal(value)
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _literal(item) for name, item in value.items()}
+    return value
 
 
 def _show_error(command: Command, error: Exception) -> None:
     """Say why a command fails; with its trace, while it is handled, on request."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exc()
-    print(f"diffkit {command.name}: {_reason(command, error)}", file=sys.stderr)
+    print(f"diffkit {command.name}: {_line(_reason(command, error))}", file=sys.stderr)
+
+
+def _line(text: str) -> str:
+    """A message as one line of printable signs, and no more than a screenful."""
+    line = re.sub(r"\s*[\r\n]\s*", " ", re.sub(r"\x1b\[[0-9;]*m", "", text).strip())
+    line = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
+    return line if len(line) <= 2000 else f"{line[:1997]}..."
 
 
 def _reason(command: Command, error: BaseException) -> str:
@@ -298,10 +327,17 @@ def _reason(command: Command, error: BaseException) -> str:
             except registry.UnknownPartError as unknown:
                 extra = bringer(name) if kind == "preset" else None
                 return f"{unknown} {how_to_install(extra)} brings it." if extra else str(unknown)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} cannot be read: {str(error).splitlines()[0]}. In quotes a value may hold "
+            f"any sign: \"NAME='VALUE'\"."
+        )
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return _unknown_option(command, error)
     # Some have no message, such as MemoryError.
     said = str(error) or type(error).__name__
+    if type(error) in (KeyError, IndexError, AttributeError, AssertionError):
+        said = f"{type(error).__name__}: {said}"  # which says too little alone
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {said.splitlines()[0]}"  # below it: OmegaConf's own types
     extra = _extra(error)

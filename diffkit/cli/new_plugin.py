@@ -1,6 +1,8 @@
 """`diffkit new-plugin NAME`: the beginning of a plugin, a distribution that passes its own checks."""
 
 import argparse
+import keyword
+import os
 import re
 import string
 from pathlib import Path
@@ -170,7 +172,7 @@ def skeleton(name: str) -> dict[str, str]:
 
     **Raises:** `ValueError` for an invalid name.
     """
-    if _NAME.fullmatch(name) is None:
+    if _NAME.fullmatch(name) is None or keyword.iskeyword(name) or len(name) > 64:
         raise ValueError(f"NAME must be a lower-case identifier such as 'my_plugin', got {name!r}.")
     words = {
         "name": name,
@@ -206,12 +208,14 @@ def new_plugin(arguments: list[str]) -> int:
                 f"there is a plugin {given.name!r} already, of the distribution "
                 f"{taken.distribution!r}. Choose another name."
             )
-        if folder.exists():
+        if os.path.lexists(folder):
             raise ValueError(f"{folder} exists already. Name another folder with --path.")
+        folder.mkdir(parents=True)
         for path, text in files.items():
             file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            with file.open("x") as new:
+                new.write(text)
             print(file)
     except ValueError as error:
         return wrong("new-plugin", str(error))

@@ -6,7 +6,7 @@ These docstrings are also the text of `diffkit COMMAND --help`.
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from diffkit.configs import KINDS, LOOKS
@@ -24,9 +24,12 @@ class Command:
     - `name`: the word after `diffkit`.
     - `task`: what it does, given the composed configuration as plain containers; may return an exit status.
       Or its place, `module:function`, imported when it runs.
-    - `settings`: a dataclass with defaults, whose docstring describes the command and each setting.
+    - `settings`: a dataclass with defaults, whose docstring describes the command and each setting. A
+      setting for a name or a path, annotated `str` or `Path`, is taken as it is typed. A field that ends in
+      `_` is a setting that is a word of Python: `from_` is `from`.
     - `positional`: settings that may be given without their names; one with dots takes all.
-    - `kinds`: the kinds to choose from, with the default; `None` for a choice that may be absent.
+    - `kinds`: the kinds to choose from, with the default; `None` for a choice that may be absent. Options
+      of absent data, a mapping without `_target_`, are for `diffkit.load_run(data=...)`.
     """
 
     name: str
@@ -57,10 +60,20 @@ class Command:
 
         return launch(self, arguments)
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The settings, by their names on the command line."""
+        return {setting_of(name): value for name, value in asdict(self.settings()).items()}
+
     def run(self, config: Mapping[str, Any]) -> int | None:
         """Do it, with a composed configuration."""
         task = pkgutil.resolve_name(self.task) if isinstance(self.task, str) else self.task
         return task(config)
+
+
+def setting_of(name: str) -> str:
+    """What a field of a settings class is called on the command line."""
+    return name.removesuffix("_")
 
 
 def _at_least(settings: object, **least: int) -> None:
@@ -68,6 +81,12 @@ def _at_least(settings: object, **least: int) -> None:
         given = getattr(settings, name)
         if given is not None and given < value:
             raise ValueError(f"{name} must be at least {value}, got {given}.")
+
+
+def _not_empty(settings: object, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) == "":
+            raise ValueError(f"{setting_of(name)} must be a path, got nothing.")
 
 
 def _check_png(out: str | None) -> None:
@@ -84,6 +103,8 @@ class TrainSettings:
     - `run`: the run directory; by default one under `root` named after the overrides, so the same command
       continues the same run.
     - `root`: the parent of such directories.
+    - `from`: the run to begin from, as RUN@STEP, or RUN for its newest checkpoint. The new run goes on with
+      its model under other settings.
     - `data_std`: the standard deviation of the encoded data that the model assumes.
     - `passes`: draws per test example in the evaluation at the end.
     - `evaluate_steps`: additional numbers of steps T to evaluate at the end, as `[10,100,null]`; `null` is
@@ -95,6 +116,7 @@ class TrainSettings:
 
     run: str | None = None
     root: str = "runs"
+    from_: str | None = None
     data_std: float = 1.0
     passes: int = LOOKS["passes"]
     evaluate_steps: list[int | None] = field(default_factory=lambda: [*LOOKS["evaluate_steps"]])
@@ -103,6 +125,7 @@ class TrainSettings:
     sample_steps: int = 250
 
     def __post_init__(self):
+        _not_empty(self, "run", "root", "from_")
         _at_least(self, passes=1, samples=0, sample_steps=1)
         for steps in self.evaluate_steps:
             if steps is not None and steps < 1:
@@ -118,7 +141,7 @@ class EvaluateSettings:
 
     **Arguments:**
 
-    - `run`: the run directory.
+    - `run`: the run directory, or RUN@STEP for an older checkpoint.
     - `steps`: T of the discrete-time bound; `null` is continuous time.
     - `passes`: draws per example.
     - `batch_size`: latents per call of the network.
@@ -126,9 +149,11 @@ class EvaluateSettings:
     - `split`: the examples: `test` or `train`.
     - `variance`: also measure how noisy the estimate of the diffusion loss is, with the weighting, the T
       and the batch size of the run.
+    - `overwrite`: replace the files of another measurement of the same name.
 
     With schedule=NAME the model is carried over to another schedule first; time_sampler=NAME is only for
-    `variance` (one that adapts starts anew).
+    `variance` (one that adapts starts anew). data.path=PATH says where the run's data are now; data=NAME
+    takes others.
     """
 
     run: str | None = None
@@ -138,6 +163,7 @@ class EvaluateSettings:
     seed: int = 0
     split: str = "test"
     variance: bool = False
+    overwrite: bool = False
 
     def __post_init__(self):
         _at_least(self, steps=1, passes=1, batch_size=1, seed=0)
@@ -151,7 +177,7 @@ class SampleSettings:
 
     **Arguments:**
 
-    - `run`: the run directory.
+    - `run`: the run directory, or RUN@STEP for an older checkpoint.
     - `count`: how many samples.
     - `steps`: of the sampler.
     - `condition`: for a model trained with conditions, a class, such as `3`, or a vector of numbers, such
@@ -159,7 +185,11 @@ class SampleSettings:
     - `guidance`: how closely the samples follow the condition: 1 as in the model, larger for closer.
     - `guidance_interval`: the range of `logsnr` to guide in, as `[min,max]`; by default everywhere.
     - `seed`: of the draws.
-    - `out`: the PNG to write, by default in the run directory; the samples as stored go beside it as .npy.
+    - `out`: the PNG to write, by default in the run directory, named after what is asked; the samples as
+      stored go beside it as .npy.
+    - `overwrite`: replace the samples of another request.
+
+    data.path=PATH says where the run's data are now.
     """
 
     run: str | None = None
@@ -170,6 +200,7 @@ class SampleSettings:
     guidance_interval: list[float] | None = None
     seed: int = 0
     out: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self):
         _at_least(self, count=1, steps=1, seed=0)
@@ -221,12 +252,14 @@ class EquivalenceSettings:
     - `a`, `b`: presets, run directories or configuration files.
     - `levels`: of the data for presets; by default those of the other's run, or 256.
     - `out`: the PNG to write; by default named after the two.
+    - `overwrite`: replace the picture of another comparison.
     """
 
     a: str | None = None
     b: str | None = None
     levels: int | None = None
     out: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self):
         _at_least(self, levels=2)
@@ -242,11 +275,42 @@ class ReportSettings:
     - `runs`: run directories, or directories of them.
     - `out`: the Markdown page to write; its pictures go beside it.
     - `baseline`: the run, or a run of the variant, that the others are compared with; by default the first.
+    - `overwrite`: replace a page about other runs.
     """
 
     runs: list[str] = field(default_factory=list)
     out: str = "report.md"
     baseline: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """Check all of a run: its configuration, every checkpoint, its metrics and results.
+
+    Nothing is written. The exit status is 1 if something is wrong.
+
+    **Arguments:**
+
+    - `run`: the run directory.
+    """
+
+    run: str | None = None
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """Run a step that was not finite again, and say what went first.
+
+    Training leaves such a step as RUN/nonfinite_STEP: its state, batch and configuration. The exit status
+    is 1 if the step is finite now.
+
+    **Arguments:**
+
+    - `dump`: that directory.
+    """
+
+    dump: str | None = None
 
 
 def _is_number(value: Any, *types: type) -> bool:
@@ -263,11 +327,13 @@ COMMANDS: Final[Mapping[str, Command]] = {
     command.name: command
     for command in (
         _command("train", TrainSettings, **_PARTS, data="digits", preset=DEFAULT_PRESET),
-        _command("evaluate", EvaluateSettings, "run", schedule=None, time_sampler=None),
-        _command("sample", SampleSettings, "run", sampler=None, grid=None),
+        _command("evaluate", EvaluateSettings, "run", schedule=None, time_sampler=None, data=None),
+        _command("sample", SampleSettings, "run", sampler=None, grid=None, data=None),
         _command("convert", ConvertSettings, "run", "out", process=None, schedule=None),
         _command("equivalence", EquivalenceSettings, "a", "b"),
         _command("report", ReportSettings, "runs..."),
+        _command("verify", VerifySettings, "run"),
+        _command("replay", ReplaySettings, "dump"),
     )
 }
 """The commands of diffkit that take settings."""

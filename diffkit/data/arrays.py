@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, Shaped
 
 from diffkit.data.base import AbstractDataset, AbstractSource, SubsetSource
 from diffkit.data.conditions import LabelledSource, VectorSource, finite
+from diffkit.data.npy import Npz, read_npy
 from diffkit.data.reading import existing_path, split_indices
 from diffkit.registry import register
 
@@ -77,6 +78,7 @@ class ArrayData(AbstractDataset):
         test: _Given | None = None,
         test_labels: _Given | None = None,
         test_condition: _Given | None = None,
+        classes: int | None = None,
     ):
         """**Arguments:**
 
@@ -86,23 +88,25 @@ class ArrayData(AbstractDataset):
           continuous data, which are floats. It is never guessed.
         - `channels_last`: the same as `channels="last"`.
         - `test_fraction`, `seed`: the share of test examples, between 0 and 1, and the seed of the random
-          split. Unused if the split is given.
+          split, which goes by positions: an array with other rows or another order is split anew. Unused
+          if the split is given.
         - `labels`: the class of each example, integers from 0, as an array or a file; or `True` for the
-          array `labels` (`train_labels` and `test_labels`) in the `.npz` file of the examples. The largest
-          label determines the number of classes.
+          array `labels` (`train_labels` and `test_labels`) in the `.npz` file of the examples.
         - `condition`: a vector for each example, given in the same ways, under the name `condition`. Not
           both.
         - `channels`: the position of the channels: `"first"`; `"last"`, which moves them to the front; or
           `"add"`, which adds an axis of one channel to examples without, such as grey images (n, height,
           width).
         - `test`, `test_labels`, `test_condition`: the same for the test examples of a split of your own.
+        - `classes`: how many the labels have. By default one more than the largest label, if that is not
+          more than there are examples.
 
         **Raises:** `FileNotFoundError`; `ValueError` for a file of another format, arrays of the wrong
         names, rank or dtype, values outside `0 ... levels - 1` or not finite, and arguments that do not go
         together.
         """
-        classes = labels is not False or test_labels is not None
-        if classes and (condition is not False or test_condition is not None):
+        labelled = labels is not False or test_labels is not None
+        if labelled and (condition is not False or test_condition is not None):
             raise ValueError("ArrayData: labels and condition are both given; choose one of them.")
         if levels is not None and not 2 <= levels <= 2**31:
             raise ValueError(
@@ -113,9 +117,11 @@ class ArrayData(AbstractDataset):
                 "ArrayData: channels must be 'first', 'last' or 'add', and not 'add' with "
                 f"channels_last=True, got {channels=}, {channels_last=}."
             )
+        if classes is not None and not labelled:
+            raise ValueError(f"ArrayData: classes is for data with labels, got {classes=} without.")
         channels = "last" if channels_last else channels
         kind, beside, test_beside = (
-            ("labels", labels, test_labels) if classes else ("condition", condition, test_condition)
+            ("labels", labels, test_labels) if labelled else ("condition", condition, test_condition)
         )
         arrays, tables = _read(path, "the array", kind if beside is True else None)
         if test is not None:
@@ -133,18 +139,23 @@ class ArrayData(AbstractDataset):
             )
         examples = [_prepare(array, levels, channels, owner) for owner, array in arrays]
         given = [
-            _prepare_conditions(table, len(array), classes, owner)
+            _prepare_conditions(table, len(array), labelled, owner)
             for (owner, table), array in zip(tables, examples, strict=bool(tables))
         ]
         if len(examples) == 2:
+            expected, found = (array.shape[1:] for array in examples)
+            if found != expected:
+                raise ValueError(
+                    f"{arrays[1][0]}: the examples of test must have the shape {expected}, got {found}."
+                )
             self.train, self.test = map(ArraySource, examples)
         else:
             whole = ArraySource(examples[0])
-            parts = split_indices(len(whole), test_fraction, seed, "ArrayData")
+            parts = split_indices(len(whole), test_fraction, seed, arrays[0][0])
             self.train, self.test = (SubsetSource(whole, part) for part in parts)
             given = [table[part] for table in given for part in parts]
-        if given and classes:
-            count = 1 + int(max(table.max() for table in given))
+        if given and labelled:
+            count = _classes(given, classes, " and ".join(owner for owner, _ in tables))
             self.train = LabelledSource(self.train, given[0], count)
             self.test = LabelledSource(self.test, given[1], count)
         elif given:
@@ -176,27 +187,21 @@ def _read(given: _Given, name: str, beside: str | None = None) -> tuple[_Arrays,
         raise ValueError(
             f"ArrayData: {beside}=True needs a .npz file with 'x' and {beside!r}, got {str(file)!r}."
         )
-    arrays, beside_them, where = {}, {}, repr(str(file))
-    try:
-        if file.suffix == ".npy":
-            mapped = np.load(file, mmap_mode="r", allow_pickle=False)
-            return [(f"ArrayData: the array in {where}", mapped)], []
-        # Opened here because NumPy leaves a file open that is not an archive.
-        with file.open("rb") as raw, np.load(raw, allow_pickle=False) as archive:
-            names = tuple(archive.files)
-            if "train" in names and "test" in names:
-                wanted, asked = ["train", "test"], [f"train_{beside}", f"test_{beside}"]
-            else:
-                wanted = ["x"] if "x" in names else [name for name in names if name != beside]
-                asked = [str(beside)]
-            if len(wanted) < 3:
-                arrays = {name: archive[name] for name in wanted}
-                if beside is not None:
-                    beside_them = {name: archive[name] for name in asked if name in names}
-    except Exception as error:  # zip, zlib, header and memory errors, by the kind of damage
-        raise ValueError(
-            f"ArrayData: path={where} cannot be read as a {file.suffix} file of numbers: {error}"
-        ) from error
+    where = repr(str(file))
+    if file.suffix == ".npy":
+        return [(f"ArrayData: the array in {where}", read_npy(file, "ArrayData"))], []
+    arrays, beside_them = {}, {}
+    with Npz(file, "ArrayData") as archive:
+        names = archive.names
+        if "train" in names and "test" in names:
+            wanted, asked = ["train", "test"], [f"train_{beside}", f"test_{beside}"]
+        else:
+            wanted = ["x"] if "x" in names else [name for name in names if name != beside]
+            asked = [str(beside)]
+        if len(wanted) < 3:
+            arrays = {name: archive[name] for name in wanted}
+            if beside is not None:
+                beside_them = {name: archive[name] for name in asked if name in names}
     if not arrays or (len(arrays) == 2 and set(arrays) != {"train", "test"}):
         raise ValueError(
             "ArrayData: a .npz file must hold the arrays 'train' and 'test', or one array named "
@@ -231,6 +236,19 @@ def _prepare_conditions(array: Any, count: int, labels: bool, owner: str) -> Sha
             f"{array.dtype} with the shape {array.shape}."
         )
     return array if labels else finite(array, owner)
+
+
+def _classes(tables: list[Any], stated: int | None, owner: str) -> int:
+    """The number of classes: conditions are as long, so a wrong label must not choose it."""
+    most, examples = int(max(table.max() for table in tables)), sum(map(len, tables))
+    if stated is None and most >= examples:
+        raise ValueError(
+            f"{owner}: the label {most} would make {most + 1} classes of {examples} examples; if that is "
+            "right, give classes=..."
+        )
+    if stated is not None and most >= stated:
+        raise ValueError(f"{owner} must hold labels from 0 to classes - 1 = {stated - 1}, got {most}.")
+    return most + 1 if stated is None else stated
 
 
 def _prepare(array: Any, levels: int | None, channels: str, owner: str) -> Shaped[np.ndarray, "n *shape"]:

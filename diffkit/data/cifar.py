@@ -2,17 +2,15 @@
 
 The *binary version* is six files of records of 3,073 bytes: a label, and an image as three planes of 32 x
 32 bytes. The *python version* is six pickles, each a dictionary with the images of one file as an array
-`(n, 3072)` under `data`. A pickle can run any program; here it cannot: the few names in a pickled NumPy
-array become inert records, every other name is refused, and the array is made from the record's bytes.
+`(n, 3072)` under `data`. A pickle is a program, and can run any other. Here it is not run but read: its
+opcodes for plain values are followed, the few names in a pickled NumPy array become inert records, every
+other name and opcode is refused, and the array is made from the record's bytes.
 """
 
-import functools
-import io
 import os
-import pickle
 import pickletools
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,7 +18,7 @@ from jaxtyping import UInt8
 from diffkit.data.arrays import ArraySource
 from diffkit.data.base import AbstractDataset
 from diffkit.data.conditions import LabelledSource
-from diffkit.data.reading import existing_folder
+from diffkit.data.reading import check_memory, existing_folder
 from diffkit.registry import register
 
 _PIXELS: Final = 3 * 32 * 32
@@ -79,12 +77,14 @@ _Labelled = tuple[UInt8[np.ndarray, "n 3 32 32"], UInt8[np.ndarray, " n"]]
 
 def _read_binary(file: Path, labels: bool) -> _Labelled:
     del labels  # which are read and checked anyway
-    content = np.fromfile(file, np.uint8)
-    if content.size == 0 or content.size % (1 + _PIXELS):
+    size = file.stat().st_size
+    if size == 0 or size % (1 + _PIXELS):
         raise ValueError(
             f"Cifar10: the size of {str(file)!r} must be a multiple of {1 + _PIXELS} bytes, "
-            f"got {content.size}; the file is truncated or is not of CIFAR-10's binary version."
+            f"got {size}; the file is truncated or is not of CIFAR-10's binary version."
         )
+    check_memory(2 * size, file, "Cifar10")
+    content = np.fromfile(file, np.uint8)
     records = content.reshape(-1, 1 + _PIXELS)
     if records[:, 0].max() >= _CLASSES:
         raise ValueError(
@@ -95,45 +95,146 @@ def _read_binary(file: Path, labels: bool) -> _Labelled:
     return images, np.ascontiguousarray(records[:, 0])
 
 
+class _Name(NamedTuple):
+    """A name that a pickle refers to; it stands for nothing."""
+
+    name: str
+
+
 class _Record:
     """A call requested by a pickle, its arguments, and the state that it sets; nothing is called."""
 
     __slots__ = ("args", "name", "state")
 
-    def __init__(self, name: str, *args: Any):
-        self.name, self.args, self.state = name, args, None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    def __init__(self, name: str, args: tuple[Any, ...]):
+        self.name, self.args = name, args
+        self.state: Any = None
 
 
-def _encode(text: str, codec: str | bytes) -> bytes:
-    """How Python 3 writes bytes into an old form of pickle: as text, to be encoded as Latin-1."""
-    if codec not in ("latin1", b"latin1"):
-        raise pickle.UnpicklingError(f"it asks for the encoding {codec!r}, which is refused")
+_MARK: Final = object()
+_LITERALS: Final = frozenset(
+    ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE",
+     "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+     "BYTEARRAY8")
+)  # fmt: skip
+_CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+
+
+def _named(module: str, name: str) -> _Name:
+    if (module in _MODULES and name in _NUMPY) or (module, name) == ("_codecs", "encode"):
+        return _Name(name)
+    raise ValueError(f"it refers to {module}.{name}, which is refused")
+
+
+def _called(name: Any, args: Any) -> Any:
+    """What stands for a call; Python 3 writes bytes into an old form of pickle as text, to be encoded."""
+    if not isinstance(name, _Name) or not isinstance(args, tuple):
+        raise ValueError("it calls what is not a name")
+    if name.name != "encode":
+        return _Record(name.name, args)
+    text, codec = args
+    if codec not in ("latin1", b"latin1") or not isinstance(text, str):
+        raise ValueError(f"it asks for the encoding {codec!r}, which is refused")
     return text.encode("latin1")
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler for plain Python values, and for arrays as records."""
+def _read_values(content: bytes) -> Any:
+    """What a pickle describes, of plain values, names and records of calls."""
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
 
-    def find_class(self, module: str, name: str, /) -> Any:
-        # A new `partial` each time: a pickle may set attributes of what it is given.
-        if module in _MODULES and name in _NUMPY:
-            return functools.partial(_Record, name)
-        if (module, name) == ("_codecs", "encode"):
-            return functools.partial(_encode)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is refused")
+    def since_mark() -> list[Any]:
+        place = next(i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK)
+        values = stack[place + 1 :]
+        del stack[place:]
+        return values
+
+    def insert(pairs: list[Any]) -> None:
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            if not isinstance(key, str | bytes | int) or not isinstance(stack[-1], dict):
+                raise ValueError("it has a dictionary with keys of other types than text and integers")
+            stack[-1][key] = value
+
+    def extend(values: list[Any]) -> None:
+        if not isinstance(stack[-1], list):
+            raise ValueError("it appends to what is not a list")
+        stack[-1].extend(values)
+
+    for code, argument, _ in pickletools.genops(content):
+        match code.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                break
+            case "MARK":
+                stack.append(_MARK)
+            case name if name in _LITERALS:
+                stack.append(argument)
+            case name if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            case "STRING" | "BINSTRING" | "SHORT_BINSTRING":
+                assert isinstance(argument, str)
+                stack.append(argument.encode("latin1"))
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "LIST":
+                stack.append(since_mark())
+            case "DICT":
+                pairs = since_mark()
+                stack.append({})
+                insert(pairs)
+            case "TUPLE":
+                stack.append(tuple(since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+                count = int(name[-1])
+                values = tuple(stack[-count:])
+                del stack[-count:]
+                stack.append(values)
+            case "APPEND":
+                value = stack.pop()
+                extend([value])
+            case "APPENDS":
+                extend(since_mark())
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                insert([key, value])
+            case "SETITEMS":
+                insert(since_mark())
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                assert isinstance(argument, int)
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                assert isinstance(argument, int)
+                stack.append(memo[argument])
+            case "GLOBAL":
+                assert isinstance(argument, str)
+                stack.append(_named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(_named(module, name))
+            case "REDUCE":
+                args, called = stack.pop(), stack.pop()
+                stack.append(_called(called, args))
+            case "BUILD":
+                state = stack.pop()
+                if not isinstance(stack[-1], _Record):
+                    raise ValueError("it sets the state of what is not an array")
+                stack[-1].state = state
+            case other:
+                raise ValueError(f"it has the opcode {other}, which is refused")
+    return stack.pop()
 
 
 def _read_pickle(file: Path, labels: bool) -> _Labelled:
-    content = file.read_bytes()
+    check_memory(3 * file.stat().st_size, file, "Cifar10")
     try:
-        # The unpickler allocates by the lengths in the pickle; first check that they are true.
-        for count, (code, argument, _) in enumerate(pickletools.genops(content)):
-            if code.name == "LONG_BINPUT" and argument is not None and argument > count:
-                raise pickle.UnpicklingError(f"it numbers its {count}th value {argument}")
-        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        batch = _read_values(file.read_bytes())
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(
             f"Cifar10: {str(file)!r} cannot be read as a batch of CIFAR-10's python version: {error}"
@@ -171,6 +272,8 @@ def _array(data: Any) -> UInt8[np.ndarray, "n 3 32 32"] | None:
     if not isinstance(dtype, _Record) or dtype.args[:1] not in (("u1",), (b"u1",)):
         return None
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[1] != _PIXELS:
+        return None
+    if type(shape[0]) is not int or shape[0] < 1:
         return None
     held = isinstance(content, bytes | bytearray) and len(content)
     if not held or held != shape[0] * _PIXELS:

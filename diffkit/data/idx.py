@@ -20,7 +20,7 @@ from jaxtyping import Shaped, UInt8
 from diffkit.data.arrays import ArraySource
 from diffkit.data.base import AbstractDataset
 from diffkit.data.conditions import LabelledSource
-from diffkit.data.reading import existing_folder, existing_path
+from diffkit.data.reading import check_memory, existing_folder, existing_path
 from diffkit.registry import register
 
 _DTYPES: Final = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -44,17 +44,17 @@ def read_idx(path: str | os.PathLike[str]) -> Shaped[np.ndarray, "*shape"]:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         if not packed:
-            return _parse(raw, file)
+            return _parse(raw, file, file.stat().st_size)
         try:
             with gzip.GzipFile(fileobj=raw) as stream:
-                return _parse(stream, file)
+                return _parse(stream, file, None)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(
                 f"read_idx: {str(file)!r} is damaged or was not downloaded in full: {error}"
             ) from error
 
 
-def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"]:
+def _parse(stream: io.BufferedIOBase, file: Path, size: int | None) -> Shaped[np.ndarray, "*shape"]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES:
         raise ValueError(
@@ -70,21 +70,32 @@ def _parse(stream: io.BufferedIOBase, file: Path) -> Shaped[np.ndarray, "*shape"
         raise ValueError(f"read_idx: {str(file)!r} ends within the header, which has {rank} axes.")
     shape = struct.unpack(f">{rank}I", header)
     expected = math.prod(shape) * dtype.itemsize
+    if size is None:
+        check_memory(expected, file, "read_idx")
+    else:  # both checked before reading
+        _check_size(size - stream.tell(), expected, shape, dtype, file)
     content = bytearray()
     while piece := stream.read(min(_PIECE, expected + 1 - len(content))):
         content += piece
         if len(content) > expected:
-            raise ValueError(
-                f"read_idx: {str(file)!r} holds more than the {expected} bytes of data that its header "
-                f"says (shape {shape}, {dtype.name})."
-            )
-    if len(content) < expected:
-        raise ValueError(
-            f"read_idx: {str(file)!r} is truncated: its header says {expected} bytes of data "
-            f"(shape {shape}, {dtype.name}), got {len(content)}."
-        )
+            break
+    _check_size(len(content), expected, shape, dtype, file)
     array = np.frombuffer(content, dtype)
     return array.astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+
+
+def _check_size(there: int, expected: int, shape: tuple[int, ...], dtype: np.dtype, file: Path) -> None:
+    said = f"{expected} bytes of data"
+    if there > expected:
+        raise ValueError(
+            f"read_idx: {str(file)!r} holds more than the {said} that its header says (shape {shape}, "
+            f"{dtype.name})."
+        )
+    if there < expected:
+        raise ValueError(
+            f"read_idx: {str(file)!r} is truncated: its header says {said} (shape {shape}, {dtype.name}), "
+            f"got {there}."
+        )
 
 
 @register("data", "idx")

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from diffkit import registry
 from diffkit.denoiser import underlying
+from diffkit.files import read_yaml
 from diffkit.grids import AbstractGrid
 from diffkit.model import DiffusionModel
 from diffkit.networks import MLP
@@ -142,16 +143,15 @@ def composition(what: Composable, *, levels: int = 256) -> Composition:
     if isinstance(what, Preset):
         decoder = registry.complete(resolve("decoder", what.decoder), {"levels": levels})
         return _composed(name, what, None, decoder.levels)
-    if isinstance(what, str | Path) and not Path(what).exists():
+    # No registered name has such a sign: a path, or RUN@STEP.
+    if isinstance(what, str | Path) and not ({"/", "@"} & {*str(what)} or Path(what).exists()):
         registry.get("preset", str(what))  # says what there is
     from diffkit.runs import Run, load_run
 
     if isinstance(what, str | Path):
         path = Path(what)
         if path.is_file():
-            import yaml
-
-            return _from_config(str(path), yaml.safe_load(path.read_text()))
+            return _from_config(str(path), read_yaml(path))
         what = load_run(path)
     if not isinstance(what, Run):
         raise TypeError(
@@ -168,14 +168,11 @@ def composition(what: Composable, *, levels: int = 256) -> Composition:
 
 
 def _from_config(name: str, config: Any) -> Composition:
-    from diffkit.configs import make, preset_of, spec_of, upgraded
+    from diffkit.configs import checked, make, preset_of, spec_of
     from diffkit.runs import transported
 
-    try:
-        config = upgraded(config)
-        preset, data = preset_of(config), spec_of(config)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{name} must be the configuration of a run, got {error}.") from None
+    config = checked(config, f"{name}: ", building=True)
+    preset, data = preset_of(config), spec_of(config)
     made = _composed(name, preset, data, data.levels)
     moved = (config.get("transport") or {}).items()
     labels = {**made.labels} | {kind: _label(kind, make(node)) for kind, node in moved if node}

@@ -27,7 +27,7 @@ def save_comparison(comparison: Comparison, path: str | Path) -> None:
 
     **Arguments:** `comparison`; `path`: where to write the PNG.
     """
-    from diffkit.training.figures import new_figure
+    from diffkit.training.figures import new_figure, save_figure
 
     figure = new_figure(11, 7.5)
     (factors, noise), (weights, paths) = figure.subplots(2, 2)
@@ -35,9 +35,9 @@ def save_comparison(comparison: Comparison, path: str | Path) -> None:
         t = jnp.linspace(0.0, 1.0, 501)
         levels = jax.vmap(made.model.level)(t)
         # An exploding sigma would flatten the other curves.
-        factors.plot(t, levels.alpha, color=colour, label=f"alpha, {made.name}")
-        factors.plot(t, levels.sigma, "--", color=colour, label=f"sigma, {made.name}")
-        noise.plot(t, levels.logsnr, color=colour, label=made.name)
+        factors.plot(t, levels.alpha, color=colour, label=f"alpha, {_label(made)}")
+        factors.plot(t, levels.sigma, "--", color=colour, label=f"sigma, {_label(made)}")
+        noise.plot(t, levels.logsnr, color=colour, label=_label(made))
         _plot_weighting(weights, made, colour)
         _plot_paths(paths, made, colour)
     factors.set(xlabel="t (0 data, 1 noise)", ylim=(-0.05, 2.05), title="path")
@@ -48,7 +48,13 @@ def save_comparison(comparison: Comparison, path: str | Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(figure, path)
+
+
+def _label(made: Composition) -> str:
+    from diffkit.training.figures import plain_label
+
+    return plain_label(made.name)
 
 
 def _plot_weighting(axes: Any, made: Composition, colour: str) -> None:
@@ -56,7 +62,7 @@ def _plot_weighting(axes: Any, made: Composition, colour: str) -> None:
     w = np.asarray(jax.vmap(made.weighting)(logsnr), dtype=np.float64)
     positive = np.where(w > 0, w, np.nan)
     scaled = positive / np.exp(np.nanmean(np.log(positive)))
-    axes.plot(logsnr, scaled, color=colour, label=made.name)
+    axes.plot(logsnr, scaled, color=colour, label=_label(made))
 
 
 def _plot_paths(axes: Any, made: Composition, colour: str) -> None:
@@ -67,4 +73,4 @@ def _plot_paths(axes: Any, made: Composition, colour: str) -> None:
     path = sample_trajectory(model, DDIM(), _PATHS, key=key, steps=_STEPS, grid=grid)
     t = np.linspace(1.0, 0.0, _STEPS + 1)
     lines = axes.plot(t, np.asarray(path.z[..., 0]), color=colour, linewidth=0.8, alpha=0.8)
-    lines[0].set_label(made.name)
+    lines[0].set_label(_label(made))

@@ -1,17 +1,21 @@
 """`report`: from runs to a page."""
 
+import os
 import shlex
+import stat
 import sys
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from jaxtyping import Real
 
 from diffkit.configs import EVALUATION_FILE
+from diffkit.display import printable
 from diffkit.files import replace_text
 from diffkit.reports.figures import save_variant_curves, save_variant_samples
 from diffkit.reports.page import at_steps_table, footnotes, main_table, markdown
@@ -23,7 +27,11 @@ from diffkit.reports.variants import (
     make_variants,
     read_run,
 )
+from diffkit.runs import TOO_LARGE
 from diffkit.training.figures import has_picture
+
+_LARGEST: Final = 2**30
+_SIDE: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,12 @@ class Report:
                     first = name == table.header[0]
                     shown.add_column(head, overflow="fold" if first else "ellipsis", no_wrap=not first)
                 for row in table.rows:
-                    shown.add_row(*row)
+                    shown.add_row(*map(printable, row))
                 console.print(shown)
         for note in footnotes(self.variants):
-            console.print(note)
+            console.print(printable(note))
         if self.unfinished:
-            console.print(f"not finished: {', '.join(map(str, self.unfinished))}")
+            console.print(printable(f"not finished: {', '.join(map(str, self.unfinished))}"))
 
 
 def report(
@@ -138,14 +146,28 @@ def report(
 
 def _samples(runs: Sequence[Path]) -> Real[np.ndarray, "count *shape"] | None:
     """The samples of the first seed that has some, if they can be drawn."""
-    file = next((file for path in runs if (file := path / SAMPLES_FILE).exists()), None)
+    file = next((file for path in runs if os.path.lexists(file := path / SAMPLES_FILE)), None)
     if file is None:
         return None
     try:
-        drawn = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
+            raise ValueError(f"it must be a file of at most {_LARGEST} bytes")
+        # Mapped: it allocates nothing by what the header says, and must be as long as that.
+        drawn = np.load(file, mmap_mode="r", allow_pickle=False)
+        if not isinstance(drawn, np.ndarray):
+            drawn.close()
+            raise ValueError("it is an archive")
+        parts = (drawn[first : first + 256] for first in range(0, len(drawn), 256)) if drawn.ndim else ()
+        if drawn.dtype.kind not in "iuf" or not all((np.abs(part) < TOO_LARGE).all() for part in parts):
+            raise ValueError(f"its numbers must be finite, got {drawn.dtype}")
+        if drawn.ndim == 4 and max(drawn.shape[2:]) > _SIDE:
+            raise ValueError(
+                f"its pictures must be at most {_SIDE} pixels wide and high, got {drawn.shape}"
+            )
+    except Exception as error:  # by the kind of damage
         raise ValueError(f"{file} must be an array of samples: {error}.") from error
-    return drawn if has_picture(drawn) and drawn.size else None
+    return np.asarray(drawn) if has_picture(drawn) and drawn.size else None
 
 
 def _write(
@@ -168,5 +190,5 @@ def _write(
             save_variant_samples(samples, Path(place) / pictures["samples"])
         text = markdown(made.variants, made.unfinished, common, pictures, command)
         for name in pictures.values():
-            (Path(place) / name).replace(out.parent / name)
+            (Path(place) / name).replace(out.parent / name)  # of a link, the link itself
     replace_text(out, text)

@@ -1,19 +1,22 @@
 """Pictures of variants side by side. All are written as PNG."""
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Real
 
-from diffkit.training.figures import Curve, new_figure, recorded, running_mean, scatter, tiled
-
-
-def _plain(label: str) -> str:
-    """A label wrapped to a moderate length, without formulas."""
-    return textwrap.fill(label, 44).replace("$", r"\$")
+from diffkit.training.figures import (
+    Curve,
+    new_figure,
+    plain_label,
+    recorded,
+    running_mean,
+    save_figure,
+    scatter,
+    tiled,
+)
 
 
 def save_variant_samples(samples: Mapping[str, Real[np.ndarray, "count *shape"]], path: Path) -> None:
@@ -29,7 +32,7 @@ def save_variant_samples(samples: Mapping[str, Real[np.ndarray, "count *shape"]]
     for axes in places[len(samples) :]:
         axes.set_axis_off()
     for axes, (name, values) in zip(places, samples.items(), strict=False):
-        axes.set_title(_plain(name), fontsize="small")
+        axes.set_title(plain_label(name), fontsize="small")
         # Levels begin at 0. Their number is unknown here: the largest one drawn stands for it.
         kind = values.shape[1:], values.dtype
         alike = [other for other in samples.values() if (other.shape[1:], other.dtype) == kind]
@@ -44,7 +47,7 @@ def save_variant_samples(samples: Mapping[str, Real[np.ndarray, "count *shape"]]
         else:
             scatter(axes, values, low, high)
             axes.set_aspect("equal")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def band(curves: Sequence[Curve]) -> tuple[Float[np.ndarray, " points"], ...]:
@@ -74,7 +77,7 @@ def save_variant_curves(
     for index, (name, runs) in enumerate(variants.items()):
         colour = f"C{index % 10}"
         steps, mean, least, largest = band([running_mean(recorded(run, "loss")) for run in runs])
-        axes.plot(steps, mean, color=colour, label=_plain(name))
+        axes.plot(steps, mean, color=colour, label=plain_label(name))
         axes.fill_between(steps, least, largest, color=colour, alpha=0.25, linewidth=0)
         steps, test, _, _ = band([recorded(run, "test_bits_per_dim") for run in runs])
         axes.plot(steps, test, ".--", color=colour, linewidth=1)
@@ -82,4 +85,4 @@ def save_variant_curves(
     axes.set(xlabel="step", ylabel="bits per dimension", yscale="log" if positive else "linear")
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside lower center", fontsize="small")
-    figure.savefig(path)
+    save_figure(figure, path)

@@ -1,7 +1,8 @@
 """Tables of variants, and the Markdown page."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,20 +16,34 @@ DASH: Final = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text."""
+    """Cells as text: the first column names and settings, the others Markdown."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     def markdown(self) -> str:
         """As a Markdown table, with the first column as code."""
-        cells = [[f"`{first}`", *rest] for first, *rest in (map(_escaped, r) for r in self.rows)]
+        cells = [[code(first), *rest] for first, *rest in self.rows]
         lines = [self.header, ["---"] * len(self.header), *cells]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def code(text: str) -> str:
+    """Any text as code within a line or a cell of a table, and as nothing else.
+
+    What could end it, a backtick, or confuse the cells, a backslash, is written as HTML by numbers.
+    """
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text)
+    if line.strip() and not {"`", "\\"} & {*line}:
+        return f"`{line}`".replace("|", "\\|")
+    safe = "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in line)
+    return f"<code>{safe}</code>"
+
+
+def _block(text: str, language: str) -> str:
+    """Any text as a block of code: its fence is longer than any within."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}\n"
 
 
 def _number(value: float | None, *, sign: bool = False) -> str:
@@ -92,11 +107,11 @@ def at_steps_table(variants: Sequence[Variant]) -> Table | None:
     )
 
 
-def footnotes(variants: Sequence[Variant]) -> list[str]:
-    """Notes on variants with one seed, and on what cannot be compared."""
+def footnotes(variants: Sequence[Variant], *, show: Callable[[str], str] = str) -> list[str]:
+    """Notes on variants with one seed, and on what cannot be compared; `show` writes their names."""
     notes = [
-        f"{variant.name}: one seed, so the spread over seeds is unknown and differences to it have no "
-        f"error; the standard error over the {variant.examples} examples of the test set is "
+        f"{show(variant.name)}: one seed, so the spread over seeds is unknown and differences to it have "
+        f"no error; the standard error over the {variant.examples} examples of the test set is "
         f"{_number(variant.test_errors[0])}."
         for variant in variants
         if len(variant.seeds) == 1
@@ -156,11 +171,11 @@ def markdown(
         f"{_count(len(variants), 'variant')}. A variant is a set of runs that differ only in their seed; "
         "its name lists the settings in which the variants differ, and dots stand for further ones, "
         "listed below.\n",
-        f"```bash\n{command}\n```\n",
+        _block(command, "bash"),
         main_table(variants).markdown(),
         _bullets(_how(variants)),
     ]
-    if notes := footnotes(variants):
+    if notes := footnotes(variants, show=code):
         parts.append(_bullets(notes))
     if (table := at_steps_table(variants)) is not None:
         parts += [
@@ -186,27 +201,27 @@ def markdown(
         ]
     if differing := variants[0].settings:
         rows = [
-            (name, *(DASH if (t := v.settings[name]) is None else f"`{t}`" for v in variants))
+            (name, *(DASH if (t := v.settings[name]) is None else code(t) for v in variants))
             for name in differing
         ]
-        header = ("setting", *(f"`{_escaped(variant.name)}`" for variant in variants))
+        header = ("setting", *(code(variant.name) for variant in variants))
         parts += ["## Settings that differ\n", Table(header, tuple(rows)).markdown()]
     if common:
-        listed = "".join(f"{name}={text}\n" for name, text in common.items())
+        listed = "\n".join(f"{name}={text}" for name, text in common.items())
         parts += [
             "## Settings that all have\n",
-            f"<details><summary>{_count(len(common), 'setting')}</summary>\n\n```text\n{listed}```\n\n"
+            f"<details><summary>{_count(len(common), 'setting')}</summary>\n\n{_block(listed, 'text')}\n"
             "</details>\n",
         ]
     rows = [
-        (str(path), f"`{v.name}`", str(seed), _number(total), _number(error))
+        (str(path), code(v.name), str(seed), _number(total), _number(error))
         for v in variants
         for path, seed, total, error in zip(v.runs, v.seeds, v.totals, v.test_errors, strict=True)
     ]
     header = ("run", "variant", "seed", "test bits/dim", "s.e. over the test set")
     parts += ["## Runs\n", Table(header, tuple(rows)).markdown()]
     if unfinished:
-        parts += ["## Not finished\n", _bullets([f"`{path}`" for path in unfinished])]
+        parts += ["## Not finished\n", _bullets([code(str(path)) for path in unfinished])]
     return "\n".join(parts)
 
 

@@ -1,6 +1,5 @@
 """Runs read from their directories, and the variants they form."""
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +19,9 @@ from diffkit.configs import (
     read_config,
 )
 from diffkit.reports.names import Naming, identity, read_settings
+from diffkit.runs import TERMS, TOO_LARGE, read_evaluation, read_record
 from diffkit.training import read_metrics
 
-TERMS: Final = ("prior", "reconstruction", "diffusion")
 SAMPLES_FILE: Final = "samples.npy"
 
 Method = Literal["paired", "independent"]
@@ -134,36 +133,25 @@ def read_run(path: Path) -> RunFiles:
 
     **Raises:** `ValueError` if the run was started in Python, or for an invalid file.
     """
-    config, file = read_config(path), path / CONFIG_FILE
+    config = read_config(path)
     if not config:
         raise ValueError(
             f"run {path} has no {CONFIG_FILE}, so its choices are not known: give the other runs."
         )
-    try:
-        seed = config["train"]["seed"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} must be the configuration of a run: {error!r}.") from error
-    bounds = [f"{name}_bits_per_dim" for name in ("total", *TERMS)]
+    evaluation, variance = path / EVALUATION_FILE, path / VARIANCE_FILE
+    measured = ("variance", "batch_variance")
     return RunFiles(
         path,
-        seed,
+        config["train"]["seed"],
         read_settings(config),
-        _read_json(path / EVALUATION_FILE, *bounds, "total_standard_error", "examples", "steps"),
-        _read_json(path / VARIANCE_FILE, "variance", "batch_variance", "batch_size"),
-        read_metrics(path / METRICS_FILE),
+        read_evaluation(evaluation) if os.path.lexists(evaluation) else None,
+        read_record(variance, measured, counts=("batch_size",)) if os.path.lexists(variance) else None,
+        [_finite(record) for record in read_metrics(path / METRICS_FILE)],
     )
 
 
-def _read_json(path: Path, *needed: str) -> Mapping[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} must be a JSON file: {error}.") from error
-    if missing := [name for name in needed if name not in found]:
-        raise ValueError(f"{path} must have {', '.join(needed)}; it has no {', '.join(missing)}.")
-    return found
+def _finite(record: Mapping[str, float]) -> dict[str, float]:
+    return {name: value if abs(value) < TOO_LARGE else math.nan for name, value in record.items()}
 
 
 def group(runs: Sequence[RunFiles]) -> list[list[RunFiles]]:
@@ -250,7 +238,7 @@ def make_variants(
                 difference=less if index else None,
                 difference_error=error if index else None,
                 compared=method if index else None,
-                seconds=_mean([run.metrics[-1]["seconds"] for run in same if run.metrics]),
+                seconds=_mean([run.metrics[-1].get("seconds", math.nan) for run in same if run.metrics]),
                 variance=_mean([found["variance"] for found in measured]),
                 batch_variance=_mean(batches),
                 at_steps=_at_steps(evaluations),

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key, Real
 
 from diffkit.checks import check_grid, check_model
@@ -84,7 +85,8 @@ def sample(
 
     **Raises:** `ValueError` for a wrong part (`check`), a count or a number of steps below 1, a batch of
     conditions whose length is not the count, or a start of another shape or outside the range of the
-    schedule. `TypeError` for a sampler whose `step` does not return a latent and a state like its
+    schedule. `FloatingPointError` if the samples are not finite (not checked within a compiled function).
+    `TypeError` for a sampler whose `step` does not return a latent and a state like its
     arguments.
 
     ```python
@@ -235,7 +237,16 @@ def _run(
             )
         z = jnp.asarray(z, float).reshape(count, *model.shape)
         start = z, _rest(model, grid, steps, logsnr, "start")
-    return _compiled(model, sampler, count, key, steps, grid, condition, decode_noise, start, keep)
+    x, logsnrs, z, finite = _compiled(
+        model, sampler, count, key, steps, grid, condition, decode_noise, start, keep
+    )
+    # A decoder makes integers of anything.
+    if not (isinstance(finite, Tracer) or finite):
+        raise FloatingPointError(
+            "the samples are not finite: the denoiser, or the sampler with these steps, left the range of "
+            "float32."
+        )
+    return x, logsnrs, z
 
 
 def _keys(key: PRNGKey, count: int) -> Key[Array, " {count}"]:
@@ -290,8 +301,9 @@ def _compiled(model, sampler, count, key, steps, grid, condition, decode_noise, 
         return model.decoder.decode(level.alpha * y, level, key=decode_key)
 
     x = jax.vmap(decode)(last, keys)
+    finite = jnp.isfinite(last).all()
     if not keep:
-        return x, logsnr, None
+        return x, logsnr, None, finite
     alphas = jax.vmap(lambda value: model.process.at(value).alpha)(logsnr)
     z = jnp.concatenate([y[None], ys]) * alphas.reshape((-1, 1) + (1,) * len(model.shape))
-    return x, logsnr, z
+    return x, logsnr, z, finite

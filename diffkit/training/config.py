@@ -1,11 +1,18 @@
 """The settings of the training loop."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Final
 
+from diffkit.data import check_policy
+from diffkit.registry import allow
+
 DECAYS: Final = ("constant", "cosine", "linear", "rsqrt")
+NONFINITE: Final = ("stop", "skip")
 
 
+@allow
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train a model: the settings that are neither parts nor data.
@@ -39,10 +46,17 @@ class TrainConfig:
       fall by moving them alone.
     - `loss_steps`: T, the `steps` of `diffkit.DiffusionLoss`; `None` trains in continuous time.
     - `seed`: of the order of the data, the noise and the times.
-    - `steps_per_dispatch`: steps in one call of the compiled function; metrics are recorded after each.
+    - `steps_per_dispatch`: steps in one call of the compiled function, at most all of them; metrics are
+      recorded after each.
     - `checkpoint_every`: steps between checkpoints; 0 writes only the last one.
+    - `checkpoint_minutes`: a checkpoint also after this many minutes without one; 0 for none.
+    - `nonfinite`: what to do about a step whose loss or gradient is not finite. `"stop"` is an error that
+      says why, and leaves what `diffkit replay` runs again. `"skip"` takes the step without its update, as
+      if its batch had not been drawn, and counts it in the metric `skipped`; 100 in a row are an error.
     - `evaluate_every`: steps between evaluations on test data; 0 for none.
     - `evaluate_passes`: draws per test example in each of those.
+    - `data_changed`: when a run goes on with other data than before: `"refuse"`, `"warn"`, or `"ignore"`
+      (`diffkit.data.check_identity`).
 
     **Raises:** `ValueError` for a value out of its range.
     """
@@ -67,12 +81,20 @@ class TrainConfig:
     seed: int = 0
     steps_per_dispatch: int = 10
     checkpoint_every: int = 500
+    checkpoint_minutes: float = 10.0
+    nonfinite: str = "stop"
     evaluate_every: int = 0
     evaluate_passes: int = 1
+    data_changed: str = "refuse"
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"train.{field.name} must be a finite number, got {value}.")
         counts = ("steps", "batch_size", "accumulate", "steps_per_dispatch", "evaluate_passes")
-        others = ("warmup", "weight_decay", "clip", "seed", "checkpoint_every", "evaluate_every")
+        others = ("warmup", "weight_decay", "clip", "seed")
+        others += ("checkpoint_every", "checkpoint_minutes", "evaluate_every")
         for name in counts + others:
             least, value = int(name in counts), getattr(self, name)
             if value < least:
@@ -91,5 +113,10 @@ class TrainConfig:
         for name in ("b1", "b2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be in [0, 1), got {getattr(self, name)}.")
+        check_policy(self.data_changed)
         if self.decay not in DECAYS:
             raise ValueError(f"train.decay must be one of {', '.join(DECAYS)}, got {self.decay!r}.")
+        if self.nonfinite not in NONFINITE:
+            raise ValueError(
+                f"train.nonfinite must be one of {', '.join(NONFINITE)}, got {self.nonfinite!r}."
+            )

@@ -1,6 +1,8 @@
 """Pictures of a run: samples, training curves, the schedule. All are written as PNG."""
 
 import math
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real, UInt8
 
+from diffkit.display import printable
+from diffkit.files import new_file
 from diffkit.model import DiffusionModel
 from diffkit.training.statistics import EstimatorStatistics
 
@@ -22,6 +26,29 @@ def new_figure(width: float, height: float):
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure as PNG; what the font lacks is drawn as boxes."""
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    # Whatever the user's style is: LaTeX would obey the names in a report.
+    with rc_context({"text.usetex": False}), warnings.catch_warnings(), new_file(path) as file:
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
+        for text in figure.findobj(Text):
+            text.set_usetex(False)
+        figure.savefig(file, format="png")
+
+
+def plain_label(label: str) -> str:
+    """A label as it is, without formulas, wrapped to a moderate length; of a very long one, the ends."""
+    label = printable(label)
+    if len(label) > 300:
+        label = f"{label[:140]} ... {label[-140:]}"
+    # A leading underscore would keep it out of a legend.
+    shown = f" {label}" if label.startswith("_") else label
+    return textwrap.fill(shown, 44).replace("$", r"\$")
 
 
 def has_picture(samples: Real[Array | np.ndarray, "*shape"]) -> bool:
@@ -79,11 +106,12 @@ def save_samples(
         pixels = tiled(values, low, high)
         enlarge = max(1, 640 // pixels.shape[1])
         pixels = pixels.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-        Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(path)
+        with new_file(path) as file:
+            Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(file, "PNG")
     else:
         figure = new_figure(5, 5)
         scatter(figure.subplots(), values, low, high)
-        figure.savefig(path)
+        save_figure(figure, path)
 
 
 Curve = tuple[Float[np.ndarray, " _points"], Float[np.ndarray, " _points"]]
@@ -119,7 +147,7 @@ def save_curves(metrics: Sequence[Mapping[str, float]], path: str | Path) -> Non
     axes.set(xlabel="step", ylabel="bits per dimension", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def save_schedule(model: DiffusionModel, path: str | Path) -> None:
@@ -138,7 +166,7 @@ def save_schedule(model: DiffusionModel, path: str | Path) -> None:
     right.set(xlabel="t")
     for axes in (left, right):
         axes.legend()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def save_statistics(statistics: EstimatorStatistics, path: str | Path) -> Path:
@@ -160,5 +188,5 @@ def save_statistics(statistics: EstimatorStatistics, path: str | Path) -> Path:
         f"batch of {statistics.batch_size}: {statistics.batch_variance:.4g}",
         fontsize="medium",
     )
-    figure.savefig(path)
+    save_figure(figure, path)
     return Path(path)

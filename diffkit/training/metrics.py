@@ -1,9 +1,14 @@
 """Hooks of the training loop: metrics to a file, to TensorBoard, to Weights & Biases, to the terminal."""
 
+import errno
 import importlib
 import json
 import math
+import os
+import socket
+import struct
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,16 +56,67 @@ Hook = Callable[[StepInfo], None]
 training ends or fails."""
 
 
+class MetricsWarning(UserWarning):
+    """A metrics file has damaged lines, which are left out."""
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The records of a metrics file. Skips a last line cut short by a killed process."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    """The records of a metrics file. Skips a last line cut short by a killed process.
+
+    **Raises:** `ValueError` if there is something else than a file at `path`.
+
+    **Warns:** `MetricsWarning` if other lines are no records, or repeat one: they are left out.
+    """
+    if not path.exists():
+        return []
+    if not path.is_file():
+        raise ValueError(f"{path} must be a file of records, and is not.")
+    *lines, rest = path.read_bytes().split(b"\n")
+    records, wrong, seen = [], [], set()
+    for number, line in enumerate([*lines, rest] if _is_record(rest) else lines, 1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        records.append({k: math.nan if v is None else v for k, v in record.items()})
+            record = _record(line)
+            if (what := (record["step"], *sorted(record))) in seen:
+                raise ValueError(f"step {record['step']} is there already")
+        except ValueError as error:
+            wrong.append(f"line {number}: {error}")
+            continue
+        seen.add(what)
+        records.append(record)
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        warnings.warn(
+            f"{path} is damaged, and these lines are left out: {'; '.join(wrong[:5])}{more}.",
+            MetricsWarning,
+            stacklevel=2,
+        )
     return records
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return bool(_record(line))
+    except ValueError:
+        return False
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """The record in a line; a `ValueError` says what is wrong."""
+    try:
+        record = json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(record, dict):
+        raise ValueError("not an object")
+    step = record.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise ValueError("no step" if "step" not in record else f"step is {step!r:.40}")
+    for name, value in record.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ValueError(f"{name[:40]!r} is {value!r:.40}, and no number")
+    return {name: math.nan if value is None else value for name, value in record.items()}
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
@@ -76,40 +132,93 @@ def as_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(known(value), indent=indent, allow_nan=False)
 
 
-class JsonLines:
-    """One JSON object per line.
+class _Grown:
+    """A file that grows by whole records, each written at once: closing it writes nothing."""
 
-    **Arguments:** `path`: the file; `step`: drop records after this step, left by a run that was killed
-    after its last checkpoint.
-    """
+    def __init__(self, path: Path, mode: str):
+        self._path = path
+        self._file = path.open(mode, buffering=0)
 
-    def __init__(self, path: Path, *, step: int):
-        self.records = [record for record in read_metrics(path) if record["step"] <= step]
-        replace_text(path, "".join(as_json(record) + "\n" for record in self.records))
-        self._file = path.open("a", buffering=1)  # writes each line at once
-
-    def __call__(self, info: StepInfo) -> None:
-        self.records.append(info.record)
-        self._file.write(as_json(info.record) + "\n")
+    def write(self, data: bytes) -> None:
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:  # which does not name the file
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def close(self) -> None:
         self._file.close()
 
 
-class TensorBoard:
-    """Event files for TensorBoard; records after `step` are hidden there, as in `JsonLines`."""
+def _not_linked(path: Path) -> None:
+    if path.is_symlink():
+        raise ValueError(f"{path} is a symbolic link, and nothing is written through one: remove it.")
 
-    def __init__(self, directory: Path, *, step: int):
-        from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=step + 1 if step > 0 else None)
+class JsonLines:
+    """One JSON object per line.
+
+    **Arguments:** `path`: the file; `step`: drop records after this step, left by a run that was killed
+    after its last checkpoint.
+
+    **Raises:** `ValueError` if there is a symbolic link or something else than a file at `path`.
+    """
+
+    def __init__(self, path: Path, *, step: int):
+        _not_linked(path)
+        self.records = [record for record in read_metrics(path) if record["step"] <= step]
+        replace_text(path, "".join(as_json(record) + "\n" for record in self.records))
+        self._file = _Grown(path, "ab")
 
     def __call__(self, info: StepInfo) -> None:
-        for name, value in {"seconds": info.seconds, **info.metrics}.items():
-            self._writer.add_scalar(name, value, info.step)
+        self.records.append(info.record)
+        self._file.write(f"{as_json(info.record)}\n".encode())
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+
+def _event_class(name: str, module: str = "event_pb2") -> Any:
+    """A class of TensorBoard's records, made at run time, which no type checker sees."""
+    return getattr(importlib.import_module(f"tensorboardX.proto.{module}"), name)
+
+
+class TensorBoard:
+    """Event files for TensorBoard; records after `step` are hidden there, as in `JsonLines`.
+
+    Written here and not by tensorboardX's writer, whose thread keeps records back for two minutes, and
+    waits for ever once the disk is full.
+    """
+
+    def __init__(self, directory: Path, *, step: int):
+        _not_linked(directory)
+        directory.mkdir(exist_ok=True)
+        before = any(directory.iterdir())
+        now = time.time_ns()
+        # TensorBoard reads the files in the order of their names.
+        name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{now % 10**9:09d}"
+        self._file = _Grown(directory / name, "xb")
+        self._write(file_version="brain.Event:2")
+        if before:
+            start = _event_class("SessionLog")
+            self._write(step=step + 1, session_log=start(status=start.START))
+
+    def __call__(self, info: StepInfo) -> None:
+        summary = _event_class("Summary", "summary_pb2")
+        values = {"seconds": info.seconds, **info.metrics}
+        made = [summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(step=info.step, summary=summary(value=made))
+
+    def _write(self, **content: Any) -> None:
+        from tensorboardX.record_writer import masked_crc32c
+
+        data = _event_class("Event")(wall_time=time.time(), **content).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        ends = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+        self._file.write(b"".join((length, next(ends), data, next(ends))))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class WeightsAndBiases:

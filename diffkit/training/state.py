@@ -29,6 +29,9 @@ METRICS: Final = ("loss", "prior", "reconstruction", "diffusion", "gradient_norm
 """The metrics of each step; all but the last in bits per dimension. The norm is that of the gradient of the
 loss, without an interior that follows the variance instead."""
 
+SKIPPED: Final = "skipped"
+"""How many steps of a dispatch were skipped: one more metric under `train.nonfinite=skip`."""
+
 Optimiser = AbstractOptimiser | optax.GradientTransformation
 """A part, or a transformation that is used as it is."""
 
@@ -257,6 +260,19 @@ def _accumulated(
     return (value, (terms, jax.tree.map(jnp.ravel, drawn))), gradient
 
 
+def prepared(
+    state: TrainState, batch: Batch, key: PRNGKey, config: TrainConfig
+) -> tuple[Real[Array, "batch *shape"], Float[Array, "batch condition"] | None, PRNGKey]:
+    """Examples, conditions with some left out, and the key of the next step: what its objective takes."""
+    x, condition = batch if isinstance(batch, tuple) else (batch, None)
+    step_key = jax.random.fold_in(key, state.step)
+    if condition is not None:
+        # Apart from the objective's own two keys, which are split from `step_key`.
+        dropout_key = jax.random.fold_in(step_key, 2)
+        condition = drop_conditions(condition, config.condition_dropout, key=dropout_key)
+    return x, condition, step_key
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -267,16 +283,13 @@ def train_step(
 ) -> tuple[TrainState, Float[Array, "metrics"]]:
     """One step of the optimiser: the new state, and the metrics in the order of `METRICS`.
 
+    Under `train.nonfinite=skip` a last metric is 1 for a step that is skipped, and 0 for others.
+
     **Arguments:** `state`; `batch`, data as stored, with conditions or without; `key`, the same for all
     steps: each step derives its own; `objective`; `config`; `optimiser`, as for `init_state`.
     """
-    x, condition = batch if isinstance(batch, tuple) else (batch, None)
+    x, condition, step_key = prepared(state, batch, key, config)
     params, rest = eqx.partition(state.model, trainable(state.model))
-    step_key = jax.random.fold_in(key, state.step)
-    if condition is not None:
-        # Apart from the objective's own two keys, which are split from `step_key`.
-        dropout_key = jax.random.fold_in(step_key, 2)
-        condition = drop_conditions(condition, config.condition_dropout, key=dropout_key)
 
     def loss(params: PyTree, rows: Any, share: Share | None) -> tuple[Float[Array, ""], Any]:
         x, condition = rows
@@ -299,8 +312,17 @@ def train_step(
         decay = jnp.minimum(decay, (1 + step) / (10 + step))
     average = jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.average, params)
     norm = optax.tree.norm(eqx.filter(gradient, follows_loss(gradient)))
-    state = TrainState(eqx.combine(params, rest), average, moments, time_sampler, step)
-    return state, jnp.concatenate([value[None], terms, norm[None]])
+    new = TrainState(eqx.combine(params, rest), average, moments, time_sampler, step)
+    metrics = jnp.concatenate([value[None], terms, norm[None]])
+    if config.nonfinite == "skip":
+        # The norm of all: that of the metrics leaves an interior out.
+        good = jnp.isfinite(metrics).all() & jnp.isfinite(optax.tree.norm(gradient))
+        before = dataclasses.replace(state, step=step)
+        new = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old) if eqx.is_array(new) else new, new, before
+        )
+        metrics = jnp.append(metrics, 1.0 - good)
+    return new, metrics
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -325,6 +347,7 @@ def train_steps(
         state, row = train_step(state, batch, key, objective, config, optimiser)
         return eqx.filter(state, eqx.is_array), rows.at[index].set(row)
 
-    rows = jnp.zeros((jax.tree.leaves(batches)[0].shape[0], len(METRICS)))
+    columns = len(METRICS) + (config.nonfinite == "skip")
+    rows = jnp.zeros((jax.tree.leaves(batches)[0].shape[0], columns))
     dynamic, rows = jax.lax.fori_loop(0, count, body, (dynamic, rows))
     return eqx.combine(dynamic, static), rows

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
 import diffkit as dk
 from diffkit.cli import main as diffkit
-from diffkit.cli.launch import launcher_settings, run_name
-from diffkit.cli.settings import LAUNCHERS
+from diffkit.cli import words
+from diffkit.cli.launch import launcher_settings
+from diffkit.cli.settings import COMMANDS, LAUNCHERS
 from diffkit.configs import EVALUATION_FILE
 
 VDM: Final = dk.get("preset", "vdm")
@@ -88,21 +88,21 @@ class Ablation:
         return {**chosen, **seeds}
 
 
+def overrides(settings: Mapping[str, str]) -> list[str]:
+    """Hydra's overrides of a sweep."""
+    given = [f"{name}={value}" for name, value in settings.items()]
+    return words.overrides(COMMANDS["train"], given, multirun=True)
+
+
 def jobs(settings: Mapping[str, str]) -> list[list[str]]:
     """The overrides of each run of a sweep, in Hydra's order."""
-    words = [f"{name}={value}" for name, value in settings.items()]
-    found: list[list[str]] = [[]]
-    for override in OverridesParser.create().parse_overrides(words):
-        if override.is_hydra_override():
-            continue
-        key = override.get_key_element()
-        values = (
-            list(override.sweep_string_iterator())
-            if override.is_sweep_override()
-            else [override.get_value_element_as_str()]
-        )
-        found = [[*job, f"{key}={value}"] for job in found for value in values]
-    return found
+    return words.jobs(overrides(settings))
+
+
+def directories(settings: Mapping[str, str]) -> list[Path]:
+    """The directory of each run of a sweep."""
+    names = words.varied(overrides(settings))
+    return [Path(settings["root"]) / words.run_name(job, names) for job in jobs(settings)]
 
 
 def _usage(ablation: Ablation) -> str:
@@ -136,9 +136,9 @@ def main(ablation: Ablation, arguments: Sequence[str] | None = None) -> None:
     **Raises:** `SystemExit`: with status 2 for wrong usage; with status 1 if a run failed, after the others
     ran and the table was shown; with status 130 after an interruption.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    given = dict(w.split("=", 1) for w in words if "=" in w and not w.startswith("-"))
-    flags = [w for w in words if "=" not in w or w.startswith("-")]
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    given = dict(w.split("=", 1) for w in typed if "=" in w and not w.startswith("-"))
+    flags = [w for w in typed if "=" not in w or w.startswith("-")]
     if "-h" in flags or "--help" in flags:
         print(_usage(ablation))
         return
@@ -159,7 +159,7 @@ def main(ablation: Ablation, arguments: Sequence[str] | None = None) -> None:
         return
     if settings.get("data") == "cifar10" and "data.path" not in settings:
         _refuse(ablation, "data.path is missing: give the folder with the files of CIFAR-10.")
-    directories = [Path(settings["root"]) / run_name(job) for job in all_jobs]
+    places = directories(settings)
     hydra_settings = {"hydra.sweep.dir": settings["root"], "hydra.job.name": ablation.name}
     settings = {**hydra_settings, **settings}
     try:
@@ -167,16 +167,16 @@ def main(ablation: Ablation, arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:
-        _show(ablation, directories, Path(settings["root"]))
+        _show(ablation, places, Path(settings["root"]))
 
 
-def _show(ablation: Ablation, directories: Sequence[Path], root: Path) -> None:
-    finished = [path for path in directories if (path / EVALUATION_FILE).exists()]
+def _show(ablation: Ablation, places: Sequence[Path], root: Path) -> None:
+    finished = [path for path in places if (path / EVALUATION_FILE).exists()]
     print(f"\n{ablation.question}")
     if finished:
         report = dk.report(finished, out=root / "report.md")
         report.show()
         print(report.path)
-    print(f"{len(finished)} of {len(directories)} runs are finished", end="")
-    rest = len(directories) > len(finished)
+    print(f"{len(finished)} of {len(places)} runs are finished", end="")
+    rest = len(places) > len(finished)
     print("; the same command goes on with the others." if rest else ".", flush=True)

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from diffkit_bitsback.images import (
     ArrayWriter,
     FolderSource,
     check_free,
+    expanded,
     find_images,
     new_file,
     new_folder,
@@ -37,7 +37,7 @@ class _CodingSettings:
 
     **Arguments:**
 
-    - `run`: the run directory.
+    - `run`: the run directory, or RUN@STEP for an older checkpoint.
     - `input`: a folder of images, a .npy file, or `test` or `train` for the images of the run's own data or
       of data=NAME.
     - `batch_size`: images that go through the network together.
@@ -85,7 +85,7 @@ class DecompressSettings:
 
     **Arguments:**
 
-    - `run`: the run directory.
+    - `run`: the run directory, or RUN@STEP for an older checkpoint.
     - `input`: the file.
     - `out`: the folder or the .npy file to write.
     - `skip_damaged`: continue after damage, and report the missing images.
@@ -125,11 +125,18 @@ class RateSettings(_CodingSettings):
 
 def _images(given: Mapping[str, Any], run: dk.Run) -> tuple[Any, int]:
     """The images that a command names, and how many of them to code."""
-    source = find_images(given["input"], run, given.get("data") and make(given["data"]))
+    node = given.get("data") or {}
+    source = find_images(given["input"], run, make(node) if "_target_" in node else None)
     count = len(source) if given["count"] is None else given["count"]
     if not 1 <= count <= len(source):
         raise ValueError(f"count must be from 1 to {len(source)}, got {count}.")
     return source, count
+
+
+def _run(given: Mapping[str, Any]) -> dk.Run:
+    """The run, with its data where they are now."""
+    node = given.get("data") or {}
+    return dk.load_run(given["run"], data=None if "_target_" in node else node)
 
 
 def _codec(given: Mapping[str, Any], run: dk.Run, **settings: Any) -> Codec:
@@ -142,9 +149,9 @@ def _codec(given: Mapping[str, Any], run: dk.Run, **settings: Any) -> Codec:
 
 
 def _compress(given: Mapping[str, Any]) -> None:
-    out = Path(given["out"]).expanduser()
+    out = expanded(given["out"])
     check_free(out, given["overwrite"])
-    run = dk.load_run(given["run"])
+    run = _run(given)
     source, count = _images(given, run)
     codec = _codec(given, run, steps=given["steps"], chunk=given["chunk"])
     is_folder = isinstance(source, FolderSource)
@@ -169,7 +176,7 @@ def _compress(given: Mapping[str, Any]) -> None:
 
 
 def _decompress(given: Mapping[str, Any]) -> int:
-    out = Path(given["out"]).expanduser()
+    out = expanded(given["out"])
     check_free(out, given["overwrite"])
     run = dk.load_run(given["run"])
     missing: list[tuple[range, str]] = []
@@ -179,7 +186,7 @@ def _decompress(given: Mapping[str, Any]) -> int:
         missing.append((images, str(error)))
 
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(Path(given["input"]).expanduser().open("rb"))
+        file = stack.enter_context(expanded(given["input"]).open("rb"))
         # Steps and grid are those of the file.
         decoding = _codec(given, run, steps=1).open(file)
         header = decoding.header
@@ -211,7 +218,7 @@ def _decompress(given: Mapping[str, Any]) -> int:
 
 
 def _rate(given: Mapping[str, Any]) -> None:
-    run = dk.load_run(given["run"])
+    run = _run(given)
     source, count = _images(given, run)
     images = np.concatenate(list(pieces(source, count)))
     # Refuses numbers out of range before any work begins.

@@ -1,7 +1,7 @@
 """The input and output of the commands: folders of images, arrays, data sets.
 
 A folder comes back with the same names, order and pixels, always as PNG. Not kept: the files' own bytes,
-metadata such as EXIF, colour profiles and dates, and hidden files.
+metadata such as EXIF and dates, and hidden files. What would change pixels or how they look is refused.
 """
 
 import contextlib
@@ -13,20 +13,19 @@ import shutil
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
 import diffkit as dk
 from diffkit.data import AbstractDataset, AbstractSource, ArraySource
-from diffkit.lazy import needed
 from diffkit_bitsback.errors import CannotEncode, DamagedFile
 
 # Images read at a time.
 _PIECE: Final = 64
-# By the number of channels: a name, Pillow's mode, and the modes that become it without loss.
-_KINDS: Final = {1: ("grey", "L", ("1", "L")), 3: ("RGB", "RGB", ("1", "L", "P", "RGB"))}
+# By the number of channels: a name, and Pillow's modes that become it without loss.
+_KINDS: Final = {1: ("grey", ("L",)), 3: ("RGB", ("L", "P", "RGB"))}
 # The most parts of a path: more are useless, and mkdir and rmtree are recursive.
 _MAX_DEPTH: Final = 64
 # Windows takes these for devices, with any extension.
@@ -70,6 +69,11 @@ def pieces(source: AbstractSource, count: int) -> Iterator[Integer[np.ndarray, "
         yield source.gather(np.arange(first, min(first + _PIECE, count)))
 
 
+def expanded(path: str) -> Path:
+    """A path with the home directory for its `~`; one that is nobody's stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def find_images(given: str, run: dk.Run, data: AbstractDataset | None = None) -> AbstractSource:
     """The images that an argument of a command names.
 
@@ -78,7 +82,7 @@ def find_images(given: str, run: dk.Run, data: AbstractDataset | None = None) ->
 
     **Raises:** `ValueError` if it does not fit the model; `FileNotFoundError` if it is none of these.
     """
-    path = Path(given).expanduser()
+    path = expanded(given)
     if path.exists() and data is not None:
         raise ValueError(f"{given!r} is a path: data= is for test and train.")
     if path.is_dir():
@@ -102,12 +106,9 @@ def _array(path: Path, shape: tuple[int, ...]) -> Integer[np.ndarray, "images *s
     sizes = ", ".join(map(str, shape))
     wrong = f"{str(path)!r} must be a .npy file of integers of the shape (images, {sizes})"
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # by the kind of damage
+        array = dk.data.read_npy(path, "array")
+    except ValueError as error:
         raise ValueError(f"{wrong}: {error}") from error
-    if not isinstance(array, np.ndarray):  # an archive
-        array.close()
-        raise ValueError(f"{wrong}, got a .npz archive.")
     if array.shape[1:] != shape or array.ndim < 2 or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{wrong}, got {array.dtype} of the shape {array.shape}.")
     return array
@@ -123,8 +124,9 @@ def _folder(folder: Path, shape: tuple[int, ...]) -> FolderSource:
     source = FolderSource(folder=folder, names=tuple(found), shape=shape)
     source.kept_names()
     for name in source.names:  # headers first, before any work begins
-        with _opened(folder / name, shape):
-            pass
+        _check(folder / name, shape)
+    for index in range(len(source)):  # what is damaged would else be found after hours of coding
+        source.gather(np.array([index]))
     return source
 
 
@@ -145,38 +147,29 @@ def _files(folder: Path) -> Iterator[Path]:
             yield file
 
 
-@contextlib.contextmanager
-def _opened(file: Path, shape: tuple[int, ...]) -> Iterator[Any]:
-    """An image file whose pixels fit an array of this shape without loss."""
-    Image = needed("PIL.Image", "images need Pillow")
-    with contextlib.ExitStack() as stack:
-        try:
-            image = stack.enter_context(Image.open(file))
-            frames = getattr(image, "n_frames", 1)  # which reads on
-        except Exception as error:  # Pillow raises several kinds, by format and damage
-            raise ValueError(f"{str(file)!r} is not an image that can be read: {error}") from error
-        kind, _, modes = _KINDS[shape[0]]
-        transparent = " with transparency" * ("transparency" in image.info)
-        if image.mode not in modes or transparent:
-            raise ValueError(
-                f"{str(file)!r} must be {kind} with 8 bits per channel and without transparency, so "
-                f"that no pixel changes, got the mode {image.mode!r}{transparent}."
-            )
-        if frames > 1:
-            raise ValueError(f"{str(file)!r} must be one image, got {frames} frames.")
-        if (image.height, image.width) != shape[1:]:
-            wrong = f"{str(file)!r} must have {shape[1]} x {shape[2]} pixels (height x width)"
-            raise ValueError(f"{wrong} as the model has, got {image.height} x {image.width}.")
-        yield image
+def _check(file: Path, shape: tuple[int, ...]) -> None:
+    """Refuse an image file whose pixels do not fit an array of this shape without loss."""
+    header = dk.data.image_header(file)
+    kind, modes = _KINDS[shape[0]]
+    lost = list(header.losses)
+    if not lost and header.mode not in modes:
+        lost.append("colours")
+    if lost:
+        raise ValueError(
+            f"{str(file)!r} must be one {kind} image with 8 bits per channel and without transparency, "
+            f"upright and in the colours of sRGB, so that no pixel changes, got {', '.join(lost)}."
+        )
+    if (header.height, header.width) != shape[1:]:
+        wrong = f"{str(file)!r} must have {shape[1]} x {shape[2]} pixels (height x width)"
+        raise ValueError(f"{wrong} as the model has, got {header.height} x {header.width}.")
 
 
 def _pixels(file: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "channels height width"]:
-    with _opened(file, shape) as image:
-        try:
-            pixels = np.asarray(image.convert(_KINDS[shape[0]][1]))
-        except Exception as error:
-            raise ValueError(f"{str(file)!r} cannot be decoded: {error}") from error
-    return pixels.reshape(*shape[1:], shape[0]).transpose(2, 0, 1)
+    _check(file, shape)
+    pixels = dk.data.image_pixels(file, shape[0])
+    if pixels.shape[:2] != shape[1:]:  # changed in between
+        raise ValueError(f"{str(file)!r} has {pixels.shape[0]} x {pixels.shape[1]} pixels.")
+    return pixels.transpose(2, 0, 1)
 
 
 def _is_safe(name: str) -> bool:

@@ -7,12 +7,14 @@ import struct
 import sys
 from types import SimpleNamespace
 
+import image_kinds
 import numpy as np
 import pytest
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from sources import png
 
 import diffkit as dk
 from diffkit.cli import main
@@ -25,10 +27,11 @@ from diffkit.training.state import init_state
 from diffkit_bitsback import commands
 from diffkit_bitsback.codec import Codec
 from diffkit_bitsback.errors import DamagedFile
-from diffkit_bitsback.images import ArrayWriter, new_file, new_folder, write_images
+from diffkit_bitsback.images import ArrayWriter, _folder, new_file, new_folder, write_images
 from diffkit_bitsback.rate import other_codes
 
 SHAPE = (3, 4, 5)
+KINDS, KEPT = list(image_kinds.kinds()), list(image_kinds.kept())
 
 
 def begin(path, *overrides):
@@ -40,7 +43,7 @@ def begin(path, *overrides):
     config = compose("train", [*overrides, *small])
     ConfigStore.set_state(state)
     GlobalHydra.instance().clear()
-    write_config(path, {key: value for key, value in config.items() if key != "run"})
+    write_config(path, {key: value for key, value in config.items() if key not in ("run", "root")})
     model = assembled(config).model
     checkpoints = Checkpoints(path / CHECKPOINTS)
     checkpoints.save(7, init_state(model, make(config["train"])), {"seconds": 0.0})
@@ -203,6 +206,8 @@ def spoil(folder, kind):
         Image.fromarray(rgba).save(folder / "t.png")
     elif kind == "deep":
         Image.fromarray(np.zeros((4, 5), np.uint16)).save(folder / "deep.png")
+    elif kind == "deep_rgb":  # Pillow's mode is RGB
+        (folder / "deep.png").write_bytes(png(16, 2))
     elif kind == "animated":
         frames = [Image.fromarray(pixels(i)).quantize(9) for i in range(2)]
         frames[0].save(folder / "m.gif", save_all=True, append_images=frames[1:])
@@ -231,9 +236,10 @@ def spoil(folder, kind):
     [
         ("text", r"notes.txt' is not an image"),
         ("size", r"other.png' must have 4 x 5 pixels .* got 5 x 4"),
-        ("transparent", r"without transparency.* got the mode 'RGBA'"),
-        ("deep", r"8 bits per channel.* got the mode 'I;16'"),
-        ("animated", r"must be one image, got 2 frames"),
+        ("transparent", r"without transparency.* got transparency"),
+        ("deep", r"8 bits per channel.* got 16 bits per channel"),
+        ("deep_rgb", r"8 bits per channel.* got 16 bits per channel"),
+        ("animated", r"must be one RGB image .* got 2 frames"),
         ("cut", r"cut.png' cannot be decoded"),
         ("second", r"second.tiff' is not an image that can be read: \S"),
         ("linked", r"'in/sub dir/linked' is a link to a folder.* give the real folder"),
@@ -247,6 +253,21 @@ def test_folders_that_would_not_come_back(runs, folder, capfd, kind, message):
     before = everything(folder.parent)
     assert re.search(message, fails(capfd, "compress", runs / "rgb", "in", "coded", "steps=1"))
     assert everything(folder.parent) == before
+
+
+@pytest.mark.parametrize(("name", "content", "lost"), KINDS, ids=[name for name, *_ in KINDS])
+def test_images_that_would_not_come_back(tmp_path, name, content, lost):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}' must be one RGB image .* got (.*, )?{lost}"):
+        _folder(tmp_path, (3, 4, 5))
+
+
+@pytest.mark.parametrize(("name", "content", "pixels"), KEPT, ids=[name for name, *_ in KEPT])
+def test_images_that_come_back(tmp_path, name, content, pixels):
+    (tmp_path / name).write_bytes(content)
+    source = _folder(tmp_path, (3, 4, 5))
+    rgb = np.broadcast_to(pixels.reshape(4, 5, -1), (4, 5, 3))
+    np.testing.assert_array_equal(source.gather(np.array([0]))[0], rgb.transpose(2, 0, 1))
 
 
 def test_a_folder_that_cannot_be_read_is_not_left_out(runs, folder, capfd, monkeypatch):
@@ -274,7 +295,7 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(runs, folder, capfd, monke
             r"shape \(1, 8, 8\), the model is for \(3, 4, 5\)",
         ),
         (("digits", "data.npy", "coded"), r"\(images, 1, 8, 8\), got uint8 of the shape \(9, 3"),
-        (("rgb", "data.npz", "coded"), "got a .npz archive"),
+        (("rgb", "data.npz", "coded"), "data.npz.* is a .npz archive"),
         (("rgb", "text.npy", "coded"), "must be a .npy file of integers"),
         (("rgb", "empty", "coded"), "no files in the folder"),
         (("rgb", "test", "empty"), "'empty' is a folder"),
@@ -286,7 +307,7 @@ def test_a_folder_that_cannot_be_read_is_not_left_out(runs, folder, capfd, monke
             ("digits", "test", "coded", "data=digits", "data.x=3"),
             r"no option 'data.x'. There are: d",
         ),
-        (("digits", "test", "coded", "data.path=x"), "give data=NAME as well"),
+        (("digits", "test", "coded", "data.path=x"), "digits have no option .path.. They have: labels"),
         (("digits", "test", "coded", "data=idx"), r"data=idx needs data.path=\.\.\., the folder"),
         (("rgb", "data.npy", "coded", "data=digits"), "'data.npy' is a path: data= is for test"),
     ],
@@ -332,7 +353,7 @@ def test_wrong_usage_is_said_as_for_other_commands(capfd, words, message):
     ids=repr,
 )
 def test_whatever_goes_wrong_ends_in_a_message(capfd, monkeypatch, error):
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise error
 
     monkeypatch.setattr(dk, "load_run", fail)
@@ -384,8 +405,9 @@ def test_an_interrupted_command_leaves_nothing(runs, workplace, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Codec, "encode_stream", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit) as stopped:
         main(["compress", str(runs / "rgb"), "test", "coded"])
+    assert stopped.value.code == 130
     assert everything(workplace) == []
 
 

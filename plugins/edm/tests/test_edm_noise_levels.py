@@ -164,7 +164,7 @@ def test_grid_is_equation_5(rho, steps):
     i, N = np.arange(steps + 1), steps + 1
     sigma = (80 ** (1 / rho) + i / (N - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
     expected = -2 * np.log(sigma)
-    np.testing.assert_allclose(logsnr, expected, atol=2e-6)
+    np.testing.assert_allclose(logsnr, expected, atol=4e-6)
     assert logsnr[0] == np.float32(MINIMUM)
     assert logsnr[-1] == np.float32(MAXIMUM)
     # Each of 640 steps keeps its digits: the shortest is 3e-3, next to 12 a float32 is 1e-6 wide.
