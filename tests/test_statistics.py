@@ -66,7 +66,8 @@ def test_moments_are_the_integrals(zeros, schedule, options):
     t = jax.vmap(schedule.inverse)(jnp.asarray(LOGSNR))
     slope = -np.asarray(jax.vmap(jax.grad(schedule))(t), np.float64)
     mean, second = integral(half), integral(half**2 * slope)
-    assert result.mean == pytest.approx(mean, abs=5 * result.mean_error)
+    # With even times there is no error but of rounding.
+    assert result.mean == pytest.approx(mean, abs=5 * result.mean_error + 1e-6)
     assert result.mean_error < 0.05 * mean
     draws = result.batches * result.batch_size
     # The error of a variance: from the fourth moment, by independent draws.
