@@ -51,7 +51,8 @@ def assert_flat(rows):
     assert last.compiled == settled.compiled
     assert last.files <= settled.files
     assert last.threads <= settled.threads + 4
-    assert last.memory < settled.memory + 25
+    # In a process that ran other tests before, the heap moves by tens of MiB.
+    assert last.memory < settled.memory + 50
 
 
 @pytest.mark.slow

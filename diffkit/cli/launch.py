@@ -215,7 +215,9 @@ def _background() -> Iterator[list[BaseException]]:
     try:
         yield errors
     finally:
-        threading.excepthook, sys.unraisablehook = of_threads, unraisable
+        threading.excepthook = of_threads
+        if sys.unraisablehook is late:  # else a save failed, whose writes may still end: see checkpoints.py
+            sys.unraisablehook = unraisable
 
 
 def _run(command: Command, varied: tuple[str, ...], config: Any) -> None:
