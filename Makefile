@@ -36,7 +36,7 @@ slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 -m slow
 
 # The oldest versions that pyproject.toml allows, and the newest with the newest Python at hand. Each runs the
-# tests that take least, up to 0.3 of the time of `make test`: most of them.
+# tests that take least, up to 0.2 of the time of `make test`: most of them.
 NEWEST := $(shell .ci/newest-python)
 VERSIONS := $(VENV)-oldest $(if $(NEWEST),$(VENV)-newest)
 
@@ -50,7 +50,7 @@ $(VENV)-%/dev.stamp: constraints-%.txt $(INPUTS)
 
 versions: $(VERSIONS:=/dev.stamp)
 	$(if $(NEWEST),,@echo "no Python newer than 3.11 at hand: the newest versions are not tested")
-	$(foreach env,$(VERSIONS),$(env)/bin/python -m pytest -n 2 -m "not slow" --share 0.3 &&) true
+	$(foreach env,$(VERSIONS),$(env)/bin/python -m pytest -n 2 -m "not slow" --share 0.2 &&) true
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
